@@ -1,0 +1,43 @@
+# Every target sets up .venv by itself; needs Python >= 3.11, make and git.
+PYTHON ?= python3
+DEMO ?= work/demo
+BIN := .venv/bin
+SETUP := .venv/.installed
+
+.PHONY: help setup demo test lint format lock clean-demo
+
+help:            ## this list
+	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  *##' $(MAKEFILE_LIST) | sed -E 's/: *[^#]*## */\t/' | sort | awk -F'\t' '{printf "make %-12s %s\n", $$1, $$2}'
+
+setup: $(SETUP)  ## .venv with the locked packages
+$(SETUP): requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "cspine needs Python >= 3.11; name one by PYTHON=")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	touch $@
+
+demo: $(SETUP) $(DEMO)/rsna  ## phantom -> cache -> four stages -> tables and scores, in work/demo
+	$(BIN)/python -m preprocess build-cache $(DEMO)/rsna $(DEMO)/cache --folds 2
+	$(BIN)/python -m trainer.plan configs/plan/demo.yaml cache=$(DEMO)/cache out=$(DEMO)/runs
+
+$(DEMO)/rsna: | $(SETUP)
+	$(BIN)/python -m preprocess phantom $@
+
+test: $(SETUP)   ## all tests, at most 10 minutes on 2 cores
+	$(BIN)/python -m pytest
+
+lint: $(SETUP)   ## ruff, and the rules between the packages
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(SETUP) ## rewrites the code in the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: $(SETUP)   ## requirements.lock from pyproject.toml
+	$(BIN)/uv pip compile --universal --generate-hashes --no-emit-index-url --no-header --extra dev pyproject.toml -o requirements.lock
+
+clean-demo:      ## removes work/demo
+	rm -rf $(DEMO)
