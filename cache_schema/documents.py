@@ -1,0 +1,77 @@
+"""One canonical JSON form, its digest, and files that are there whole or not at all."""
+
+import hashlib
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+
+
+def canonical_json(document: Any) -> bytes:
+    """ASCII, sorted keys, no spaces, shortest numbers that read back equal, a newline at the end; ValueError on NaN."""
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+
+
+def digest_of(document: Any) -> str:
+    """sha256 of the canonical form, hexadecimal."""
+    return hashlib.sha256(canonical_json(document)).hexdigest()
+
+
+def checksum(data: bytes) -> dict[str, Any]:
+    """How a file is listed: its length in bytes and its CRC-32C (Castagnoli), hexadecimal."""
+    return {"bytes": len(data), "crc32c": f"{google_crc32c.value(data):08x}"}
+
+
+def chunk_checksum(data: bytes) -> dict[str, Any]:
+    """How a chunk is listed: by the CRC of all but its last four bytes, which hold that CRC (little endian).
+
+    A CRC over data and their own CRC is one and the same constant for every chunk: it would take any for any other.
+    """
+    return {"bytes": len(data), "crc32c": f"{google_crc32c.value(data[:-4]):08x}"}
+
+
+def write_whole(path: Path, data: bytes, *, beside: Path | None = None) -> None:
+    """Write, flush to the disk, rename into place. `beside`: the unfinished file's folder, on the same file system."""
+    part = (beside or path.parent) / f".{path.name}.{secrets.token_hex(4)}.part"
+    try:
+        with open(part, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Flush a file's bytes to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+sync_folder = sync
+"""flush a folder's names to the disk: what makes a rename survive a power loss"""
+
+
+def read_group(path: Path) -> dict[str, Any]:
+    """The attributes of a zarr.json of ours. Raises FileNotFoundError; ValueError where form or digest is wrong."""
+    data = path.read_bytes()
+    try:
+        document = json.loads(data)
+        attributes = dict(document["attributes"])
+        digest = attributes.pop("digest")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError("is not a zarr.json of this project") from error
+    if canonical_json(document) != data:
+        raise ValueError("is not in canonical form")
+    if digest != digest_of(document | {"attributes": attributes}):
+        raise ValueError("does not match its digest")
+    return attributes | {"digest": digest}

@@ -1,0 +1,52 @@
+"""The one family of errors a user may meet: each is a single clear line and carries the exit status it deserves."""
+
+
+class CspineError(Exception):
+    """Something the user can mend. Prints as one line: where, what, what was expected, what to do."""
+
+    exit_status = 2
+
+    def __init__(self, what: str, *, where: object = None, expected: object = None, do: str | None = None):
+        self.what, self.where, self.expected, self.do = what, where, expected, do
+        super().__init__(what)
+
+    def __str__(self) -> str:
+        line = f"{self.where}: {self.what}" if self.where is not None else self.what
+        if self.expected is not None:
+            line += f"; expected {self.expected}"
+        if self.do is not None:
+            line += f"; {self.do}"
+        return " ".join(line.split())
+
+    def __reduce__(self):
+        return _rebuild, (type(self), self.__dict__)
+
+
+def _rebuild(kind: type[CspineError], state: dict) -> CspineError:
+    """Unpickle without calling a subclass's constructor, so that errors cross process borders whole."""
+    error = kind.__new__(kind)
+    error.__dict__.update(state)
+    Exception.__init__(error, state.get("what", ""))
+    return error
+
+
+class UsageError(CspineError):
+    """A wrong command, key, value or path."""
+
+
+class CacheError(CspineError):
+    """A cache or table that is missing, of another schema, or does not check."""
+
+    exit_status = 1
+
+
+class StudyRefused(CspineError):
+    """A study that cannot be cached. `reason` comes from a closed list; the message names no patient."""
+
+    def __init__(self, reason: str, message: str, *, study: str | None = None, file: str | None = None):
+        self.reason, self.study, self.file = reason, study, file
+        super().__init__(message, where=study)
+
+
+class StaleStudy(CspineError):
+    """A study was replaced on disk while a reader held it open."""

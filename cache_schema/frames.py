@@ -1,0 +1,65 @@
+"""Records and labels as data frames of fixed columns and dtypes, whatever the studies; an empty set included."""
+
+import pandas as pd
+
+from cache_schema.layout import TARGETS
+from cache_schema.study import StudyRecord
+
+BOX = ("x0", "y0", "x1", "y1", "z_from", "z_to")
+LABEL_COLUMNS = ("id", *TARGETS, "fold")
+REPORT_COLUMNS = ("id", "file", "severity", "reason", "message")
+
+INDEX_COLUMNS = {
+    **dict.fromkeys(("id", "study_uid", "series_uid"), "str"),
+    **dict.fromkeys(("rows", "columns", "slices"), "int32"),
+    **dict.fromkeys(
+        ("spacing_z", "spacing_y", "spacing_x", "slice_spacing_min", "slice_spacing_median", "slice_spacing_max"),
+        "float64",
+    ),
+    **dict.fromkeys(("transfer_syntax", "decoder", "flags"), "str"),
+    **dict.fromkeys(BOX, "Int32"),
+    "box_made_by": "str",
+    "bytes": "int64",
+    **dict.fromkeys(("content_digest", "segmentation_digest", "source_digest", "digest"), "str"),
+}
+"""column -> dtype of index.parquet; NaN spacings are open, flags joined by spaces, bytes without zarr.json"""
+
+
+def index_row(record: StudyRecord, stored_bytes: int, digest: str) -> dict:
+    """One study's row of the index; `digest` is that of its zarr.json."""
+    between, box = record.slice_spacing, record.study_box
+    return {
+        **{name: getattr(record, name) for name in ("id", "study_uid", "series_uid", "rows", "columns", "slices")},
+        "spacing_z": record.spacing[0] if record.spacing else None,
+        "spacing_y": record.pixel_spacing[0],
+        "spacing_x": record.pixel_spacing[1],
+        **{f"slice_spacing_{name}": getattr(between, name) if between else None for name in ("min", "median", "max")},
+        **{name: getattr(record, name) for name in ("transfer_syntax", "decoder", "source_digest")},
+        "flags": " ".join(record.flags),
+        **{name: getattr(box, name) if box else None for name in BOX},
+        "box_made_by": box.made_by if box else None,
+        "bytes": stored_bytes,
+        "content_digest": record.content_digest,
+        "segmentation_digest": record.segmentation_digest,
+        "digest": digest,
+    }
+
+
+def index_frame(rows: list[dict]) -> pd.DataFrame:
+    """index.parquet, sorted by id."""
+    frame = pd.DataFrame(rows, columns=list(INDEX_COLUMNS)).astype(INDEX_COLUMNS)
+    return frame.sort_values("id", ignore_index=True)
+
+
+def labels_frame(frame: pd.DataFrame) -> pd.DataFrame:
+    """labels.parquet, sorted by id: 0, 1 or null for each target, fold or null.
+
+    Raises ValueError for other values and repeated ids.
+    """
+    frame = frame[list(LABEL_COLUMNS)].astype({"id": "str"} | dict.fromkeys(TARGETS, "Int8") | {"fold": "Int8"})
+    if frame["id"].duplicated().any():
+        raise ValueError(f"{frame['id'][frame['id'].duplicated()].iloc[0]} is there twice")
+    for target in TARGETS:
+        if not frame[target].dropna().isin((0, 1)).all():
+            raise ValueError(f"{target} holds something else than 0, 1 or nothing")
+    return frame.sort_values("id", ignore_index=True)

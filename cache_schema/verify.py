@@ -1,0 +1,172 @@
+"""Does a cache hold what it says? Every file, record, digest and row is checked; what is wrong is named."""
+
+import math
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cache_schema.documents import checksum, chunk_checksum
+from cache_schema.errors import CspineError
+from cache_schema.frames import index_frame, index_row, labels_frame
+from cache_schema.layout import (
+    BUILD_FOLDER,
+    GROUP,
+    INDEX,
+    LABELS,
+    PIXEL_HASH,
+    REPORT,
+    STORAGE,
+    array_document,
+    array_shapes,
+    is_valid_id,
+    study_files,
+)
+from cache_schema.store import StoredStudy, read_cache_document, read_study_document
+from cache_schema.study import ContentDigest, StudyRecord, blocks, segmentation_digest, value_range
+from cache_schema.tables import content_digest, read_table, table_meta
+
+ROOT_FILES = (GROUP, INDEX, LABELS, REPORT)
+
+
+def verify(path: str | Path, sample: float = 1.0) -> list[str]:
+    """Everything that is wrong with a cache, one line each, the study or file named first; [] where all is well.
+
+    Names and sizes of all files, records, and index are always checked; bytes and decoded pixels of a share `sample` of the studies, chosen
+    at random. Raises UsageError where there is no cache, CacheError where its root does not check.
+    """
+    path = Path(path)
+    root = read_cache_document(path)
+    problems = _check_root(path, root)
+    folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and entry.name != BUILD_FOLDER)
+    chosen = set(random.sample(folders, min(len(folders), math.ceil(sample * len(folders)))))
+    rows = []
+    for folder in folders:
+        try:
+            record, attributes = read_study_document(folder)
+        except CspineError as error:
+            problems.append(f"{folder.name}: {error.what}")
+            continue
+        found = _check_study(folder, record, attributes, deep=folder in chosen)
+        problems.extend(f"{folder.name}: {problem}" for problem in found)
+        if record.id != folder.name:
+            continue
+        rows.append(
+            index_row(record, sum(file["bytes"] for file in attributes["files"].values()), attributes["digest"])
+        )
+    return problems + _check_index(path, index_frame(rows))
+
+
+def changed_files(folder: Path, files: dict[str, dict[str, Any]]) -> list[str]:
+    """Files below a study's folder that are missing, foreign or of another length than listed. A stat for each."""
+    found = {}
+    for where, _, names in os.walk(folder):
+        for name in names:
+            file = Path(where, name)
+            found[file.relative_to(folder).as_posix()] = -1 if file.is_symlink() else file.stat().st_size
+    found.pop(GROUP, None)
+    problems = [f"{name} is missing" for name in sorted(files.keys() - found.keys())]
+    problems += [f"{name} is foreign" for name in sorted(found.keys() - files.keys())]
+    for name in sorted(files.keys() & found.keys()):
+        if found[name] != files[name]["bytes"]:
+            problems.append(f"{name} has {found[name]} bytes, not {files[name]['bytes']}")
+    return problems
+
+
+def _check_root(path: Path, root: dict[str, Any]) -> list[str]:
+    problems = []
+    if root["pixel_hash"] != PIXEL_HASH:
+        problems.append(f"{GROUP}: made by other pixel rules")
+    if root["storage"] != STORAGE:
+        problems.append(f"{GROUP}: storage is described otherwise than schema 1 has it")
+    there = {entry.name for entry in path.iterdir() if not entry.is_dir()}
+    problems += [f"{name}: foreign" for name in sorted(there - {GROUP, *root["files"]})]
+    for name in (INDEX, REPORT):
+        if name not in root["files"]:
+            problems.append(f"{name}: not listed in {GROUP}")
+    for name, listed in sorted(root["files"].items()):
+        if name not in there:
+            problems.append(f"{name}: missing")
+        elif checksum((path / name).read_bytes()) != listed:
+            problems.append(f"{name}: changed")
+    if not problems and LABELS in there:
+        problems += _check_labels(path / LABELS)
+    return problems
+
+
+def _check_labels(path: Path) -> list[str]:
+    try:
+        table = read_table(path)
+        labels_frame(table)
+        return [] if table_meta(path)["digest"] == content_digest(table) else [f"{LABELS}: does not match its digest"]
+    except (CspineError, ValueError, KeyError) as error:
+        return [f"{LABELS}: {error}"]
+
+
+def _check_study(folder: Path, record: StudyRecord, attributes: dict[str, Any], *, deep: bool) -> list[str]:
+    if not is_valid_id(folder.name) or record.id != folder.name:
+        return [f"the record is that of {record.id}"]
+    segmented = record.segmentation_digest is not None
+    size = record.rows, record.columns, record.slices
+    if set(attributes["files"]) != set(study_files(*size, segmented=segmented)):
+        return ["the list of files is not that of a study of its size"]
+    problems = changed_files(folder, attributes["files"])
+    if attributes["pixel_hash"] != PIXEL_HASH:
+        problems.append("made by other pixel rules")
+    shapes = array_shapes(*size, segmented=segmented)
+    for name, shape in shapes.items():
+        file = folder / name / GROUP
+        if file.is_file() and file.read_bytes() != array_document(name, shape):
+            problems.append(f"{name}/{GROUP} is not what schema 1 has for this shape")
+    if not deep or problems:
+        return problems
+    for name, listed in sorted(attributes["files"].items()):
+        data = (folder / name).read_bytes()
+        if name.endswith(GROUP):
+            whole = checksum(data) == listed
+        else:
+            whole = chunk_checksum(data) == listed and data[-4:] == bytes.fromhex(listed["crc32c"])[::-1]
+        if not whole:
+            problems.append(f"{name} changed")
+    return problems or _check_content(folder, record)
+
+
+def _check_content(folder: Path, record: StudyRecord) -> list[str]:
+    try:
+        study, problems = StoredStudy(folder), []
+        digest, ranges = ContentDigest(study), []
+        for block in blocks(study):
+            digest.update(block)
+            ranges.append(value_range(block))
+        if digest.hexdigest() != record.content_digest:
+            problems.append("pixels or geometry do not match the content digest")
+        if not np.array_equal(np.concatenate(ranges), study.value_range):
+            problems.append("value_range is not that of the pixels")
+        if segmentation_digest(study) != record.segmentation_digest:
+            problems.append("slice_box or vertebra_ratio do not match the segmentation digest")
+        if (np.diff(study.z) >= 0).any():
+            problems.append("z does not decrease")
+        return problems
+    except CspineError as error:
+        return [error.what]
+
+
+def _check_index(path: Path, expected: Any) -> list[str]:
+    try:
+        found = read_table(path / INDEX)
+        if content_digest(found) == content_digest(expected):
+            return []
+        there, listed = set(expected["id"]), set(found["id"])
+    except (CspineError, KeyError) as error:
+        return [f"{INDEX}: {error}"]
+    problems = [f"{id}: in the index but not on disk" for id in sorted(listed - there)]
+    problems += [f"{id}: on disk but not in the index" for id in sorted(there - listed)]
+    if list(found.columns) != list(expected.columns):
+        return [*problems, f"{INDEX}: has other columns than schema 1"]
+    both = sorted(there & listed)
+    old, new = (frame.set_index("id").loc[both].to_dict("index") for frame in (found, expected))
+    differs = [id for id in both if str(old[id]) != str(new[id])]
+    problems += [f"{id}: its row in the index is not that of its record" for id in differs]
+    return problems or [f"{INDEX}: its rows are not in order"]
