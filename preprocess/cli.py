@@ -1,0 +1,221 @@
+"""The command line: `preprocess COMMAND`."""
+
+import difflib
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cache_schema.errors import CspineError
+
+app = typer.Typer(
+    name="preprocess",
+    help="CT studies in DICOM and NIfTI to a cache that is decoded once.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+)
+
+INTERRUPTED = 130
+INTERRUPTION = "interrupted; run the same command again to go on"
+CacheFolder = Annotated[Path, typer.Argument(metavar="CACHE", help="a cache made by build-cache")]
+Folds = Annotated[
+    str | None, typer.Option(metavar="CSV|N", help="a CSV with StudyInstanceUID and fold, or a number [5]")
+]
+
+
+@app.command()
+def phantom(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="a new or empty folder")],
+    studies: int = 24,
+    slices: Annotated[int, typer.Option(help="a study")] = 96,
+    segmented: Annotated[int, typer.Option(help="studies that get a segmentation")] = 16,
+    prevalence: Annotated[
+        float | None, typer.Option(metavar="P", help="of every level; those of RSNA 2022 without")
+    ] = None,
+    syntax: Annotated[str, typer.Option(metavar="mixed|sv1|explicit|j2k|rle", help="transfer syntax")] = "mixed",
+    seed: int = 0,
+    workers: Annotated[int | None, typer.Option(metavar="N", help="processes [one a core]")] = None,
+) -> int:
+    """Write synthetic studies in the RSNA layout, with known truth."""
+    from preprocess.phantom.generate import write_phantom
+
+    table = write_phantom(
+        out,
+        studies=studies,
+        slices=slices,
+        segmented=segmented,
+        prevalence=prevalence,
+        syntax=syntax,
+        seed=seed,
+        workers=workers,
+    )
+    print(
+        f"{len(table)} studies in {out}, {segmented} with a segmentation, {int(table['patient_overall'].sum())} fractured"
+    )
+    return 0
+
+
+@app.command("build-cache")
+def build_cache(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="the RSNA layout or any tree of DICOM files")],
+    cache: Annotated[Path, typer.Argument(metavar="CACHE", help="a new folder, or a cache to bring up to date")],
+    segmentations: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="<id>.nii files [SOURCE/segmentations]")
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(metavar="CSV", help="StudyInstanceUID, patient_overall, C1..C7 [SOURCE/train.csv]"),
+    ] = None,
+    folds: Folds = None,
+    workers: Annotated[int | None, typer.Option(metavar="N", min=1, help="local processes [one a core]")] = None,
+    scheduler: Annotated[str | None, typer.Option(metavar="tcp://HOST:PORT", help="a running Dask scheduler")] = None,
+    limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="only the first studies by id")] = None,
+    max_refused: Annotated[
+        int | None, typer.Option(metavar="N", min=0, help="exit 1 with more refused studies")
+    ] = None,
+    paths: Annotated[bool, typer.Option("--paths", help="paths instead of file numbers in report.csv")] = False,
+    pseudonymise: Annotated[
+        Path | None, typer.Option(metavar="KEYFILE", help="replace UIDs by hashes under the key in this file")
+    ] = None,
+) -> int:
+    """Decode every study once, into CACHE; what is there already is skipped."""
+    from preprocess import build
+
+    result = build.build_cache(
+        source,
+        cache,
+        segmentations=segmentations,
+        labels=labels,
+        folds=folds,
+        workers=workers,
+        scheduler=scheduler,
+        limit=limit,
+        max_refused=max_refused,
+        paths=paths,
+        pseudonymise=pseudonymise,
+    )
+    print(
+        f"{cache}: {result.studies} studies; {result.published} new, {result.skipped} unchanged, {result.refused} refused"
+        + (f", see {cache / 'report.csv'}" if result.refused else "")
+    )
+    return result.exit_status
+
+
+@app.command()
+def labels(
+    cache: CacheFolder,
+    csv: Annotated[Path, typer.Argument(metavar="CSV", help="StudyInstanceUID, patient_overall, C1..C7")],
+    folds: Folds = None,
+) -> int:
+    """Replace the labels of a cache, and with --folds its folds."""
+    from preprocess.labels import replace_labels
+
+    studies, labelled = replace_labels(cache, csv, folds)
+    print(f"{cache}: {labelled} of {studies} studies have labels")
+    return 0
+
+
+@app.command("set-boxes")
+def set_boxes(
+    cache: CacheFolder,
+    table: Annotated[Path, typer.Argument(metavar="TABLE", help="study_boxes.parquet")],
+) -> int:
+    """Publish a table of study boxes as the snapshot that the cache's records carry."""
+    from cache_schema import Cache, CacheWriter
+    from cache_schema.tables import read_table
+
+    studies = len(Cache(cache).ids)
+    given = CacheWriter(cache).set_boxes(read_table(table))
+    print(f"{cache}: {given} of {studies} studies have a box")
+    return 0
+
+
+@app.command()
+def verify(
+    cache: CacheFolder,
+    sample: Annotated[
+        float, typer.Option(metavar="FRACTION", min=0, max=1, help="of the studies whose bytes and pixels are read")
+    ] = 1.0,
+) -> int:
+    """Check every file, record and digest of a cache; exit 1 where something is wrong."""
+    from cache_schema.verify import verify as find_problems
+
+    problems = find_problems(cache, sample)
+    for problem in problems:
+        print(problem)
+    print(f"{cache}: {len(problems)} problems" if problems else f"{cache}: all well", file=sys.stderr)
+    return 1 if problems else 0
+
+
+@app.command()
+def inspect(
+    cache: CacheFolder,
+    id: Annotated[str | None, typer.Argument(metavar="[ID]", help="a study")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
+    png: Annotated[Path | None, typer.Option(metavar="FILE", help="a contact sheet of the study")] = None,
+) -> int:
+    """What is in a cache, or in one of its studies."""
+    from preprocess import contents
+
+    if png is not None:
+        contents.write_contact_sheet(cache, id, png)
+    about = contents.about_cache(cache) if id is None else contents.about_study(cache, id)
+    print(json.dumps(about, indent=2) if as_json else contents.as_text(about))
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command and exit with its status: 0 all well, 1 a check failed, 2 usage, 3 some studies refused, 130 interrupted."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: list[str]) -> int:
+    """The exit status of a command. What the user can mend is one line on stderr."""
+    try:
+        if arguments and not arguments[0].startswith("-"):
+            _check_command(arguments[0])
+        status = app(arguments, standalone_mode=False) or 0
+        return _fail(INTERRUPTION, INTERRUPTED) if status == INTERRUPTED else status  # typer turns Ctrl-C into it
+    except CspineError as error:
+        return _fail(str(error), error.exit_status)
+    except ClickException as error:
+        return _fail(_usage(error), error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail(INTERRUPTION, INTERRUPTED)
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+
+
+ClickException = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+"""typer brings its own copy of click, or uses click's, by version"""
+
+
+def _check_command(name: str) -> None:
+    commands = [command.name or command.callback.__name__ for command in app.registered_commands]
+    if name not in commands:
+        raise CspineError(f"no command {name!r}", expected=", ".join(commands), do=_nearest(name, commands))
+
+
+def _usage(error: Exception) -> str:
+    option = getattr(error, "option_name", None)
+    if option is None:
+        return error.format_message().rstrip(".")
+    known = [name for parameter in error.ctx.command.params for name in parameter.opts if name.startswith("--")]
+    do = _nearest(option, known)
+    return str(CspineError(f"no option {option}", expected=", ".join(known), do=do))
+
+
+def _nearest(name: str, known: list[str]) -> str | None:
+    near = difflib.get_close_matches(name, known, 1, 0.5)
+    return f"did you mean {near[0]}?" if near else None
+
+
+def _fail(line: str, status: int) -> int:
+    if line:
+        print(f"error: {' '.join(line.split())}", file=sys.stderr)
+    return status

@@ -1,0 +1,118 @@
+"""Many independent tasks on Dask: local processes of one thread each, or the workers of a running scheduler."""
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from itertools import islice
+from typing import Any
+
+from cache_schema.errors import UsageError
+
+CONNECT_SECONDS = 20
+DEAF_TO_INTERRUPTS = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+"""a terminal sends Ctrl-C to every process; workers are stopped by the one that started them, without tracebacks"""
+TRIES = 2
+"""a task whose worker died is tried once more; a second death is the task's fault"""
+
+
+class Pool:
+    """Starts its workers with the first task and stops those it started at the end.
+
+    One task a thread is under way at any time, so that a dying worker takes no other task with it. Decoders hold the
+    GIL: local workers are processes with one thread each.
+    """
+
+    def __init__(self, workers: int | None, scheduler: str | None, tell: Callable[[str], None]):
+        self._workers, self._scheduler, self._tell = workers, scheduler, tell
+        self._stack, self._client = ExitStack(), None
+
+    def __enter__(self) -> "Pool":
+        self._interrupted = False
+        if threading.current_thread() is threading.main_thread():
+            before = signal.signal(signal.SIGINT, self._interrupt)
+            self._stack.callback(signal.signal, signal.SIGINT, before)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def _interrupt(self, *_: object) -> None:
+        self._interrupted = True  # Dask may swallow the exception
+        raise KeyboardInterrupt
+
+    def run(self, function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[tuple[int, Any]]:
+        """(number of the task, its result) as they come; the result is None where the workers died on it."""
+        from distributed import CancelledError, as_completed
+        from distributed.scheduler import KilledWorker
+
+        client, waiting = self._started(), iter(enumerate(tasks))
+        numbers, running = {}, as_completed()
+
+        def submit(room: int) -> None:
+            for number, task in islice(waiting, max(0, room)):
+                # the key stands in Dask's logs and on its dashboard: it says nothing about the study
+                future = client.submit(function, task, pure=False, key=f"task-{id(running):x}-{number}")
+                numbers[future] = number
+                running.add(future)
+
+        submit(self._threads())
+        for future in running:
+            if self._interrupted:
+                raise KeyboardInterrupt
+            try:
+                result = future.result()
+            except KilledWorker:
+                result = None
+            except CancelledError as error:
+                raise UsageError(
+                    "the Dask scheduler went away", where=self._scheduler, do="run the same again"
+                ) from error
+            number = numbers.pop(future)
+            future.release()
+            submit(self._threads() - len(numbers))
+            yield number, result
+        if self._interrupted:
+            raise KeyboardInterrupt
+
+    def _threads(self) -> int:
+        return max(1, sum(self._client.nthreads().values()))
+
+    def _started(self) -> Any:
+        if self._client is None:
+            import dask
+
+            logging.getLogger("distributed").setLevel(logging.CRITICAL)
+            self._stack.enter_context(dask.config.set({"distributed.scheduler.allowed-failures": TRIES - 1}))
+            self._client = self._connect() if self._scheduler else self._local()
+            self._tell(f"Dask dashboard: {self._client.dashboard_link}")
+        return self._client
+
+    def _local(self) -> Any:
+        from distributed import Client, LocalCluster
+
+        cluster = LocalCluster(
+            n_workers=self._workers or os.cpu_count() or 1,
+            threads_per_worker=1,
+            processes=True,
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",
+            silence_logs=logging.CRITICAL,
+            preload=[DEAF_TO_INTERRUPTS],
+        )
+        self._stack.enter_context(cluster)
+        return self._stack.enter_context(Client(cluster))
+
+    def _connect(self) -> Any:
+        from distributed import Client
+
+        try:
+            client = self._stack.enter_context(Client(self._scheduler, timeout=CONNECT_SECONDS))
+            client.wait_for_workers(1, timeout=CONNECT_SECONDS)
+        except (OSError, ValueError, TimeoutError) as error:
+            raise UsageError(
+                "no Dask scheduler with workers answers", where=self._scheduler, expected="tcp://HOST:PORT"
+            ) from error
+        return client

@@ -1,0 +1,108 @@
+"""What is in a cache or a study: numbers for people and programs, and a picture."""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from cache_schema import TARGETS, Cache, Study
+from cache_schema.errors import UsageError
+
+SHEET_ROWS, SHEET_COLUMNS, TILE = 4, 6, 192
+SPACING_EDGES = (0.0, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, np.inf)
+BOX_EDGES = (0, 128, 192, 256, 320, 384, 512, np.inf)
+
+
+def about_cache(path: str | Path) -> dict[str, Any]:
+    """Studies, slices, bytes, how often each syntax, decoder and flag occurs, histograms, labels. JSON's types only."""
+    cache = Cache(path)
+    index, labels = cache.index, cache.labels
+    pixels = int((index["slices"].astype("int64") * index["rows"] * index["columns"]).sum())
+    stored = int(index["bytes"].sum())
+    box_side = np.maximum(index["x1"] - index["x0"], index["y1"] - index["y0"]).dropna()
+    about = {
+        "studies": len(index),
+        "slices": int(index["slices"].sum()),
+        "bytes": stored,
+        "compression": round(pixels / stored, 2) if stored else None,
+        "segmented": int(index["segmentation_digest"].notna().sum()),
+        "boxed": len(box_side),
+        "sizes": _counts(index["rows"].astype(str) + "x" + index["columns"].astype(str)),
+        "transfer_syntaxes": _counts(index["transfer_syntax"]),
+        "decoders": _counts(index["decoder"]),
+        "slice_spacing_mm": _histogram(index["slice_spacing_median"].dropna(), SPACING_EDGES),
+        "box_side_pixels": _histogram(box_side, BOX_EDGES),
+        "flags": _counts(index["flags"].str.split().explode().dropna()),
+        "pixel_hash": cache.pixel_hash,
+    }
+    if labels is not None:
+        about["fractured"] = {target: int(labels[target].sum()) for target in TARGETS}
+        about["folds"] = _counts(labels["fold"].dropna().astype(str))
+    return about
+
+
+def about_study(path: str | Path, id: str) -> dict[str, Any]:
+    """A study's record, as JSON has it."""
+    return Cache(path).record(id).model_dump(mode="json")
+
+
+def as_text(about: dict[str, Any]) -> str:
+    """One line a fact."""
+    width = max(map(len, about))
+    return "\n".join(f"{name:<{width}}  {_plain(value)}" for name, value in about.items())
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {_plain(part)}" for name, part in value.items()) or "-"
+    if isinstance(value, list):
+        return " ".join(map(_plain, value)) or "-"
+    return "-" if value is None else value if isinstance(value, str) else json.dumps(value)
+
+
+def _counts(values: pd.Series) -> dict[str, int]:
+    return {str(name): int(count) for name, count in values.value_counts().sort_index().items()}
+
+
+def _histogram(values: pd.Series, edges: tuple[float, ...]) -> dict[str, int]:
+    counts = np.histogram(values.to_numpy(float), edges)[0]
+    names = [f"{low:g} to {high:g}" for low, high in pairwise(edges)]
+    return {name: int(count) for name, count in zip(names, counts, strict=True) if count}
+
+
+def write_contact_sheet(path: str | Path, id: str | None, png: Path) -> None:
+    """24 slices from head to feet as a PNG, slice boxes drawn in. Raises UsageError without a study, or where it cannot be written."""
+    if id is None:
+        raise UsageError("--png shows a study", expected="preprocess inspect CACHE ID --png FILE")
+    sheet = contact_sheet(Cache(path).study(id))
+    try:
+        png.write_bytes(cv2.imencode(".png", sheet)[1].tobytes())
+    except OSError as error:
+        raise UsageError(f"cannot be written ({error.strerror})", where=png) from error
+
+
+def contact_sheet(study: Study) -> np.ndarray:
+    """uint8 (4 * 192, 6 * 192): evenly spaced slices."""
+    sheet = np.zeros((SHEET_ROWS * TILE, SHEET_COLUMNS * TILE), np.uint8)
+    chosen = np.unique(np.linspace(0, study.record.slices - 1, SHEET_ROWS * SHEET_COLUMNS).round().astype(int))
+    for place, z in enumerate(chosen):
+        picture = study.read(int(z), int(z) + 1)[0].copy()
+        if study.slice_box is not None and study.slice_box[z, 0] >= 0:
+            x0, y0, x1, y1 = map(int, study.slice_box[z])
+            cv2.rectangle(picture, (x0, y0), (x1 - 1, y1 - 1), 255, 2)
+        top, left = place // SHEET_COLUMNS * TILE, place % SHEET_COLUMNS * TILE
+        sheet[top : top + TILE, left : left + TILE] = _fit(picture)
+    return sheet
+
+
+def _fit(picture: np.ndarray) -> np.ndarray:
+    """Shrunk or grown to the tile, its shape kept."""
+    scale = TILE / max(picture.shape)
+    height, width = (max(1, round(side * scale)) for side in picture.shape)
+    tile = np.zeros((TILE, TILE), np.uint8)
+    tile[:height, :width] = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
+    return tile

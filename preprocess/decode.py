@@ -1,0 +1,262 @@
+"""Compressed frame -> stored values -> uint8.
+
+Decoding goes through pydicom's decoders with the plugin always named, the fastest exact one first; guards look at the
+frame's own bytes before any decoder does, since decoders believe what a broken frame says. One table per kind of
+slice then does rescale, window, rounding and inversion in a single exact pass over the stored values.
+"""
+
+import hashlib
+import io
+import logging
+import os
+import threading
+import warnings
+from functools import lru_cache
+from typing import TYPE_CHECKING, BinaryIO
+
+import cv2
+import google_crc32c
+import numpy as np
+from pydicom import uid
+from pydicom.encaps import encapsulate, get_frame
+from pydicom.pixels import get_decoder
+
+from cache_schema.errors import StudyRefused
+from cache_schema.layout import HU_HIGH, HU_LOW
+from preprocess.frames import check_frame
+from preprocess.header import NATIVE_SYNTAXES, FileHeader
+
+if TYPE_CHECKING:
+    from preprocess.plan import StudyPlan
+
+# pydicom logs tracebacks and text from headers; what matters of them becomes a finding
+logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
+
+PLUGINS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys((uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian), ("pydicom",)),
+    **dict.fromkeys((uid.JPEGLossless, uid.JPEGLosslessSV1), ("turbo", "gdcm", "pylibjpeg")),
+    **dict.fromkeys((uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit), ("gdcm", "pylibjpeg")),
+    **dict.fromkeys((uid.JPEGLSLossless, uid.JPEGLSNearLossless), ("gdcm", "pylibjpeg")),
+    **dict.fromkeys((uid.JPEG2000Lossless, uid.JPEG2000), ("pylibjpeg", "gdcm")),
+    **dict.fromkeys((uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K), ("pylibjpeg",)),
+    uid.RLELossless: ("pydicom",),
+}
+"""Transfer syntax -> pydicom's names of the decoders to try, in order. Uncompressed data knows only pydicom's own."""
+
+LOSSY_SYNTAXES = frozenset(
+    {uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLSNearLossless, uid.JPEG2000, uid.HTJ2K}
+)
+
+_BLOCK = 1 << 20
+
+
+@lru_cache(32)
+def decoder_names(syntax: str) -> tuple[str, ...]:
+    """The installed decoders for a transfer syntax, best first; () where there is none."""
+    if syntax not in PLUGINS:
+        return ()
+    if syntax in NATIVE_SYNTAXES:
+        return PLUGINS[syntax]
+    decoder = get_decoder(syntax)
+    if "turbo" in PLUGINS[syntax] and "turbo" not in decoder.available_plugins:
+        decoder.add_plugin("turbo", ("preprocess.turbo", "decode_frame"))
+    return tuple(name for name in PLUGINS[syntax] if name in decoder.available_plugins)
+
+
+@lru_cache(64)
+def window_table(
+    slope: float, intercept: float, pixel_representation: int, bits_stored: int, photometric: str
+) -> np.ndarray:
+    """Raw 16-bit word -> grey value, as (65536,) uint8.
+
+    The word is masked to `bits_stored` bits and sign-extended where `pixel_representation` is 1, so that rubbish in
+    unused bits does not matter. HU = stored * slope + intercept; u = round((clip(HU, -500, 1300) + 500) * 255 /
+    1800), all in float64, halves to the even number. MONOCHROME1 gives 255 - u.
+    """
+    stored = np.arange(65536, dtype=np.int64) & ((1 << bits_stored) - 1)
+    if pixel_representation:
+        stored -= (stored >> (bits_stored - 1)) << bits_stored
+    hu = stored.astype(np.float64) * slope + intercept
+    grey = np.rint((np.clip(hu, HU_LOW, HU_HIGH) - HU_LOW) * 255 / (HU_HIGH - HU_LOW)).astype(np.uint8)
+    table = 255 - grey if photometric == "MONOCHROME1" else grey
+    table.flags.writeable = False
+    return table
+
+
+def decode_stored(frame: bytes | memoryview, header: FileHeader, plugin: str) -> np.ndarray:
+    """Raw words of one frame as (rows, columns) uint8 or uint16, unused bits as they come. Raises whatever the
+    decoder raises.
+
+    `frame` is the compressed frame, or the bytes of an uncompressed one.
+    """
+    native = header.transfer_syntax in NATIVE_SYNTAXES
+    pixels, _ = get_decoder(header.transfer_syntax).as_array(
+        frame if native else encapsulate([frame], has_bot=False),
+        index=0,
+        raw=True,
+        validate=False,
+        decoding_plugin="" if native else plugin,
+        rows=header.rows,
+        columns=header.columns,
+        number_of_frames=1,
+        samples_per_pixel=1,
+        bits_allocated=header.bits_allocated,
+        bits_stored=header.bits_stored,
+        pixel_representation=header.pixel_representation,
+        photometric_interpretation=header.photometric,
+        pixel_keyword="PixelData",
+        pixel_vr="OW",
+        view_only=True,
+        correct_unused_bits=False,  # the table does that
+    )
+    native_order = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+    return native_order.view(np.uint8 if header.bits_allocated == 8 else np.uint16)
+
+
+class _Scratch(threading.local):
+    """Buffers that are used again for every slice: touching fresh memory costs more than reading a file into it."""
+
+    def __init__(self):
+        self._content = np.empty(0, np.uint8)
+        self._grey = np.empty((0, 0), np.uint8)
+
+    def content(self, size: int) -> np.ndarray:
+        if len(self._content) < size:
+            self._content = np.empty(size, np.uint8)
+        return self._content[:size]
+
+    def grey(self, shape: tuple[int, int]) -> np.ndarray:
+        if self._grey.shape != shape:
+            self._grey = np.empty(shape, np.uint8)
+        return self._grey
+
+
+_scratch = _Scratch()
+
+
+class DicomPixels:
+    """The pixels of a planned study, decoded as they are read. Picklable; holds no file open between reads."""
+
+    def __init__(self, plan: "StudyPlan"):
+        self.plan = plan
+        self._checksums: dict[str, int] = {}
+        self._used: dict[str, set[str]] = {}
+
+    def read(self, z0: int, z1: int, box: tuple[int, int, int, int] | None = None) -> np.ndarray:
+        """Slices z0 (included) to z1 (excluded) of the canonical study as uint8 (z1 - z0, rows, columns), or their
+        `box` x0 y0 x1 y1.
+
+        Raises StudyRefused when a file changed since it was planned, or a frame cannot be trusted or decoded.
+        """
+        x0, y0, x1, y1 = (0, 0, self.plan.columns, self.plan.rows) if box is None else box
+        slices = self.plan.slices[z0:z1]
+        out = np.empty((len(slices), y1 - y0, x1 - x0), np.uint8)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pydicom's warnings print header text
+            for picture, place in zip(out, slices, strict=True):
+                try:
+                    grey = self._grey(place.header)
+                except StudyRefused as refused:
+                    raise StudyRefused(refused.reason, refused.what, study=self.plan.id, file=str(place.file)) from None
+                picture[...] = self.plan.turn.apply(grey)[y0:y1, x0:x1]
+        return out
+
+    def _grey(self, header: FileHeader) -> np.ndarray:
+        """One slice as stored, (rows, columns) uint8; valid until the next call in this thread."""
+        stored = self._stored(header)
+        table = window_table(
+            header.slope, header.intercept, header.pixel_representation, header.bits_stored, header.photometric
+        )
+        table = table if stored.dtype == np.uint16 else table[:256]
+        return cv2.LUT(stored, table[None], _scratch.grey(stored.shape))
+
+    def _stored(self, header: FileHeader) -> np.ndarray:
+        frame = self._frame(header)
+        if header.transfer_syntax not in NATIVE_SYNTAXES:
+            check_frame(frame, header.transfer_syntax, header.rows, header.columns, header.bits_allocated)
+        failures = []
+        for name in decoder_names(header.transfer_syntax):
+            try:
+                stored = decode_stored(frame, header, name)
+            except Exception as error:  # decoders fail in every way there is
+                failures.append(f"{name} ({type(error).__name__})")
+            else:
+                self._used.setdefault(header.transfer_syntax, set()).add(name)
+                return stored
+        raise StudyRefused("decode_failed", f"decoding failed with {', '.join(failures)}")
+
+    def _frame(self, header: FileHeader) -> bytes | memoryview:
+        """The bytes of one frame. A file of one frame is read whole, so that its checksum costs no second read."""
+        try:
+            with open(header.path, "rb", buffering=0) as file:
+                _check_unchanged(file, header)
+                if header.frames > 1:
+                    return _cut_frame(file, header)
+                content = _scratch.content(header.size)
+                if file.readinto(content.data) != header.size:
+                    raise StudyRefused("source_changed", "a file became shorter while it was read")
+        except OSError as error:
+            raise StudyRefused("source_changed", f"a file cannot be read any more ({type(error).__name__})") from None
+        self._checksums[header.path] = google_crc32c.value(content)
+        if header.transfer_syntax in NATIVE_SYNTAXES:
+            return content.data[header.pixel_offset : header.pixel_offset + _frame_bytes(header)]
+        return _cut_frame(io.BytesIO(content), header)
+
+    @property
+    def decoder(self) -> str:
+        """Names of the decoders used so far, or to be used where nothing has been read yet, joined by commas."""
+        syntaxes = {place.header.transfer_syntax for place in self.plan.slices}
+        names = {name for syntax in syntaxes for name in self._used.get(syntax) or decoder_names(syntax)[:1]}
+        return ",".join(sorted(names))
+
+    def source_digest(self) -> str:
+        """Digest of the bytes of the source files in slice order, without their names; reads the files that `read`
+        has not seen whole.
+
+        Raises StudyRefused when a file changed since it was planned.
+        """
+        digest = hashlib.sha256()
+        for number, header in {place.path: (place.file, place.header) for place in self.plan.slices}.values():
+            if header.path not in self._checksums:
+                try:
+                    self._checksums[header.path] = _checksum(header)
+                except StudyRefused as refused:
+                    raise StudyRefused(refused.reason, refused.what, study=self.plan.id, file=str(number)) from None
+            digest.update(f"{header.size} {self._checksums[header.path]:08x}\n".encode())
+        return digest.hexdigest()
+
+
+def _check_unchanged(file: BinaryIO, header: FileHeader) -> None:
+    status = os.fstat(file.fileno())
+    if (status.st_size, status.st_mtime_ns) != (header.size, header.mtime_ns):
+        raise StudyRefused("source_changed", "a file changed after its header was read")
+
+
+def _checksum(header: FileHeader) -> int:
+    checksum = google_crc32c.Checksum()
+    try:
+        with open(header.path, "rb") as file:
+            _check_unchanged(file, header)
+            while block := file.read(_BLOCK):
+                checksum.update(block)
+    except OSError as error:
+        raise StudyRefused("source_changed", f"a file cannot be read any more ({type(error).__name__})") from None
+    return int.from_bytes(checksum.digest(), "big")
+
+
+def _frame_bytes(header: FileHeader) -> int:
+    return header.rows * header.columns * header.bits_allocated // 8
+
+
+def _cut_frame(source: BinaryIO, header: FileHeader) -> bytes:
+    if header.transfer_syntax in NATIVE_SYNTAXES:
+        length = _frame_bytes(header)
+        source.seek(header.pixel_offset + header.frame * length)
+        return source.read(length)
+    source.seek(header.pixel_offset)
+    try:
+        return get_frame(source, header.frame, number_of_frames=header.frames)
+    except Exception as error:  # broken encapsulation ends in ValueError, struct.error, StopIteration and others
+        raise StudyRefused(
+            "frame_header", f"the compressed frames cannot be told apart ({type(error).__name__})"
+        ) from None

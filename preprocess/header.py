@@ -1,0 +1,67 @@
+"""What the project needs to know of one DICOM file."""
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+MAX_PIXELS = 4096 * 4096
+"""Cap on Rows x Columns: CT scanners write up to 2048 x 2048; a header beyond it is a lie that would cost
+gigabytes."""
+
+NATIVE_SYNTAXES = frozenset({"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"})
+
+Vector = tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class FileHeader:
+    """What the project needs to know of one frame of one DICOM file (almost always: the only frame of it).
+
+    `problems` holds (reason, message) for everything that forbids using the frame; the fields concerned are then None
+    or 0 (a slope or intercept that is no number: nan). `pixel_offset` is the byte at which the value of PixelData
+    begins, `pixel_length` its bytes (None: encapsulated, of undefined length), so that decoding never parses the
+    header again. Lengths are mm in the patient's LPS system.
+    """
+
+    path: str
+    size: int
+    mtime_ns: int
+    transfer_syntax: str
+    study_uid: str
+    series_uid: str
+    sop_uid: str
+    modality: str
+    image_type: tuple[str, ...]
+    manufacturer: str
+    kernel: str
+    acquisition: str
+    thickness: float | None
+    instance_number: int | None
+    rows: int
+    columns: int
+    frame: int
+    frames: int
+    bits_allocated: int
+    bits_stored: int
+    pixel_representation: int
+    photometric: str
+    slope: float | None
+    intercept: float | None
+    position: Vector | None
+    orientation: Vector | None
+    pixel_spacing: Vector | None
+    pixel_offset: int
+    pixel_length: int | None
+    problems: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def number_in_name(self) -> int | None:
+        """The slice number of the RSNA layout `<StudyInstanceUID>/<n>.dcm`, or None where the file does not lie
+        so."""
+        path = Path(self.path)
+        if path.parent.name != self.study_uid or not re.fullmatch(r"\d{1,9}", path.stem):
+            return None
+        return int(path.stem)
+
+    def with_problem(self, reason: str, message: str) -> "FileHeader":
+        return replace(self, problems=(*self.problems, (reason, message)))

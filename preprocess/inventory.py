@@ -1,0 +1,63 @@
+"""The header pass: every file of a source is opened once, in natural order of the paths."""
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from cache_schema.errors import UsageError
+from preprocess.findings import Finding
+from preprocess.header import FileHeader
+from preprocess.reading import read_headers
+
+__all__ = ["FileHeader", "list_files", "natural_key", "read_headers", "scan"]
+
+RSNA_FOLDER = "train_images"
+
+
+def scan(source: str | Path) -> tuple[list[FileHeader], list[Finding]]:
+    """Read the headers of every DICOM file under `source`, in natural order of their paths.
+
+    `source` is an RSNA folder (its `train_images` is read), any tree, or a single file. Files that are neither named
+    .dcm nor begin as DICOM files do are no findings; those that should be DICOM and are not readable are findings,
+    never exceptions. Raises UsageError when `source` does not exist.
+    """
+    headers, findings = [], []
+    for number, path in enumerate(list_files(source), start=1):
+        found = read_headers(path)
+        if isinstance(found, Finding):
+            findings.append(replace(found, file=str(number)))
+        else:
+            headers.extend(found)
+    return headers, findings
+
+
+def list_files(source: str | Path) -> list[Path]:
+    """Every file under `source` that may be DICOM, in natural order: `9.dcm` before `10.dcm`."""
+    source = Path(source)
+    if source.is_file():
+        return [source]
+    if not source.is_dir():
+        raise UsageError("no such file or folder", where=source, expected="a folder of DICOM files")
+    if (source / RSNA_FOLDER).is_dir():
+        source = source / RSNA_FOLDER
+    return sorted(_walk(source), key=lambda path: natural_key(str(path)))
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    seen = set()  # folders may be links, and links may lead back
+    for where, folders, names in os.walk(folder, followlinks=True):
+        status = os.stat(where)
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(where, name) for name in names if not name.startswith("."))
+
+
+def natural_key(text: str) -> list:
+    """A sort key in which runs of digits count as numbers; the text itself decides between `01` and `1`."""
+    parts = re.split(r"(\d+)", text)
+    return [*((int(part), "") if part.isdecimal() else (-1, part) for part in parts), (-1, text)]

@@ -1,0 +1,56 @@
+"""report.csv: everything there is to say about files and studies, one row each, sorted; made anew by every build."""
+
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass
+
+import pandas as pd
+
+from cache_schema.frames import REPORT_COLUMNS
+from preprocess.findings import REASONS, Finding
+
+BUILD_REASONS: dict[str, str] = {
+    "failed": "the study ended in an error that no other reason covers",
+    "worker_died": "the worker process died on the study, and again when it was tried once more",
+    "study_box_lost": "the study was replaced because its source changed, and lost its study_box; run set-boxes again",
+    "not_in_source": "kept from an earlier build: the source has no study of this id any more",
+}
+"""What only a build can say, beside the reasons of `preprocess.findings`."""
+
+ALL_REASONS = REASONS | BUILD_REASONS
+PASSING_REASONS = frozenset({"failed", "worker_died", "source_changed", "unreadable_file"})
+"""Refusals that may be gone next time though no file changed."""
+
+
+@dataclass(frozen=True, order=True)
+class Row:
+    """One row: id of the study or "", number or path of the file or "", refused | repaired | flagged, reason, message."""
+
+    id: str
+    file: str
+    severity: str
+    reason: str
+    message: str
+
+    def __post_init__(self):
+        if self.reason not in ALL_REASONS:
+            raise ValueError(f"{self.reason!r} is not one of the closed list of reasons")
+
+    @classmethod
+    def of(cls, finding: Finding, *, paths: bool) -> "Row":
+        file = finding.path if paths and finding.path else finding.file
+        return cls(finding.id, file, finding.severity, finding.reason, finding.message)
+
+
+def build_row(id: str, severity: str, reason: str, message: str | None = None) -> Row:
+    """A row about a whole study with one of the build's own reasons."""
+    return Row(id, "", severity, reason, message or BUILD_REASONS[reason])
+
+
+def report_frame(rows: Iterable[Row]) -> pd.DataFrame:
+    """The table, sorted, without repetitions; file numbers in the order of numbers."""
+    ordered = sorted(set(rows), key=lambda row: (row.id, _file_key(row.file), row))
+    return pd.DataFrame([astuple(row) for row in ordered], columns=list(REPORT_COLUMNS), dtype="str")
+
+
+def _file_key(file: str) -> tuple[int, str]:
+    return (int(file), "") if file.isdecimal() else (0 if not file else 1, file)

@@ -1,0 +1,85 @@
+"""What a worker does: read the headers of some files, or turn one planned study into a published one."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cv2
+
+from cache_schema.errors import CspineError, StudyRefused
+from cache_schema.writer import CacheWriter
+from preprocess import open_study
+from preprocess.findings import Finding
+from preprocess.header import FileHeader
+from preprocess.inventory import read_headers
+from preprocess.plan import StudyPlan
+from preprocess.pseudonyms import Pseudonyms
+from preprocess.report import BUILD_REASONS, Row
+from preprocess.resume import Memory, recall, remember
+
+
+@dataclass(frozen=True)
+class StudyTask:
+    """One study to make. id: what it is called in the cache. options, sources: for whoever asks later whether it is done."""
+
+    id: str
+    plan: StudyPlan
+    segmentation: Path | None
+    cache: Path
+    pseudonyms: Pseudonyms | None
+    options: str
+    sources: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a task. `refused` is None where the study was published."""
+
+    refused: Row | None
+    rows: tuple[Row, ...]
+
+
+def read_many(numbered: list[tuple[int, Path]]) -> tuple[list[FileHeader], list[Finding]]:
+    """The header pass over some files of a source, numbered as in the whole of it."""
+    headers, findings = [], []
+    for number, path in numbered:
+        found = read_headers(path)
+        if isinstance(found, Finding):
+            findings.append(replace(found, file=str(number)))
+        else:
+            headers.extend(found)
+    return headers, findings
+
+
+def make_study(task: StudyTask) -> Outcome:
+    """Decode and publish. Never raises: one failing study must not stop the others, and a traceback would show names of files."""
+    cv2.setNumThreads(1)
+    try:
+        return _make_study(task)
+    except StudyRefused as refused:
+        return Outcome(Row(task.id, refused.file or "", "refused", refused.reason, refused.what), ())
+    except CspineError as error:
+        return Outcome(Row(task.id, "", "refused", "failed", error.what), ())
+    except Exception as error:
+        message = f"{BUILD_REASONS['failed']} ({type(error).__name__})"
+        return Outcome(Row(task.id, "", "refused", "failed", message), ())
+
+
+def _make_study(task: StudyTask) -> Outcome:
+    writer = CacheWriter(task.cache)
+    study, findings = open_study(task.plan, task.segmentation)
+    if task.pseudonyms is not None:
+        study = task.pseudonyms.study(study)
+    rows = tuple(replace(Row.of(finding, paths=False), id=task.id) for finding in findings)
+    memory = Memory(task.options, "", lost_box=_loses_box(writer, task.id), rows=rows)
+    if memory.lost_box:
+        remember(writer, task.id, memory)
+    record = writer.publish(study)
+    done = {"content_digest": record.content_digest, "segmentation_digest": record.segmentation_digest}
+    remember(writer, task.id, replace(memory, sources=task.sources, **done))
+    return Outcome(None, rows)
+
+
+def _loses_box(writer: CacheWriter, id: str) -> bool:
+    """Whether the study that is about to be replaced has a study_box, or one before it had."""
+    earlier = recall(writer, id)
+    return (earlier is not None and earlier.lost_box) or writer.study_box(id) is not None

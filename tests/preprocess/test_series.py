@@ -1,0 +1,345 @@
+"""Judging studies: which files, in which order and orientation, and every reason to flag, mend or refuse."""
+
+import pickle
+
+import numpy as np
+import pytest
+from dicom_files import (
+    COLUMNS,
+    FIRST,
+    ROWS,
+    SPACING,
+    STUDY,
+    expected_grey,
+    picture,
+    volume,
+    write_series,
+    write_slice,
+)
+
+from preprocess.decode import DicomPixels
+from preprocess.findings import REASONS
+from preprocess.series import plan_studies
+from preprocess.stacks import kernel_sharpness
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
+
+
+def plan_one(source):
+    """(plan or None, {reason: severity}) of a source with one study."""
+    plans, findings = plan_studies(source)
+    assert len(plans) <= 1
+    return (plans[0] if plans else None), {f.reason: f.severity for f in findings}
+
+
+def grey(plan):
+    return DicomPixels(plan).read(0, len(plan.slices))
+
+
+def test_a_plain_study_has_no_findings(tmp_path):
+    plan, found = plan_one(write_series(tmp_path, 5))
+    assert found == {} and plan.flags == () and not plan.turn
+    assert (plan.id, plan.study_uid, plan.series_uid) == (STUDY, STUDY, f"{STUDY}.1")
+    assert plan.spacing == (2.0, 0.5, 0.5) and plan.slice_spacing == {"min": 2.0, "median": 2.0, "max": 2.0}
+    assert plan.position == (*FIRST, 100.0) and plan.orientation == (1, 0, 0, 0, 1, 0)
+    assert pickle.loads(pickle.dumps(plan)) == plan
+
+
+@pytest.mark.parametrize("step", [-2.0, 2.0])
+def test_slices_run_from_head_to_feet_whatever_the_file_order(tmp_path, step):
+    plan, found = plan_one(write_series(tmp_path, 5, step=step))
+    assert found == {}
+    assert (np.diff(plan.z) < 0).all() and plan.z.dtype == np.float64
+    assert plan.slice_number.tolist() == ([1, 2, 3, 4, 5] if step < 0 else [5, 4, 3, 2, 1])
+    assert np.array_equal(grey(plan), expected_grey(volume(5)))
+
+
+def test_shuffled_files_are_ordered_by_position_and_flagged(tmp_path):
+    for name, k in zip([3, 1, 5, 2, 4], range(5), strict=True):
+        write_slice(tmp_path / f"{name}.dcm", picture(k), z=100 - 2 * k, number=k + 1)
+    plan, found = plan_one(tmp_path)
+    assert found == {"file_order": "flagged"} and plan.flags == ("file_order",)
+    assert np.array_equal(grey(plan), expected_grey(volume(5)))
+
+
+def test_names_that_do_not_count_say_nothing_about_order(tmp_path):
+    for name, k in zip("dbeac", range(5), strict=True):
+        write_slice(tmp_path / name, picture(k), z=100 - 2 * k, number=k + 1)
+    assert plan_one(tmp_path)[1] == {}
+
+
+def test_the_slice_number_is_the_file_name_in_the_rsna_layout_and_instance_number_elsewhere(tmp_path):
+    for k in range(4):
+        for folder in (tmp_path / "rsna" / "train_images" / STUDY, tmp_path / "tree"):
+            write_slice(folder / f"{11 + k}.dcm", picture(k), z=100 - 2 * k, number=501 + k)
+    assert plan_one(tmp_path / "rsna")[0].slice_number.tolist() == [11, 12, 13, 14]
+    assert plan_one(tmp_path / "tree")[0].slice_number.tolist() == [501, 502, 503, 504]
+
+
+@pytest.mark.parametrize("changes", [{"remove": ("InstanceNumber",)}, {"InstanceNumber": "4"}])
+def test_without_slice_numbers_files_are_counted(tmp_path, changes):
+    plan, found = plan_one(write_series(tmp_path, 3, **changes))
+    assert found == {"no_slice_number": "flagged"} and plan.slice_number.tolist() == [1, 2, 3]
+
+
+TURNS = {
+    "as it is": lambda p: p,
+    "upside down": lambda p: p[::-1],
+    "left to right": lambda p: p[:, ::-1],
+    "half a turn": lambda p: p[::-1, ::-1],
+    "quarter turn": np.rot90,
+    "three quarters": lambda p: np.rot90(p, 3),
+    "transposed": np.transpose,
+    "transposed the other way": lambda p: np.rot90(p, 2).T,
+}
+
+
+@pytest.mark.parametrize("turn", TURNS.values(), ids=TURNS)
+@pytest.mark.parametrize("down, across", [(0.5, 0.5), (0.4, 0.6)])
+def test_every_turn_and_flip_gives_the_same_picture_at_the_same_place(tmp_path, turn, down, across):
+    row_index, column_index = (turn(index) for index in np.indices((ROWS, COLUMNS)))
+
+    def place(i, j):
+        return np.array([FIRST[0] + across * column_index[i, j], FIRST[1] + down * row_index[i, j]])
+
+    right, below = place(0, 1) - place(0, 0), place(1, 0) - place(0, 0)
+    lengths = [np.abs(below).max(), np.abs(right).max()]
+    orientation = [*(right / lengths[1]), 0, *(below / lengths[0]), 0]
+    for k in range(3):
+        write_slice(
+            tmp_path / f"{k + 1}.dcm",
+            np.ascontiguousarray(turn(picture(k))),
+            number=k + 1,
+            ImagePositionPatient=[f"{value:.6f}" for value in (*place(0, 0), 40 - k)],
+            ImageOrientationPatient=[f"{value:.6f}" for value in orientation],
+            PixelSpacing=[f"{value:.6f}" for value in lengths],
+        )
+    plan, found = plan_one(tmp_path)
+    assert ("turned" in found) == (turn is not TURNS["as it is"]) == bool(plan.turn)
+    assert ("non_square" in found) == (down != across)
+    assert (plan.rows, plan.columns) == (ROWS, COLUMNS)
+    assert np.allclose(plan.orientation, [1, 0, 0, 0, 1, 0])
+    assert np.allclose(plan.position, (*FIRST, 40)) and np.allclose(plan.spacing, (1, down, across))
+    assert np.array_equal(grey(plan), expected_grey(volume(3)))
+    box = (3, 2, 20, 15)
+    assert np.array_equal(DicomPixels(plan).read(1, 3, box), expected_grey(volume(3))[1:3, 2:15, 3:20])
+
+
+@pytest.mark.parametrize("degrees", [0.2, 18.5, 29.0, 31.0, 90.0])
+def test_tilt_is_flagged_and_beyond_30_degrees_refused(tmp_path, degrees):
+    cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    orientation = [1, 0, 0, 0, f"{cos:.8f}", f"{-sin:.8f}"]
+    for k in range(4):
+        place = [0, f"{2 * k * sin:.8f}", f"{2 * k * cos:.8f}"]
+        changes = {"ImageOrientationPatient": orientation, "ImagePositionPatient": place}
+        write_slice(tmp_path / f"{k + 1}.dcm", picture(3 - k), number=k + 1, **changes)
+    plan, found = plan_one(tmp_path)
+    if degrees > 30:
+        assert plan is None and found == {"not_axial": "refused"}
+    else:
+        assert found == ({"gantry_tilt": "flagged"} if degrees > 1 else {})
+        assert np.allclose(plan.spacing, (2, *SPACING), atol=1e-5)
+        assert np.array_equal(grey(plan), expected_grey(volume(4)))
+
+
+def test_a_single_slice_leaves_the_spacing_open(tmp_path):
+    plan, found = plan_one(write_series(tmp_path, 1))
+    assert plan.spacing is None and plan.slice_spacing is None and found == {}
+
+
+def test_a_missing_slice_is_a_gap(tmp_path):
+    write_series(tmp_path, 9)
+    (tmp_path / "5.dcm").unlink()
+    plan, found = plan_one(tmp_path)
+    assert found == {"gaps": "flagged", "uneven_spacing": "flagged"} and len(plan.slices) == 8
+
+
+def test_uneven_spacing_without_missing_slices_is_no_gap(tmp_path):
+    for k, z in enumerate([100, 97, 94, 89, 84, 79]):
+        write_slice(tmp_path / f"{k}.dcm", picture(k), z=z, number=k)
+    plan, found = plan_one(tmp_path)
+    assert found == {"uneven_spacing": "flagged"} and plan.slice_spacing == {"min": 3, "median": 5, "max": 5}
+
+
+def test_rounded_positions_are_even(tmp_path):
+    for k in range(9):
+        write_slice(tmp_path / f"{k}.dcm", picture(k), z=round(100 - 0.625 * k, 2), number=k)
+    assert plan_one(tmp_path)[1] == {}
+
+
+def test_copies_are_left_out_once_and_reported(tmp_path):
+    write_series(tmp_path, 4)
+    (tmp_path / "copy of 2.dcm").write_bytes((tmp_path / "2.dcm").read_bytes())
+    plan, found = plan_one(tmp_path)
+    assert found == {"repeated_file": "repaired"} and len(plan.slices) == 4 and plan.flags == ()
+
+
+def test_a_second_slice_at_a_position_is_left_out_and_reported(tmp_path):
+    write_series(tmp_path, 4)
+    write_slice(tmp_path / "9.dcm", picture(77), z=98.0, number=9)
+    plans, findings = plan_studies(tmp_path)
+    assert np.array_equal(grey(plans[0]), expected_grey(volume(4)))
+    (finding,) = findings
+    assert (finding.severity, finding.reason, finding.file) == ("repaired", "repeated_position", "5")
+
+
+def test_a_repeated_uid_at_another_position_is_no_copy(tmp_path):
+    plan, found = plan_one(write_series(tmp_path, 4, SOPInstanceUID="1.2.3"))
+    assert found == {"repeated_sop_uid": "flagged"} and len(plan.slices) == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"ImageOrientationPatient": [0.99875, 0.05, 0, -0.05, 0.99875, 0]}, "mixed_orientation"),
+        ({"hu": picture(rows=ROWS + 2)}, "mixed_size"),
+        ({"PixelSpacing": [0.4, 0.4]}, "mixed_pixel_spacing"),
+        ({"ImageOrientationPatient": [1, 0, 0, 0, 2, 0]}, "invalid_orientation"),
+        ({"ImageOrientationPatient": [1, 0, 0, 0.5, 0.866, 0]}, "invalid_orientation"),
+        ({"remove": ("ImagePositionPatient",)}, "missing_field"),
+        ({"remove": ("RescaleSlope",)}, "missing_rescale"),
+        ({"BitsStored": 12, "HighBit": 15}, "high_bit"),
+    ],
+)
+def test_one_bad_slice_refuses_its_study_and_only_that(tmp_path, changes, reason):
+    write_series(tmp_path / "bad", 4)
+    write_slice(tmp_path / "bad" / "3.dcm", **{"hu": picture(2), "z": 96.0, "number": 3} | changes)
+    write_series(tmp_path / "good", 4, study="1.2.3")
+    plans, findings = plan_studies(tmp_path)
+    assert [plan.id for plan in plans] == ["1.2.3"]
+    (finding,) = findings
+    assert (finding.id, finding.severity, finding.reason) == (STUDY, "refused", reason)
+    assert finding.refuses_study and finding.reason in REASONS
+
+
+def test_a_transfer_syntax_without_decoder_is_refused(tmp_path):
+    path = write_slice(tmp_path / "1.dcm")
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.9\0"))
+    assert plan_one(tmp_path) == (None, {"unsupported_syntax": "refused"})
+
+
+def test_junk_beside_a_study_is_numbered_and_flags_it(tmp_path):
+    write_series(tmp_path, 9)
+    (tmp_path / "2.dcm").write_text("SECRET^NAME")
+    plans, findings = plan_studies(tmp_path)
+    assert plans[0].flags == ("gaps", "uneven_spacing", "unread_files") and len(plans[0].slices) == 8
+    (junk,) = [f for f in findings if f.severity == "refused"]
+    assert (junk.id, junk.file, junk.reason, junk.refuses_study) == (STUDY, "2", "not_dicom", False)
+
+
+def test_a_study_of_which_nothing_can_be_read_is_refused_by_its_folder(tmp_path):
+    for name in ("1.dcm", "2.dcm"):
+        path = tmp_path / "train_images" / "1.2.3" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    plans, findings = plan_studies(tmp_path)
+    assert plans == [] and {f.id for f in findings} == {"1.2.3"}
+    assert [f.reason for f in findings if f.refuses_study] == ["no_readable_file"]
+
+
+@pytest.mark.parametrize("uid", ["..", "1..2", "../../etc", "a/b", "1.2 3", ".hidden", "x" * 65])
+def test_a_uid_that_is_no_file_name_is_refused_and_not_repeated(tmp_path, uid):
+    write_series(tmp_path, 2, StudyInstanceUID=uid)
+    plans, findings = plan_studies(tmp_path)
+    (finding,) = findings
+    assert plans == [] and finding.reason == "invalid_id" and uid not in f"{finding.id}{finding.message}"
+
+
+@pytest.mark.parametrize("uid", ["05fa52f0", "1.02.3"])
+def test_a_uid_that_only_dicom_forbids_is_flagged(tmp_path, uid):
+    plan, found = plan_one(write_series(tmp_path, 2, StudyInstanceUID=uid))
+    assert plan.id == uid and found == {"invalid_uid": "flagged"}
+
+
+def kept_and_left(source):
+    plans, findings = plan_studies(source)
+    return plans[0], [f.message for f in findings if f.reason == "series_left_out"]
+
+
+def test_scouts_and_reformats_are_left_out_and_listed(tmp_path):
+    write_series(tmp_path / "axial", 6)
+    sagittal = {"ImageOrientationPatient": [0, 1, 0, 0, 0, -1]}
+    write_slice(tmp_path / "scout.dcm", series="2", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"], **sagittal)
+    write_slice(tmp_path / "sag.dcm", series="3", **sagittal)
+    write_series(tmp_path / "mpr", 6, series="4", ImageType=["DERIVED", "SECONDARY", "MPR"], SliceThickness="0.5")
+    plan, left = kept_and_left(tmp_path)
+    assert plan.series_uid == f"{STUDY}.1" and len(plan.slices) == 6
+    assert sorted(left) == ["1 images: a localizer", "1 images: not axial", "6 images: derived images beside originals"]
+
+
+def test_a_scout_within_the_series_is_left_out_too(tmp_path):
+    write_series(tmp_path, 6)
+    changes = {"ImageOrientationPatient": [0, 1, 0, 0, 0, -1], "ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}
+    write_slice(tmp_path / "0.dcm", number=99, **changes)
+    plan, found = plan_one(tmp_path)
+    assert plan is not None and len(plan.slices) == 6 and found == {"series_left_out": "flagged"}
+
+
+def test_the_thinnest_then_the_sharpest_series_is_kept(tmp_path):
+    write_series(tmp_path / "thick", 3, step=-4, series="1", SliceThickness="4", kernel="B70s")
+    write_series(tmp_path / "soft", 6, series="2", kernel="B30s")
+    write_series(tmp_path / "sharp", 6, series="3", kernel="B60s")
+    plan, left = kept_and_left(tmp_path)
+    assert plan.series_uid == f"{STUDY}.3"
+    assert sorted(left) == ["3 images: thicker slices", "6 images: a softer kernel"]
+
+
+def test_a_short_thin_series_does_not_beat_the_volume(tmp_path):
+    write_series(tmp_path / "volume", 12, SliceThickness="2")
+    write_series(tmp_path / "bolus", 2, step=-1, series="2", SliceThickness="0.5", kernel="B70s")
+    plan, left = kept_and_left(tmp_path)
+    assert len(plan.slices) == 12 and left == ["2 images: it covers less than half as much"]
+
+
+def test_two_kernels_at_the_same_positions_are_never_interleaved(tmp_path):
+    write_series(tmp_path, 6, kernel="STANDARD")
+    for k in range(6):
+        write_slice(tmp_path / f"{20 + k}.dcm", picture(50 + k), z=100 - 2 * k, number=20 + k, kernel="BONEPLUS")
+    plan, left = kept_and_left(tmp_path)
+    assert plan.slice_number.tolist() == [20, 21, 22, 23, 24, 25] and left == ["6 images: a softer kernel"]
+    assert np.array_equal(grey(plan), expected_grey(np.stack([picture(50 + k) for k in range(6)])))
+
+
+def test_two_thicknesses_at_the_same_positions_are_two_stacks(tmp_path):
+    write_series(tmp_path, 6, SliceThickness="5")
+    for k in range(6):
+        write_slice(tmp_path / f"{20 + k}.dcm", picture(50 + k), z=100 - 2 * k, number=20 + k, SliceThickness="2")
+    plan, left = kept_and_left(tmp_path)
+    assert plan.slice_number.tolist() == [20, 21, 22, 23, 24, 25] and left == ["6 images: thicker slices"]
+
+
+def test_one_series_may_change_its_thickness_on_the_way(tmp_path):
+    write_series(tmp_path, 3, SliceThickness="2")
+    write_series(tmp_path, 3, start=92, step=-4, first=4, SliceThickness="4")
+    plan, found = plan_one(tmp_path)
+    assert len(plan.slices) == 6 and found == {"uneven_spacing": "flagged"}
+
+
+def test_a_damaged_slice_in_a_series_left_out_harms_nothing(tmp_path):
+    write_series(tmp_path / "good", 6)
+    write_series(tmp_path / "thick", 2, step=-6, series="2", SliceThickness="6", remove=("PixelSpacing",))
+    assert len(plan_one(tmp_path)[0].slices) == 6
+
+
+def test_other_modalities_are_listed_and_a_study_without_ct_is_refused(tmp_path):
+    write_series(tmp_path / "ct", 3)
+    write_series(tmp_path / "mr", 3, series="2", Modality="MR")
+    write_series(tmp_path / "mr only", 3, study="1.2.3", Modality="MR")
+    plans, findings = plan_studies(tmp_path)
+    assert [plan.id for plan in plans] == [STUDY]
+    refused = [(f.id, f.reason) for f in findings if f.severity == "refused"]
+    assert refused == [("1.2.3", "no_axial_series")] and sum(f.reason == "not_ct" for f in findings) == 2
+
+
+def test_findings_never_carry_text_of_the_header(tmp_path):
+    write_series(tmp_path / "a", 3, kernel="SECRET^NAME", PhotometricInterpretation="SECRET^NAME")
+    write_series(tmp_path / "b", 3, study="1.2.3", InstanceNumber=None, RescaleIntercept=None)
+    _, findings = plan_studies(tmp_path)
+    assert findings and not any("SECRET" in f"{f.id}{f.file}{f.reason}{f.message}" for f in findings)
+
+
+def test_kernels_are_ordered_by_sharpness():
+    for vendor in (["B20s", "B31f", "B60s", "B70s"], ["SOFT", "STANDARD", "BONE", "BONEPLUS", "EDGE"], ["A", "B", "D"]):
+        assert sorted(vendor, key=kernel_sharpness) == vendor
+    assert kernel_sharpness("") == 0
