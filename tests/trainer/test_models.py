@@ -1,0 +1,348 @@
+"""The four networks against reference section 6, on small pictures and with random weights."""
+
+import math
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn import functional as F
+
+from cache_schema.errors import UsageError
+from trainer.config import stage_file
+from trainer.models import (
+    Backbone,
+    BoxModel,
+    SliceFractureModel,
+    StudyFractureModel,
+    VertebraModel,
+    backbone_weights,
+)
+from trainer.models.heads import AttentionPool, fit_steps, max_pool
+from trainer.models.sequence import channels, middle_slices, positions, sinusoid_rows
+
+TINY = "test_efficientnet"
+SIDE = 64
+
+
+def parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def variants(stage: str) -> list[tuple[str, str]]:
+    """(variant, timm name) as configured."""
+    common, each = stage_file(stage)
+    return [(variant, (own or common)["model"]["name"]) for variant, own in each.items()]
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Backbone:
+    return Backbone(TINY)
+
+
+# full size
+
+
+def test_every_backbone_has_the_width_of_the_reference():
+    names = {name for stage in ("bbox", "vertebrae", "slice_fracture", "study_fracture") for _, name in variants(stage)}
+    widths = {name: Backbone(name).width for name in names}
+    assert widths == {
+        "efficientnet_b1.ft_in1k": 1280,
+        "resnest50d.in1k": 2048,
+        "seresnext50_32x4d.racm_in1k": 2048,
+        "efficientnetv2_rw_m.agc_in1k": 2152,
+    }
+
+
+@pytest.mark.parametrize(("variant", "name"), variants("bbox"))
+def test_full_size_bbox_model_gives_a_box_and_a_presence_per_image(variant, name):
+    model = BoxModel(Backbone(name)).eval()
+    with torch.no_grad():
+        out = model(torch.randn(2, 3, SIDE, SIDE))
+    assert out["box"].shape == (2, 4) and out["presence"].shape == (2,)
+
+
+@pytest.mark.parametrize(("variant", "name"), variants("vertebrae"))
+def test_full_size_vertebra_model_gives_seven_ratios_per_slice(variant, name):
+    model = VertebraModel(Backbone(name)).eval()
+    with torch.no_grad():
+        out = model(torch.randn(1, 32, 3, SIDE, SIDE))
+    assert out.shape == (1, 96, 7) and out.dtype == torch.float32
+    millions = {"resnest50d.in1k": 69.3, "efficientnetv2_rw_m.agc_in1k": 76.4}[name]
+    assert round(parameters(model.rnn) / 1e6, 1) == millions
+    assert model.ratios.in_features == {"resnest50d.in1k": 4160, "efficientnetv2_rw_m.agc_in1k": 4368}[name]
+
+
+@pytest.mark.parametrize(("variant", "name"), variants("slice_fracture"))
+def test_full_size_slice_fracture_model_gives_three_outputs_per_triplet(variant, name):
+    model = SliceFractureModel(Backbone(name)).eval()
+    with torch.no_grad():
+        out = model(torch.randn(1, 32, 3, SIDE, SIDE))
+    assert {key: tuple(value.shape) for key, value in out.items()} == {
+        "vertebra": (1, 32, 7),
+        "fracture": (1, 32, 7),
+        "any": (1, 32),
+    }
+    assert round(parameters(model.rnn) / 1e6, 1) == 68.2
+    assert model.vertebra.in_features == 4128
+
+
+@pytest.mark.parametrize(("variant", "name"), variants("study_fracture"))
+def test_full_size_study_fracture_model_gives_eight_logits_per_study(variant, name):
+    model = StudyFractureModel(Backbone(name)).eval()
+    with torch.no_grad():
+        out = model(torch.randn(5, 3, SIDE, SIDE), torch.tensor([2, 3]))
+    assert out.shape == (2, 8)
+    assert round(parameters(model.rnn) / 1e6, 1) == 67.1
+    assert model.logits.in_features == 8192 and model.attention.bias.shape == (192,)
+
+
+# positional features
+
+
+def test_a_sinusoid_row_is_eight_sines_then_eight_cosines():
+    row = sinusoid_rows(torch.tensor([202]))[0].tolist()
+    for j in range(8):
+        angle = 202 * 10000.0 ** (-j / 7)
+        assert row[j] == pytest.approx(math.sin(angle), abs=1e-6)
+        assert row[8 + j] == pytest.approx(math.cos(angle), abs=1e-6)
+
+
+def test_positions_by_index_start_at_row_202_and_channels_at_row_4():
+    assert torch.equal(positions(96, None)[0], sinusoid_rows(torch.arange(202, 298)))
+    assert torch.equal(channels(96, true_channel=False)[0], sinusoid_rows(torch.arange(4, 100)))
+    assert torch.equal(channels(6, true_channel=True)[0], sinusoid_rows(torch.tensor([4, 5, 6, 4, 5, 6])))
+
+
+def test_relative_positions_span_200_rows_from_head_to_feet():
+    rows = positions(3, torch.tensor([[0.0, 0.5, 1.0]]))
+    assert torch.equal(rows[0], sinusoid_rows(torch.tensor([202, 302, 402])))
+
+
+def test_a_triplet_has_the_position_of_its_middle_slice():
+    assert middle_slices(torch.arange(9)[None]).tolist() == [[1, 4, 7]]
+
+
+@pytest.mark.parametrize("kind", [VertebraModel, SliceFractureModel])
+def test_only_relative_models_look_at_relative_positions(tiny, kind):
+    features = torch.randn(1, 4, tiny.width)
+    here, there = torch.linspace(0, 0.2, 12)[None], torch.linspace(0.5, 0.9, 12)[None]
+
+    def first(model, relative=None):
+        out = model.sequence(features, relative)
+        return out if torch.is_tensor(out) else out["fracture"]
+
+    faithful = kind(tiny).eval()
+    assert torch.equal(first(faithful, here), first(faithful, there))
+    relative = kind(tiny, positional="relative").eval()
+    assert not torch.allclose(first(relative, here), first(relative, there))
+    with pytest.raises(ValueError, match="relative positions"):
+        first(relative)
+
+
+# encode and sequence
+
+
+@pytest.mark.parametrize("kind", [VertebraModel, SliceFractureModel])
+def test_features_computed_once_give_what_the_whole_model_gives(tiny, kind):
+    model = kind(tiny).eval()
+    images = torch.randn(2, 4, 3, SIDE, SIDE)
+    with torch.no_grad():
+        whole = model(images)
+        each = torch.stack([tiny(triplet) for triplet in images.flatten(0, 1).split(1)]).reshape(2, 4, -1)
+        split = model.sequence(each)
+    pairs = [(whole, split)] if torch.is_tensor(whole) else [(whole[key], split[key]) for key in whole]
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in pairs)
+
+
+def test_in_training_batch_norm_of_stage_2_sees_one_window_at_a_time():
+    model = VertebraModel(Backbone(TINY)).train()
+    images = torch.randn(2, 4, 3, SIDE, SIDE)
+    together = model.encode(images)
+    alone = torch.cat([model.encode(images[:1]), model.encode(images[1:])])
+    assert torch.allclose(together, alone, atol=1e-5)
+
+
+def test_the_vertebra_model_repeats_a_triplets_features_for_its_three_slices(tiny):
+    model = VertebraModel(tiny).eval()
+    seen = {}
+    model.rnn.register_forward_pre_hook(lambda module, inputs: seen.update(x=inputs[0]))
+    features = torch.randn(2, 4, tiny.width)
+    model.sequence(features)
+    assert seen["x"].shape == (2, 12, tiny.width + 32)
+    assert torch.equal(seen["x"][:, 5, : tiny.width], features[:, 1])
+
+
+# precision
+
+
+def test_features_and_outputs_are_float32_under_autocast_and_only_the_cnn_runs_in_16_bits():
+    model = SliceFractureModel(Backbone(TINY)).eval()
+    kinds = {}
+    model.backbone.net.register_forward_hook(lambda module, inputs, output: kinds.update(cnn=output.dtype))
+    images = torch.randn(1, 4, 3, SIDE, SIDE).half()
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        features = model.encode(images)
+        out = model.sequence(features)
+        assert features.dtype == torch.float32 and kinds["cnn"] == torch.bfloat16
+        assert {value.dtype for value in out.values()} == {torch.float32}
+    with torch.no_grad():
+        exact = model.sequence(features)
+    assert torch.equal(out["fracture"], exact["fracture"])
+
+
+# stage 4: chunks, freezing, batches
+
+
+@pytest.fixture
+def study_model() -> StudyFractureModel:
+    model = StudyFractureModel(Backbone(TINY), steps=12, chunk=4)
+    # A fresh batch norm leaves constants alone; give it statistics worth freezing.
+    for layer in model.backbone.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_mean.normal_(0, 0.1)
+    return model
+
+
+def test_chunks_of_one_shape_give_what_one_pass_gives(study_model):
+    images = torch.randn(10, 3, SIDE, SIDE)
+    shapes = []
+    study_model.backbone.register_forward_pre_hook(lambda module, inputs: shapes.append(len(inputs[0])))
+    features = study_model.encode(images)
+    assert shapes == [4, 4, 4] and features.shape == (10, study_model.backbone.width)
+    with torch.no_grad():
+        assert torch.allclose(features, study_model.backbone(images), atol=1e-5)
+
+
+def test_a_study_is_predicted_alone_as_in_any_batch_and_order(study_model):
+    study_model.eval()
+    studies = [torch.randn(n, 3, SIDE, SIDE) for n in (5, 15, 12)]
+    with torch.no_grad():
+        alone = torch.cat([study_model(s, torch.tensor([len(s)])) for s in studies])
+        together = study_model(torch.cat(studies), torch.tensor([5, 15, 12]))
+        turned = study_model(torch.cat(studies[::-1]), torch.tensor([12, 15, 5]))
+    assert torch.allclose(alone, together, atol=1e-5)
+    assert torch.allclose(alone, turned.flip(0), atol=1e-5)
+
+
+def test_training_stage_4_moves_neither_weights_nor_statistics_of_the_backbone(study_model):
+    before = {key: value.clone() for key, value in study_model.backbone.state_dict().items()}
+    study_model.train()
+    study_model(torch.randn(6, 3, SIDE, SIDE), torch.tensor([4, 2])).sum().backward()
+    assert all(torch.equal(before[key], value) for key, value in study_model.backbone.state_dict().items())
+    trained = {name.partition(".")[0] for name, p in study_model.named_parameters() if p.grad is not None}
+    assert trained == {"rnn", "attention", "logits"}
+
+
+def test_the_references_batch_norm_drift_is_a_switch():
+    model = StudyFractureModel(Backbone(TINY), steps=12, chunk=4, batch_norm="train").train()
+    sizes, before = [], {k: v.clone() for k, v in model.backbone.state_dict().items()}
+    model.backbone.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    assert model.encode(torch.randn(9, 3, SIDE, SIDE)).shape[0] == 9
+    assert sizes == [4, 4, 2], "a lone picture is doubled, since it has no spread of its own"
+    moved = [k for k, v in model.backbone.state_dict().items() if not torch.equal(before[k], v)]
+    assert moved and all("running" in k or "num_batches" in k for k in moved)
+    assert not model.eval().backbone.training
+
+
+@pytest.mark.parametrize("mask_pool", [False, True])
+def test_padding_is_seen_by_lstm_and_max_pool_unless_masked(study_model, mask_pool):
+    study_model.mask_pool = mask_pool
+    features = torch.randn(5, study_model.backbone.width)
+    short = study_model.classify([features])
+    study_model.steps = 9
+    study_model.attention.bias = nn.Parameter(torch.zeros(9))
+    assert torch.allclose(short, study_model.classify([features]), atol=1e-5) == mask_pool
+
+
+# stage 4: pooling
+
+
+@pytest.mark.parametrize("length", [5, 192, 300])
+def test_studies_shorter_equal_and_longer_than_the_steps_fit(length):
+    features = torch.rand(length, 3) + 1
+    fitted, lengths = fit_steps([features], 192)
+    assert fitted.shape == (1, 192, 3) and lengths == [min(length, 192)]
+    if length <= 192:
+        assert torch.equal(fitted[0, :length], features) and not fitted[0, length:].any()
+    else:
+        plane = F.interpolate(features[None, None], size=(192, 3), mode="bilinear", align_corners=False)[0, 0]
+        assert torch.allclose(fitted[0], plane, atol=1e-5)
+
+
+def test_attention_sums_to_one_over_the_filled_steps_and_follows_its_formula():
+    pool = AttentionPool(6, 10).requires_grad_(False)
+    nn.init.normal_(pool.bias)
+    hidden, mask = torch.randn(2, 10, 6), torch.arange(10) < torch.tensor([[10], [4]])
+    weights = pool.weights(hidden, mask)
+    assert torch.allclose(weights.sum(1), torch.ones(2), atol=1e-6)
+    assert weights[1, 4:].max() < 1e-9
+    scores = [math.exp(math.tanh(float(hidden[1, t] @ pool.weight[:, 0] + pool.bias[t]))) for t in range(4)]
+    assert weights[1, :4].tolist() == pytest.approx([s / sum(scores) for s in scores], abs=1e-6)
+    assert torch.allclose(pool(hidden, mask)[1], weights[1] @ hidden[1], atol=1e-6)
+
+
+def test_max_pool_covers_all_steps_or_the_masked_ones():
+    hidden = torch.tensor([[[-1.0], [-2.0], [0.0]]])
+    assert max_pool(hidden).item() == 0.0
+    assert max_pool(hidden, torch.tensor([[True, True, False]])).item() == -1.0
+
+
+# weights
+
+
+def test_stage_4_takes_exactly_the_backbone_of_stage_3():
+    source, target = SliceFractureModel(Backbone(TINY)), StudyFractureModel(Backbone(TINY), steps=12)
+    head = target.logits.weight.clone()
+    target.backbone.load_state_dict(backbone_weights(source.state_dict()))
+    for key, value in source.backbone.state_dict().items():
+        assert torch.equal(value, target.backbone.state_dict()[key])
+    assert torch.equal(head, target.logits.weight)
+
+
+def test_weights_without_a_backbone_are_refused():
+    with pytest.raises(UsageError, match="no backbone"):
+        backbone_weights({"rnn.lstm.weight_ih_l0": torch.zeros(1)})
+
+
+def test_pretrained_weights_are_read_from_a_local_file_with_or_without_a_classifier(tmp_path):
+    import timm
+
+    full = timm.create_model(TINY, num_classes=1000)
+    save_file(full.state_dict(), tmp_path / "full.safetensors")
+    loaded = Backbone(TINY, pretrained=True, weights_file=tmp_path / "full.safetensors")
+    assert torch.equal(loaded.net.conv_stem.weight, full.conv_stem.weight)
+    torch.save(loaded.net.state_dict(), tmp_path / "features.pth")
+    again = Backbone(TINY, weights_file=tmp_path / "features.pth")
+    assert torch.equal(again.net.conv_stem.weight, full.conv_stem.weight)
+
+
+def test_a_weights_file_of_another_model_or_none_is_refused_in_one_line(tmp_path):
+    import timm
+
+    save_file(timm.create_model("test_resnet", num_classes=0).state_dict(), tmp_path / "other.safetensors")
+    (tmp_path / "note.pth").write_text("no weights")
+    for file, said in (("other.safetensors", "does not fit"), ("note.pth", "cannot be read"), ("gone.pth", "no such")):
+        with pytest.raises(UsageError, match=said) as caught:
+            Backbone(TINY, weights_file=tmp_path / file)
+        assert "\n" not in str(caught.value)
+
+
+def test_weights_that_cannot_be_fetched_are_a_usage_error_naming_the_way_out(tmp_path, monkeypatch):
+    import huggingface_hub.constants as hub
+
+    monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UsageError, match=r"model\.weights_file=FILE.*model\.pretrained=false"):
+        Backbone("resnest50d.in1k", pretrained=True)
+
+
+@pytest.mark.parametrize(("name", "hint"), [("resnest5d", "did you mean resnest50d"), ("resnest50d.in2k", "in1k")])
+def test_an_unknown_backbone_or_tag_names_the_nearest(name, hint):
+    with pytest.raises(UsageError, match=hint):
+        Backbone(name)

@@ -1,0 +1,19 @@
+"""Stage 1: a box around C1..C7 in one triplet of slices, and whether there is one (reference 6.1)."""
+
+from torch import Tensor, nn
+
+from trainer.models.backbone import Backbone
+from trainer.models.heads import Head
+
+
+class BoxModel(nn.Module):
+    def __init__(self, backbone: Backbone):
+        super().__init__()
+        self.backbone = backbone
+        self.box = Head(backbone.width, 4)
+        self.presence = Head(backbone.width, 1)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """(B, 3, S, S) -> box (B, 4): x0 y0 x1 y1 in units of the picture's side, unbounded; presence (B,): logits."""
+        features = self.backbone(images)
+        return {"box": self.box(features), "presence": self.presence(features).squeeze(-1)}

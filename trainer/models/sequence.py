@@ -1,0 +1,66 @@
+"""From features of neighbouring triplets to a sequence: positional features and the bidirectional LSTM."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+POSITION_WIDTH = 16
+POSITION_PADDING = 201
+"""row before the first position's (reference 6.2)"""
+CHANNEL_PADDING = 3
+"""row before the first channel's (reference 6.2)"""
+RELATIVE_STEPS = 200
+"""a relative position in [0, 1] is told apart in this many steps (reference 6.2, `intended`)"""
+TRIPLET = 3
+
+
+def sinusoid_rows(rows: Tensor, width: int = POSITION_WIDTH) -> Tensor:
+    """(...,) row numbers -> (..., width) float32: sin(r f_j), then cos(r f_j); f_j = 10000^(-j/7) (reference 6.2)."""
+    half = width // 2
+    frequency = torch.exp(-math.log(10000.0) / (half - 1) * torch.arange(half, dtype=torch.float64, device=rows.device))
+    angle = rows.to(torch.float64)[..., None] * frequency
+    return torch.cat([angle.sin(), angle.cos()], dim=-1).float()
+
+
+def positions(slices: int, relative: Tensor | None, device: torch.device | str = "cpu") -> Tensor:
+    """Position features of a window's slices: (1, slices, 16) by index, or (B, slices, 16) by relative position.
+
+    By index (relative=None) is what the reference computes: slice i of the window has row 202 + i whatever the study.
+    relative: (B, slices) in [0, 1], 0 at the head of the study; row 202 + round(200 x relative).
+    """
+    if relative is None:
+        return sinusoid_rows(POSITION_PADDING + 1 + torch.arange(slices, device=device))[None]
+    return sinusoid_rows(POSITION_PADDING + 1 + torch.round(RELATIVE_STEPS * relative.to(device)))
+
+
+def channels(slices: int, true_channel: bool, device: torch.device | str = "cpu") -> Tensor:
+    """(1, slices, 16): the index in the window as in the reference (rows 4, 5, ..), or the true channel (4, 5, 6)."""
+    index = torch.arange(slices, device=device)
+    return sinusoid_rows(CHANNEL_PADDING + 1 + (index % TRIPLET if true_channel else index))[None]
+
+
+def middle_slices(per_slice: Tensor) -> Tensor:
+    """(B, 3T, ...) -> (B, T, ...): what belongs to the middle slices of the triplets, 1, 4, 7, .. (reference 7.1)."""
+    return per_slice[:, 1::TRIPLET]
+
+
+class BiLSTM(nn.Module):
+    """One bidirectional layer, hidden size = input size. (B, T, width) -> (B, T, 2 width) float32.
+
+    Always float32: 16-bit recurrences over 192 steps lose what the heads need. lengths: leave the steps beyond each
+    sequence's length out (their output is 0); without it padding is run over as in the reference.
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.lstm = nn.LSTM(width, width, batch_first=True, bidirectional=True)
+
+    def forward(self, x_btw: Tensor, lengths: list[int] | None = None) -> Tensor:
+        with torch.autocast(x_btw.device.type, enabled=False):
+            x_btw = x_btw.float()
+            if lengths is None:
+                return self.lstm(x_btw)[0]
+            packed = pack_padded_sequence(x_btw, torch.tensor(lengths), batch_first=True, enforce_sorted=False)
+            return pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=x_btw.shape[1])[0]

@@ -1,0 +1,53 @@
+"""Stage 3: for every triplet of a window, C1..C7's area ratios and fractures, and any fracture (reference 6.4)."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from trainer.models.backbone import Backbone
+from trainer.models.heads import Head
+from trainer.models.sequence import POSITION_WIDTH, TRIPLET, BiLSTM, middle_slices, positions
+
+LEVELS = 7
+
+
+class SliceFractureModel(nn.Module):
+    """positional: as in VertebraModel; the position is that of the triplet's middle slice."""
+
+    def __init__(self, backbone: Backbone, dropout: float = 0.0, positional: Literal["index", "relative"] = "index"):
+        super().__init__()
+        self.backbone = backbone
+        self.positional = positional
+        width = backbone.width + POSITION_WIDTH
+        self.rnn = BiLSTM(width)
+        self.dropout = nn.Dropout(dropout)
+        self.vertebra = Head(2 * width, LEVELS)
+        self.fracture = Head(2 * width, LEVELS)
+        self.any = Head(2 * width, 1)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """(B, T, 3, S, S) -> (B, T, width) float32, all windows in one pass of the CNN (reference 6.4)."""
+        return self.backbone(images.flatten(0, 1)).unflatten(0, images.shape[:2])
+
+    def sequence(self, features: Tensor, relative: Tensor | None = None) -> dict[str, Tensor]:
+        """(B, T, width) -> vertebra (B, T, 7), fracture (B, T, 7), any (B, T), no activation.
+
+        relative: (B, 3T) in [0, 1], one a slice, for positional=`relative` only.
+        """
+        batch, steps, _ = features.shape
+        own = self.positional == "relative"
+        if own and relative is None:
+            raise ValueError("positional='relative' needs the slices' relative positions")
+        position = middle_slices(positions(TRIPLET * steps, relative if own else None, features.device))
+        hidden = self.rnn(torch.cat([features, position.expand(batch, -1, -1)], dim=-1))
+        hidden = self.dropout(hidden)
+        return {
+            "vertebra": self.vertebra(hidden),
+            "fracture": self.fracture(hidden),
+            "any": self.any(hidden).squeeze(-1),
+        }
+
+    def forward(self, images: Tensor, relative: Tensor | None = None) -> dict[str, Tensor]:
+        """(B, T, 3, S, S) -> as `sequence`, float32."""
+        return self.sequence(self.encode(images), relative)

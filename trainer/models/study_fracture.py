@@ -1,0 +1,75 @@
+"""Stage 4: eight probabilities for a whole study over stage 3's frozen CNN (reference 6.5)."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from trainer.models.backbone import Backbone
+from trainer.models.heads import AttentionPool, Head, fit_steps, max_pool
+from trainer.models.sequence import BiLSTM
+
+TARGETS = 8
+
+
+class StudyFractureModel(nn.Module):
+    """steps: sequence length, longer studies are interpolated and shorter ones padded to it.
+    chunk: pictures in one pass of the CNN.
+    batch_norm: `eval` freezes its statistics with the weights; `train` uses each chunk's own during training and lets
+    the kept ones drift, as the reference does (its Q4).
+    mask_pool: leave padding out of the LSTM and the max pool; the reference runs over it (its Q29).
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        steps: int = 192,
+        chunk: int = 64,
+        dropout: float = 0.0,
+        batch_norm: Literal["eval", "train"] = "eval",
+        mask_pool: bool = False,
+    ):
+        super().__init__()
+        self.backbone = backbone.requires_grad_(False)
+        self.steps, self.chunk, self.batch_norm, self.mask_pool = steps, chunk, batch_norm, mask_pool
+        self.rnn = BiLSTM(backbone.width)
+        self.attention = AttentionPool(2 * backbone.width, steps)
+        self.dropout = nn.Dropout(dropout)
+        self.logits = Head(4 * backbone.width, TARGETS)
+        self.train()
+
+    def train(self, mode: bool = True) -> "StudyFractureModel":
+        super().train(mode)
+        if self.batch_norm == "eval":
+            self.backbone.eval()
+        return self
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """(N, 3, S, S) -> (N, width) float32 without gradients, `chunk` pictures at a time.
+
+        The last chunk is filled up with zeros, so that a compiled CNN meets one shape. Where batch norm takes a chunk's
+        own statistics filling up would change them: there a chunk keeps its length, and a lone picture is doubled.
+        """
+        features = []
+        for part in images.split(self.chunk):
+            kept = len(part)
+            wanted = max(kept, 2) if self.backbone.training else self.chunk
+            if kept < wanted:
+                filler = part if self.backbone.training else part.new_zeros(wanted - kept, *part.shape[1:])
+                part = torch.cat([part, filler])
+            features.append(self.backbone(part)[:kept])
+        return torch.cat(features)
+
+    def classify(self, features: list[Tensor]) -> Tensor:
+        """One (F_i, width) a study, F_i >= 1 -> (B, 8) logits float32: patient_overall, then C1..C7."""
+        x_btw, lengths = fit_steps(features, self.steps)
+        filled = torch.tensor(lengths, device=x_btw.device)
+        mask = torch.arange(self.steps, device=x_btw.device) < filled[:, None]
+        hidden = self.rnn(x_btw, lengths if self.mask_pool else None)
+        peak = max_pool(hidden, mask if self.mask_pool else None)
+        return self.logits(self.dropout(torch.cat([peak, self.attention(hidden, mask)], dim=-1)))
+
+    def forward(self, images: Tensor, lengths: Tensor) -> Tensor:
+        """(sum F, 3, S, S) of all studies one after another, (B,) int F_i -> (B, 8) logits float32."""
+        return self.classify(list(self.encode(images).split(lengths.tolist())))

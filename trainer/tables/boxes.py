@@ -1,0 +1,112 @@
+"""Predictions of stage 1 -> study_boxes: one box and one z-range a study (reference 3.3, its Q13 and Q14)."""
+
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from cache_schema.errors import CacheError
+from trainer.tables.runs import pooled
+
+PRESENCE = 0.5
+"""rows at or below this probability do not shape the box"""
+ROLLING_ROWS, ROLLING_MINIMUM = 5, 3
+Z_PRESENCE = 0.1
+"""the z-range spans the rows whose rolling mean exceeds this"""
+BOX = ["x0", "y0", "x1", "y1"]
+COLUMNS = ["id", *BOX, "z_from", "z_to", "source", "runs"]
+OUTLIER_DEVIATIONS = 4.0
+OUTLIER_SPREAD = 0.05
+"""smallest standard deviation of the logarithms that outliers are measured in: below it the set is simply uniform"""
+
+
+def study_boxes(
+    predictions: list[pd.DataFrame], studies: pd.DataFrame, over_seeds: Literal["mean", "extreme"] = "mean"
+) -> pd.DataFrame:
+    """The `study_boxes` table, a row for each of `studies`, sorted by id.
+
+    predictions: one frame a run (id, z_index, x0, y0, x1, y1 in native pixels, has_box); runs of a study are averaged.
+    studies: id, rows, columns, slices.
+    over_seeds: `mean` averages the runs' boxes slice by slice, then takes the hull of the slices above 0.5; `extreme`
+    takes the hull of every run's rows above 0.5, as the reference does.
+    x0 y0 x1 y1: whole native pixels, exclusive ends. z_from, z_to: z_index of the kept middle slices, exclusive end.
+    A study with no row above 0.5 gets the full frame and all its slices, source `full_frame`.
+    Raises CacheError where a study has no prediction.
+    """
+    every = pooled(predictions)
+    per_slice = every.groupby(["id", "z_index"], sort=True)[[*BOX, "has_box"]].mean().reset_index()
+    shaping = per_slice if over_seeds == "mean" else every
+    runs = every.groupby("id")["run"].nunique()
+    missing = sorted(set(studies["id"]) - set(runs.index))
+    if missing:
+        raise CacheError(
+            f"{len(missing)} studies have no bbox prediction, first {missing[0]}", do="run stage=bbox on them"
+        )
+    hulls = _hulls(shaping[shaping["has_box"] > PRESENCE])
+    slices = dict(iter(per_slice.groupby("id")))
+    rows = []
+    for study in studies.sort_values("id").itertuples():
+        box = _native(hulls.get(study.id), study.rows, study.columns)
+        if box is None:
+            rows.append((study.id, 0, 0, study.columns, study.rows, 0, study.slices, "full_frame", runs[study.id]))
+        else:
+            rows.append((study.id, *box, *z_range(slices[study.id]), "model", runs[study.id]))
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def z_range(per_slice: pd.DataFrame) -> tuple[int, int]:
+    """One study's rows (z_index of the middle slices, has_box) -> (z_from, z_to) of those kept, the end exclusive.
+
+    From the first to the last row whose centred rolling mean of has_box over 5 rows (at least 3) exceeds 0.1;
+    all rows where none does.
+    """
+    ordered = per_slice.sort_values("z_index")
+    smooth = ordered["has_box"].rolling(ROLLING_ROWS, min_periods=ROLLING_MINIMUM, center=True).mean()
+    kept = ordered["z_index"][smooth > Z_PRESENCE]
+    if kept.empty:
+        kept = ordered["z_index"]
+    return int(kept.iloc[0]), int(kept.iloc[-1]) + 1
+
+
+def segmentation_box(id: str, slice_box: np.ndarray, rows: int, columns: int) -> dict[str, Any]:
+    """One study's row of `study_boxes` from its segmentation. slice_box: (slices, 4), -1 where empty."""
+    there = np.flatnonzero(slice_box[:, 2] > slice_box[:, 0])
+    if not len(there):
+        values = (id, 0, 0, columns, rows, 0, len(slice_box), "full_frame", 0)
+    else:
+        boxes = slice_box[there]
+        low, high = boxes[:, :2].min(0).tolist(), boxes[:, 2:].max(0).tolist()
+        values = (id, *low, *high, int(there[0]), int(there[-1]) + 1, "segmentation", 0)
+    return dict(zip(COLUMNS, values, strict=True))
+
+
+def outliers(boxes: pd.DataFrame) -> pd.DataFrame:
+    """Models' boxes far from the others: id, quantity (area in px, aspect = width / height), value, median, deviations.
+
+    deviations: of the logarithms, in robust standard deviations (1.4826 x median absolute deviation); listed above 4.
+    """
+    own = boxes[boxes["source"] == "model"]
+    width, height = own["x1"] - own["x0"], own["y1"] - own["y0"]
+    found = []
+    for quantity, values in (("area", width * height), ("aspect", width / height)):
+        log = np.log(values.to_numpy(np.float64))
+        distance = np.abs(log - np.median(log)) if len(log) else log
+        spread = max(OUTLIER_SPREAD, 1.4826 * float(np.median(distance))) if len(log) else OUTLIER_SPREAD
+        far = distance > OUTLIER_DEVIATIONS * spread
+        for id, value, deviations in zip(own["id"][far], values[far], distance[far] / spread, strict=True):
+            found.append((id, quantity, float(value), float(values.median()), float(deviations)))
+    return pd.DataFrame(found, columns=["id", "quantity", "value", "median", "deviations"])
+
+
+def _hulls(rows: pd.DataFrame) -> dict[str, tuple[float, ...]]:
+    hulls = rows.groupby("id").agg({"x0": "min", "y0": "min", "x1": "max", "y1": "max"})
+    return {row.Index: tuple(row[1:]) for row in hulls.itertuples()}
+
+
+def _native(hull: tuple[float, ...] | None, rows: int, columns: int) -> tuple[int, int, int, int] | None:
+    """Outward to whole pixels and into the frame; None where nothing is left."""
+    if hull is None:
+        return None
+    x0, x1 = np.clip([np.floor(hull[0]), np.ceil(hull[2])], 0, columns)
+    y0, y1 = np.clip([np.floor(hull[1]), np.ceil(hull[3])], 0, rows)
+    return (int(x0), int(y0), int(x1), int(y1)) if x1 > x0 and y1 > y0 else None
