@@ -1,0 +1,61 @@
+"""The rules between the packages, read from their import statements."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FORBIDDEN = {
+    "cache_schema": {"preprocess", "trainer", "pydicom", "dask", "distributed", "torch", "nvidia"},
+    "preprocess": {"trainer", "torch", "torchvision", "timm", "accelerate", "nvidia"},
+    "trainer": {"preprocess", "pydicom", "dask", "distributed", "nibabel"},
+}
+DOORS = {("trainer/predict.py", "preprocess")}
+
+
+def imported(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("package", FORBIDDEN)
+def test_a_package_imports_only_what_its_side_of_the_house_may(package):
+    for path in (ROOT / package).rglob("*.py"):
+        where = str(path.relative_to(ROOT))
+        doors = {name for file, name in DOORS if file == where}
+        assert not imported(path) & FORBIDDEN[package] - doors, where
+
+
+def test_only_the_graph_names_dali_operators():
+    users = {p.name for p in (ROOT / "trainer").rglob("*.py") if "nvidia.dali import" in p.read_text()}
+    assert users == {"graph.py"}
+
+
+@pytest.mark.parametrize(
+    "module", ["trainer.config", "trainer.identity", "trainer.run", "trainer.plan.execute", "preprocess.cli"]
+)
+def test_torch_is_not_imported_before_it_is_needed(module):
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_the_entry_stays_short():
+    assert len((ROOT / "trainer/run.py").read_text().splitlines()) < 100
+
+
+def test_no_committed_file_names_a_package_registry():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    words = ["pypi" + ".org", "python" + "hosted", "--index" + "-url", "--extra-index" + "-url"]
+    for name in listed:
+        path = ROOT / name
+        if path.is_file() and path.suffix not in {".png", ".parquet"} and name != "Makefile":
+            text = path.read_text(errors="ignore")
+            assert not [word for word in words if word in text], name

@@ -1,0 +1,78 @@
+"""A small cache with labels, two folds and segmentations, and the smallest settings on the real code path."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from cache_schema import Cache, CacheWriter
+from cache_schema.tables import write_table
+from preprocess import studies
+from preprocess.phantom.generate import write_phantom
+from trainer.tables.boxes import segmentation_box
+
+SETTINGS = """
+model: {name: test_efficientnet_gn, pretrained: false, chunk: 8}
+data: {size: 64, frames: 12, stride: 6, eval_stride: 8}
+train: {epochs: 2, batch: 4, micro_batch: 2, eval_batch: 3, evaluate_every: 0, threads: 1, checkpoint_minutes: 0, log_every: 1}
+tracker: none
+stages:
+  bbox:
+    train: {batch: 16, micro_batch: 8, epochs: 1}
+  study_fracture:
+    train: {batch: 2, epochs: 1}
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny_cache(tmp_path_factory) -> Path:
+    """Six studies of 30 slices, four of them segmented, two folds of three."""
+    root = tmp_path_factory.mktemp("tiny")
+    labels = write_phantom(
+        root / "rsna", studies=6, slices=30, segmented=4, syntax="explicit", seed=3, workers=2, progress=False
+    )
+    writer = CacheWriter(root / "cache")
+    segmented = {}
+    for study in studies(root / "rsna"):
+        writer.publish(study)
+        segmented[study.id] = study.slice_box is not None
+    labels = labels.rename(columns={"StudyInstanceUID": "id"})
+    order = sorted(labels["id"], key=lambda id: (segmented[id], id))
+    labels["fold"] = labels["id"].map({id: place % 2 for place, id in enumerate(order)})
+    writer.finish(labels=labels)
+    return root / "cache"
+
+
+@pytest.fixture(scope="session")
+def tiny_settings(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("settings") / "tiny.yaml"
+    path.write_text(SETTINGS)
+    return path
+
+
+@pytest.fixture(scope="session")
+def true_boxes(tiny_cache, tmp_path_factory) -> Path:
+    """study_boxes from the segmentations; the whole frame where there is none."""
+    cache, rows = Cache(tiny_cache), []
+    for id in cache.ids:
+        study = cache.study(id)
+        record = study.record
+        if study.slice_box is None:
+            rows.append(
+                dict(
+                    id=id,
+                    x0=0,
+                    y0=0,
+                    x1=record.columns,
+                    y1=record.rows,
+                    z_from=0,
+                    z_to=record.slices,
+                    source="full_frame",
+                    runs=0,
+                )
+            )
+        else:
+            rows.append(segmentation_box(id, study.slice_box, record.rows, record.columns))
+    path = tmp_path_factory.mktemp("boxes") / "study_boxes.parquet"
+    write_table(path, pd.DataFrame(rows), "truth", {})
+    return path

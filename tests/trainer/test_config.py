@@ -1,0 +1,130 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cache_schema.errors import UsageError
+from trainer.config import STAGES, load, stage_file
+from trainer.loop import learning_rate, share
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def words(stage, *more):
+    needs = {
+        "slice_fracture": ["pseudo=p", "boxes=b"],
+        "study_fracture": ["backbone=r", "boxes=b"],
+        "vertebrae": ["boxes=b"],
+    }
+    return [f"stage={stage}", "cache=c", "out=o", *needs.get(stage, []), *more]
+
+
+def test_all_eight_variants_carry_the_numbers_of_the_reference():
+    expected = {
+        # stage, variant: timm model, epochs, items per step, per pass, learning rate, weight decay, crop
+        ("bbox", "01B"): ("efficientnet_b1.ft_in1k", 15, 32, 32, 2e-4, 0, False),
+        ("vertebrae", "02G"): ("resnest50d.in1k", 3, 16, 2, 3e-4, 5e-4, False),
+        ("vertebrae", "04A"): ("resnest50d.in1k", 3, 16, 2, 3e-4, 5e-4, True),
+        ("vertebrae", "04F"): ("efficientnetv2_rw_m.agc_in1k", 2, 16, 1, 3e-4, 5e-4, True),
+        ("slice_fracture", "04F"): ("resnest50d.in1k", 3, 48, 3, 3e-4, 5e-4, True),
+        ("slice_fracture", "04G"): ("seresnext50_32x4d.racm_in1k", 3, 48, 3, 3e-4, 5e-4, True),
+        ("study_fracture", "04F"): ("resnest50d.in1k", 3, 8, 8, 1e-3, 5e-4, True),
+        ("study_fracture", "04G"): ("seresnext50_32x4d.racm_in1k", 3, 8, 8, 1e-3, 5e-4, True),
+    }
+    assert {(stage, variant) for stage in STAGES for variant in stage_file(stage)[1]} == set(expected)
+    for (stage, variant), numbers in expected.items():
+        s = load(words(stage, f"variant={variant}"), must_exist=False)
+        found = (
+            s.model.name,
+            s.train.epochs,
+            s.train.batch,
+            s.train.micro_batch,
+            s.train.lr,
+            s.train.weight_decay,
+            s.data.crop,
+        )
+        assert found == numbers, (stage, variant)
+        assert s.model.pretrained and s.data.size == 512 and s.data.frames == 96
+    thinned = load(words("vertebrae", "variant=04F"), must_exist=False)
+    assert (thinned.data.thin, thinned.data.stride) == (0.6, "adaptive")
+
+
+def test_later_layers_win_and_strings_are_typed_late(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("train: {epochs: 7, lr: 1e-5}\nstages:\n  bbox:\n    train: {epochs: 9}\n")
+    s = load(words("bbox", f"config={file}", "train.lr=2e-5", "variant=01B"), must_exist=False)
+    assert (s.train.epochs, s.train.lr, s.train.weight_decay) == (9, 2e-5, 0)
+    assert load(words("vertebrae", f"config={file}"), must_exist=False).train.epochs == 7
+
+
+def test_micro_batch_on_the_command_line_keeps_the_effective_batch():
+    s = load(words("bbox", "micro_batch=8"), must_exist=False)
+    assert (s.train.micro_batch, s.train.batch) == (8, 32)
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        (["stage=bbx", "cache=c", "out=o"], "no stage bbx; did you mean bbox?"),
+        (words("bbox", "variant=01C"), "no variant 01C of stage bbox; did you mean 01B?"),
+        (words("bbox", "train.epoch=3"), "no setting train.epoch; did you mean train.epochs?"),
+        (words("bbox", "train.epochs=three"), "train.epochs='three' does not fit"),
+        (words("bbox", "train=3"), "train is a section"),
+        (words("bbox", "stage.x=3"), "stage is a value"),
+        (["stage=bbox", "out=o"], "no cache given"),
+        (
+            ["stage=vertebrae", "variant=04A", "cache=c", "out=o"],
+            "vertebrae 04A works on study boxes and was given none",
+        ),
+        (["stage=slice_fracture", "cache=c", "out=o", "boxes=b"], "trains on pseudo labels and was given none"),
+        (
+            ["stage=study_fracture", "cache=c", "out=o", "boxes=b"],
+            "freezes a slice_fracture backbone and was given none",
+        ),
+        (words("bbox", "config=nowhere.yaml"), "nowhere.yaml: no such settings file"),
+        (words("bbox"), "cache=c: no such path"),
+    ],
+)
+def test_a_wrong_setting_is_one_line_with_what_is_right(given, line):
+    with pytest.raises(UsageError) as error:
+        load(given)
+    assert line in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_command_answers_in_one_line_and_with_status_2():
+    done = subprocess.run(
+        [sys.executable, ROOT / "trainer/run.py", "stage=bbx"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == "error: no stage bbx; did you mean bbox?\n"
+
+
+def test_the_learning_rate_rises_and_falls_as_in_the_reference():
+    rate = [learning_rate(1.0, 0.1, samples, 1000) for samples in range(0, 1001, 50)]
+    assert (
+        rate[0] == 0
+        and rate[1] == 0.5
+        and rate[2] == 1.0
+        and rate[11] == pytest.approx(0.5)
+        and rate[-1] == pytest.approx(0)
+    )
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro", "processes", "expected"),
+    [
+        (16, 2, 1, (2, 8)),
+        (16, 2, 4, (2, 2)),
+        (48, 3, 32, None),
+        (48, 3, 8, (3, 2)),
+        (8, 8, 2, (4, 1)),
+        (10, 4, 1, (2, 5)),
+    ],
+)
+def test_the_effective_batch_is_shared_by_processes_and_passes(batch, micro, processes, expected):
+    if expected is None:
+        with pytest.raises(UsageError):
+            share(batch, micro, processes)
+    else:
+        assert share(batch, micro, processes) == expected

@@ -1,0 +1,123 @@
+"""The picture of design 7: DALI's graph and the plain loader against each other and against OpenCV, albumentations and plain arithmetic."""
+
+import albumentations as A
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from trainer.config import AugmentSettings, DataSettings
+from trainer.data.draws import Draw, draw, still
+from trainer.data.items import Item
+from trainer.data.loader import Loader
+from trainer.data.order import Place
+from trainer.data.plain import picture
+from trainer.data.source import MEAN, STD, assemble, square, stretch
+
+SIZE = 96
+
+
+class Samples:
+    """Stands in for a Source where a test wants to choose the pixels itself."""
+
+    def __init__(self, samples, places):
+        self.samples, self.schedule, self.limit = samples, places, len(samples)
+        self.drawing = lambda epoch, item: still(SIZE)
+
+    def __call__(self, info):
+        if info.idx_in_epoch >= self.limit:
+            raise StopIteration
+        return self.samples[info.idx_in_epoch]
+
+    def sample(self, place):
+        return self.samples[place.item.key]
+
+
+def random_samples(count, frames=6, seed=0):
+    random = np.random.default_rng(seed)
+    samples, places = [], []
+    for k in range(count):
+        item = Item(k, "a", 0, frames, 200)
+        pixels = random.integers(0, 256, (frames, 70 + k, 60)).astype(np.uint8)
+        pixels = np.stack([cv2.GaussianBlur(p, (0, 0), 1.5) for p in pixels])
+        samples.append(assemble(pixels, draw(0, 0, item, AugmentSettings(), SIZE)))
+        places.append(Place(0, item))
+    return Samples(samples, places)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("frames", [3, 12])
+def test_dali_and_the_plain_loader_show_the_same_within_a_grey_level(frames, interpolation):
+    source = random_samples(8, frames)
+    settings = DataSettings(size=SIZE, interpolation=interpolation)
+    (batch,) = Loader(source, 8, settings, torch.device("cpu"))
+    assert batch.images.dtype == torch.float16 and batch.triplets == [frames // 3] * 8
+    plain = np.concatenate([picture(sample, SIZE, interpolation) for sample in source.samples])
+    levels = np.abs(batch.images.numpy().astype(np.float32) - plain) * STD[:, None, None]
+    assert levels.max() < 1.3 and (levels > 0.5).mean() < 0.01
+
+
+def test_items_of_different_length_share_a_batch():
+    source = random_samples(2, 6)
+    source.samples[1] = random_samples(2, 15).samples[1]
+    (batch,) = Loader(source, 2, DataSettings(size=SIZE), torch.device("cpu"))
+    assert batch.triplets == [2, 5] and batch.images.shape == (7, 3, SIZE, SIZE)
+
+
+def test_normalisation_is_per_slice_of_a_triplet():
+    pixels = np.full((3, SIZE, SIZE), 100, np.uint8)
+    found = picture(assemble(pixels, still(SIZE)), SIZE)
+    mean, std = (0.22363983, 0.18190407, 0.2523437), (0.32451536, 0.2956294, 0.31335256)
+    for channel in range(3):
+        assert np.allclose(found[0, channel], (100 / 255 - mean[channel]) / std[channel], atol=1e-3)
+
+
+def test_stretch_is_the_reference_formula_for_each_slice():
+    random = np.random.default_rng(1)
+    pixels = random.integers(30, 200, (5, 40, 40)).astype(np.uint8)
+    pixels[2] = 77
+    found = stretch(pixels, pixels.min(axis=(1, 2)), pixels.max(axis=(1, 2)))
+    for before, after in zip(pixels, found, strict=True):
+        span = int(before.max()) - int(before.min())
+        expected = (before.astype(int) - before.min()) * 255 // span if span else np.zeros_like(before)
+        assert np.array_equal(after, expected)
+
+
+@pytest.mark.parametrize(
+    ("box", "expected"),
+    [
+        ((100, 100, 200, 151), (100, 75, 200, 175)),
+        ((100, 100, 200, 150), (100, 75, 200, 175)),
+        ((100, 100, 151, 200), (75, 100, 175, 200)),
+        ((100, 2, 200, 20), (100, 0, 200, 61)),
+        ((400, 100, 510, 400), (305, 100, 512, 400)),
+        ((0, 0, 512, 512), (0, 0, 512, 512)),
+    ],
+)
+def test_a_box_is_squared_and_clipped_as_in_the_reference(box, expected):
+    assert square(box, 512, 512) == expected
+
+
+def test_gain_is_albumentations_contrast_within_rounding():
+    pixels = np.random.default_rng(2).integers(0, 256, (3, SIZE, SIZE)).astype(np.uint8)
+    same = still(SIZE)
+    gained = Draw(SIZE, same.matrix, same.axis_x, same.axis_y, same.holes, gain=1.15)
+    ours = picture(assemble(pixels, gained), SIZE).astype(np.float32) * STD[:, None, None] + MEAN[:, None, None]
+    transform = A.RandomBrightnessContrast(
+        brightness_limit=0, contrast_limit=(0.15, 0.15), ensure_safe_range=False, p=1
+    )
+    assert np.abs(ours[0] - transform(image=pixels[0])["image"]).shape == (3, SIZE, SIZE)
+    for channel in range(3):
+        assert np.abs(ours[0, channel] - transform(image=pixels[channel])["image"]).max() <= 1.1
+
+
+def test_cut_outs_are_black_and_nothing_else_is():
+    pixels = np.full((3, SIZE, SIZE), 200, np.uint8)
+    same = still(SIZE)
+    holes = np.array([[10, 20, 19, 29], [80, 90, 96, 96], [5, 5, 5, 9]])
+    found = picture(assemble(pixels, Draw(SIZE, same.matrix, same.axis_x, same.axis_y, holes)), SIZE)
+    black = np.isclose(found[0].astype(np.float32), (-MEAN / STD)[:, None, None], atol=2e-3).all(0)
+    expected = np.zeros((SIZE, SIZE), bool)
+    for x0, y0, x1, y1 in holes:
+        expected[y0:y1, x0:x1] = True
+    assert np.array_equal(black, expected)

@@ -1,0 +1,84 @@
+"""A run that is killed and started again ends as if it had never been."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file
+
+from trainer import train
+from trainer.config import load
+from trainer.inputs import Inputs
+from trainer.loop import Run
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stop", [1, 3])
+def test_a_run_stopped_at_a_step_ends_with_the_same_weights_bit_for_bit(
+    stop, tiny_cache, tiny_settings, true_boxes, tmp_path, monkeypatch
+):
+    common = dict(
+        stage="vertebrae", variant="04A", cache=tiny_cache, config=tiny_settings, boxes=true_boxes, deterministic="true"
+    )
+    whole = train(**common, out=tmp_path / "whole")
+
+    steps = Run._step
+    with monkeypatch.context() as patched:
+
+        def stop_there(self, model, optimiser, batches, passes, step, last):
+            if step == stop:
+                raise Stopped
+            return steps(self, model, optimiser, batches, passes, step, last)
+
+        patched.setattr(Run, "_step", stop_there)
+        with pytest.raises(Stopped):
+            train(**common, out=tmp_path / "stopped")
+    resumed = train(**common, out=tmp_path / "stopped")
+
+    expected, found = (load_file(run / "model.safetensors") for run in (whole, resumed))
+    assert expected.keys() == found.keys()
+    assert all((expected[name] == found[name]).all() for name in expected)
+    assert (whole / "predictions.parquet").read_bytes() == (resumed / "predictions.parquet").read_bytes()
+
+
+def test_a_killed_process_leaves_a_run_that_goes_on(tiny_cache, tiny_settings, tmp_path):
+    words = ["stage=bbox", f"cache={tiny_cache}", f"out={tmp_path}", f"config={tiny_settings}", "train.epochs=4"]
+    run = load(words).run_dir
+    with open(tmp_path / "log", "w") as log:
+        child = subprocess.Popen(
+            [sys.executable, ROOT / "trainer/run.py", *words],
+            stdout=log,
+            stderr=log,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        deadline = time.monotonic() + 120
+        while not (run / "checkpoint/position.json").exists() and child.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    assert (run / "checkpoint/position.json").exists(), (tmp_path / "log").read_text()
+    assert not (run / "model.safetensors").exists()
+    train(**dict(word.split("=", 1) for word in words))
+    assert (run / "predictions.parquet").is_file()
+
+
+def test_a_checkpoint_of_other_settings_is_not_used(tiny_cache, tiny_settings, tmp_path):
+    words = [f"cache={tiny_cache}", f"out={tmp_path}", f"config={tiny_settings}", "stage=bbox"]
+    from trainer import checkpoint
+
+    settings = load(words)
+    run = Run(settings, Inputs(settings), "one key")
+    model = run.accelerator.prepare(run.stage.model())
+    checkpoint.save(run.accelerator, settings.run_dir, 7, "one key")
+    assert checkpoint.restore(run.accelerator, settings.run_dir, "one key") == 7
+    assert checkpoint.restore(run.accelerator, settings.run_dir, "another key") == 0
+    del model

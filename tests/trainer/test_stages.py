@@ -1,0 +1,198 @@
+"""All four stages in one process, each fed by the ones before, as a user would run them."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors import safe_open
+
+from cache_schema import LEVELS, TARGETS, Cache
+from cache_schema.errors import UsageError
+from cache_schema.tables import read_table
+from trainer import train
+from trainer.config import load
+from trainer.data.draws import Drawing
+from trainer.data.order import Evaluation
+from trainer.inputs import Inputs
+from trainer.loop import Run
+from trainer.tables import make
+
+
+@pytest.fixture(scope="session")
+def chain(tiny_cache, tiny_settings, tmp_path_factory):
+    """(RUNS, stage -> run folders) of the whole pipeline over both folds."""
+    out = tmp_path_factory.mktemp("runs")
+    cache, common = Cache(tiny_cache), dict(cache=tiny_cache, out=out, config=tiny_settings)
+    runs = {"bbox": [train(stage="bbox", fold=fold, **common) for fold in (0, 1)]}
+    assert make.study_boxes(out, cache, runs["bbox"])
+    common["boxes"] = out / "tables/study_boxes.parquet"
+    runs["vertebrae"] = [train(stage="vertebrae", variant="04A", fold=fold, **common) for fold in (0, 1)]
+    make.vertebra_ratios(out, cache, runs["vertebrae"])
+    make.pseudo_labels(out, cache, [])
+    pseudo = out / "tables/pseudo_labels.parquet"
+    runs["slice_fracture"] = [train(stage="slice_fracture", fold=fold, pseudo=pseudo, **common) for fold in (0, 1)]
+    runs["study_fracture"] = [
+        train(stage="study_fracture", fold=fold, backbone=runs["slice_fracture"][fold], **common) for fold in (0, 1)
+    ]
+    make.study_predictions(out, cache, runs["study_fracture"])
+    return out, runs
+
+
+def test_every_stage_predicts_exactly_what_its_fold_holds_out(chain, tiny_cache):
+    out, runs = chain
+    cache = Cache(tiny_cache)
+    columns = {
+        "bbox": ["id", "z_index", "x0", "y0", "x1", "y1", "has_box"],
+        "vertebrae": ["id", "z_index", "windows", *LEVELS],
+        "slice_fracture": ["id", "z_index", *LEVELS, *(f"{level}_frac" for level in LEVELS), "any_frac"],
+        "study_fracture": ["id", *TARGETS],
+    }
+    for stage, folders in runs.items():
+        for fold, folder in enumerate(folders):
+            table = read_table(folder / "predictions.parquet")
+            assert list(table.columns) == columns[stage]
+            held_out = cache.labels.loc[cache.labels["fold"] == fold, "id"]
+            assert set(table["id"]) == set(held_out)
+            assert np.isfinite(table.drop(columns="id").to_numpy(float)).all()
+    ratios = read_table(out / "tables/vertebra_ratios.parquet")
+    slices = {id: cache.record(id).slices for id in cache.ids}
+    assert {id: sorted(rows["z_index"]) for id, rows in ratios.groupby("id")} == {
+        id: list(range(n)) for id, n in slices.items()
+    }
+
+
+def test_the_submission_has_eight_rows_for_every_study(chain, tiny_cache):
+    submission = pd.read_csv(chain[0] / "tables/submission.csv")
+    expected = [f"{id}_{target}" for id in Cache(tiny_cache).ids for target in TARGETS]
+    assert submission["row_id"].tolist() == expected
+    assert submission["fractured"].between(0, 1).all()
+
+
+def test_scores_cover_all_stages_and_are_finite(chain, tiny_cache):
+    out, runs = chain
+    make.scores(out, Cache(tiny_cache), [folder for folders in runs.values() for folder in folders])
+    scores = json.loads((out / "tables/scores.json").read_text())
+    assert [row["stage"] for row in scores if row["split"] == "held_out"] == [
+        "bbox",
+        "vertebrae",
+        "slice_fracture",
+        "study_fracture",
+    ]
+    assert all(np.isfinite(row["value"]) and np.isfinite(row["baseline_value"]) for row in scores)
+    assert "bbox" in make.summary(out)
+
+
+def test_tables_are_made_once_and_again_only_when_their_inputs_change(chain, tiny_cache):
+    out, runs = chain
+    cache = Cache(tiny_cache)
+    assert not make.study_boxes(out, cache, runs["bbox"])
+    assert not make.pseudo_labels(out, cache, [])
+    assert make.study_boxes(out, cache, runs["bbox"][:1])
+    assert make.study_boxes(out, cache, runs["bbox"])
+
+
+def test_a_finished_run_is_not_run_again(chain, tiny_cache, tiny_settings):
+    out, runs = chain
+    before = {path: path.stat().st_mtime_ns for path in runs["bbox"][0].iterdir()}
+    train(stage="bbox", cache=tiny_cache, out=out, config=tiny_settings)
+    assert {path: path.stat().st_mtime_ns for path in runs["bbox"][0].iterdir()} == before
+
+
+def test_weights_say_what_they_were_made_from(chain, tiny_cache):
+    with safe_open(chain[1]["study_fracture"][0] / "model.safetensors", framework="np") as file:
+        meta = file.metadata()
+    assert meta["pixel_hash"] == Cache(tiny_cache).pixel_hash and meta["fold"] == "0" and meta["seed"] == "1"
+    assert {"boxes", "backbone", "labels", "studies"} <= set(json.loads(meta["inputs"]))
+    assert json.loads(meta["config"])["train"]["batch"] == 2
+
+
+def test_only_the_backbone_comes_from_stage_three(chain):
+    stage3, stage4 = (
+        safe_open(chain[1][stage][0] / "model.safetensors", framework="np")
+        for stage in ("slice_fracture", "study_fracture")
+    )
+    for name in stage4.keys():  # noqa: SIM118
+        same = name in stage3.keys() and np.array_equal(stage3.get_tensor(name), stage4.get_tensor(name))  # noqa: SIM118
+        assert same == name.startswith("backbone."), name
+
+
+@pytest.mark.parametrize("stage", ["bbox", "vertebrae", "slice_fracture", "study_fracture"])
+def test_a_prediction_is_the_same_alone_in_any_batch_and_in_any_order(stage, chain, tiny_cache, tiny_settings):
+    out, runs = chain
+    tables = out / "tables"
+    needs = {"vertebrae": ["variant=04A"], "slice_fracture": [f"pseudo={tables / 'pseudo_labels.parquet'}"]}.get(
+        stage, []
+    )
+    if stage != "bbox":
+        needs.append(f"boxes={tables / 'study_boxes.parquet'}")
+    words = [f"stage={stage}", f"cache={tiny_cache}", f"out={out}", f"config={tiny_settings}", "mode=predict", *needs]
+    settings = load(words)
+    run = Run(settings, Inputs(settings), "")
+    model = run.stage.model()
+    from trainer.checkpoint import load_weights
+
+    load_weights(model, runs[stage][0] / "model.safetensors")
+    written = read_table(runs[stage][0] / "predictions.parquet")
+    ids = run.inputs.eval_ids()
+
+    def predict(ids, batch):
+        import torch
+
+        items = run.stage.eval_items(ids)
+        schedule = Evaluation(items, batch)
+        loader = run._loader(schedule, batch, Drawing(settings.data.size), schedule.steps * batch, ids, targets=False)
+        model.eval()
+        with torch.no_grad():
+            return run.stage.table(
+                pd.concat(
+                    [run.stage.rows(run.stage.forward(model, found), found) for found in loader], ignore_index=True
+                )
+            )
+
+    whole = predict(ids[::-1], 5)
+    alone = pd.concat([predict([id], 1) for id in ids], ignore_index=True)
+    for table in (whole, alone):
+        assert table["id"].tolist() == written["id"].tolist()
+        assert np.allclose(
+            table.drop(columns="id").to_numpy(float), written.drop(columns="id").to_numpy(float), atol=2e-4, rtol=1e-4
+        )
+
+
+def test_fold_all_trains_on_everything_and_scores_nothing(tiny_cache, tiny_settings, tmp_path):
+    run = train(stage="bbox", fold="all", cache=tiny_cache, out=tmp_path, config=tiny_settings, **{"train.batch": 64})
+    assert (run / "model.safetensors").is_file() and not (run / "predictions.parquet").exists()
+    assert "score" not in (run / "metrics.jsonl").read_text()
+
+
+def test_changed_settings_set_the_old_run_aside_instead_of_overwriting_it(tiny_cache, tiny_settings, tmp_path):
+    common = dict(stage="bbox", cache=tiny_cache, out=tmp_path, config=tiny_settings)
+    first = (train(**common) / "model.safetensors").read_bytes()
+    second = (train(**common, **{"train.lr": 1e-3}) / "model.safetensors").read_bytes()
+    (aside,) = (tmp_path / "bbox-01B").glob(".stale-*")
+    assert (aside / "model.safetensors").read_bytes() == first != second
+
+
+def test_another_stage_s_weights_are_refused_by_name(chain, tiny_cache, tiny_settings, tmp_path):
+    words = dict(stage="bbox", mode="predict", cache=tiny_cache, out=tmp_path, config=tiny_settings)
+    with pytest.raises(UsageError, match="does not fit this variant"):
+        train(**words, weights=chain[1]["vertebrae"][0])
+
+
+def test_a_study_without_a_box_is_named(tiny_cache, tiny_settings, true_boxes, tmp_path):
+    from cache_schema.tables import write_table
+
+    boxes = read_table(true_boxes)
+    lost = boxes.loc[boxes["source"] == "segmentation", "id"].iloc[0]
+    write_table(tmp_path / "boxes.parquet", boxes[boxes["id"] != lost], "cut", {})
+    with pytest.raises(UsageError, match=f"1 studies have no box, first {lost}"):
+        train(
+            stage="vertebrae",
+            variant="04A",
+            cache=tiny_cache,
+            out=tmp_path,
+            config=tiny_settings,
+            boxes=tmp_path / "boxes.parquet",
+            fold="all",
+            **{"train.batch": 2},
+        )

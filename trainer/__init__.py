@@ -1,0 +1,15 @@
+"""Studies and tables in, runs and tables out."""
+
+from pathlib import Path
+from typing import Any
+
+
+def train(**settings: Any) -> Path:
+    """`train(stage="bbox", cache=..., out=..., **{"train.epochs": 2})`: the same as the command line. Returns the run's folder.
+
+    Raises cache_schema.errors.CspineError for what the command line would answer in one line.
+    """
+    from trainer.config import load
+    from trainer.run import run
+
+    return run(load(f"{key}={value}" for key, value in settings.items()))

@@ -1,0 +1,62 @@
+"""Checkpoints: everything needed to go on from an optimiser step, replaced as one folder; and the final weights."""
+
+import json
+import shutil
+from pathlib import Path
+
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from cache_schema.errors import UsageError
+from trainer.identity import CHECKPOINT, MODEL_FILE
+
+POSITION = "position.json"
+
+
+def save(accelerator: Accelerator, run_dir: Path, step: int, key: str) -> None:
+    """Model, optimiser, scaler, every process's RNG states and the step, written beside and renamed in. All processes call it."""
+    new, now, old = (run_dir / name for name in (f"{CHECKPOINT}.new", CHECKPOINT, f"{CHECKPOINT}.old"))
+    if accelerator.is_main_process:
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(new))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        (new / POSITION).write_text(json.dumps({"step": step, "key": key}))
+        shutil.rmtree(old, ignore_errors=True)
+        if now.exists():
+            now.rename(old)
+        new.rename(now)
+        shutil.rmtree(old, ignore_errors=True)
+    accelerator.wait_for_everyone()
+
+
+def restore(accelerator: Accelerator, run_dir: Path, key: str) -> int:
+    """The optimiser step to go on from: 0 without a checkpoint of this run."""
+    for folder in (run_dir / CHECKPOINT, run_dir / f"{CHECKPOINT}.old"):
+        position = folder / POSITION
+        if position.is_file():
+            found = json.loads(position.read_text())
+            if found["key"] == key:
+                accelerator.load_state(str(folder))
+                return found["step"]
+    return 0
+
+
+def save_weights(model: nn.Module, run_dir: Path, metadata: dict[str, str]) -> None:
+    """model.safetensors, float32, whole or not at all."""
+    new = run_dir / f".{MODEL_FILE}.new"
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(state, str(new), metadata=metadata)
+    new.rename(run_dir / MODEL_FILE)
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Strictly: every tensor there, none too many. Raises UsageError naming the file and the first that differs."""
+    state, own = load_file(str(path)), model.state_dict()
+    wrong = sorted(own.keys() ^ state.keys()) or sorted(name for name in own if own[name].shape != state[name].shape)
+    if wrong:
+        raise UsageError(f"does not fit this variant: {len(wrong)} tensors differ, first {wrong[0]}", where=path)
+    model.load_state_dict(state)

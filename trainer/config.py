@@ -1,0 +1,302 @@
+"""Settings: defaults < configs/<stage>.yaml < its variant < config=FILE < command line, typed and checked in one place.
+
+Nothing here imports torch, so that a wrong key is answered, and a finished run recognised, in a moment.
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cache_schema.errors import UsageError
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+STAGES = ("bbox", "vertebrae", "slice_fracture", "study_fracture")
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class ModelSettings(Section):
+    name: str = ""
+    """timm model with its pretrained tag pinned (reference 6)"""
+    pretrained: bool = True
+    weights_file: Path | None = None
+    """a local file with the backbone's pretrained weights, for machines that reach no model hub"""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    positional: Literal["index", "relative"] = "index"
+    """index: constant features per position in the window, as the reference computes them (its 6.2)"""
+    batch_norm: Literal["eval", "train"] = "eval"
+    """study_fracture only. train: batch norm of the frozen backbone drifts as in the reference (Q4)"""
+    mask_pool: bool = False
+    """study_fracture only. true: LSTM and max pool leave padded steps out (the reference runs over them, Q29)"""
+    chunk: int = Field(64, ge=2)
+    """study_fracture only: pictures in one pass of the frozen CNN"""
+
+
+class DataSettings(Section):
+    size: int = Field(512, ge=32)
+    """side of the square picture, in pixels"""
+    frames: int = Field(96, ge=3, multiple_of=3)
+    """slices in a slice window"""
+    stride: int | Literal["adaptive"] = 12
+    """slices between training windows; adaptive: round(2000 / length of the study's z-range) (reference 4.2)"""
+    eval_stride: int = Field(16, ge=1)
+    thin: float = Field(0.0, ge=0, le=1)
+    """probability that a training window is thinned along z by a step of 2 to 4 (reference 4.2)"""
+    crop: bool = False
+    """cut the square around the study's box; needs boxes="""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    intensity: Literal["per_slice", "fixed"] = "per_slice"
+    """per_slice: stretch each slice's crop to 0..255 as the reference does; fixed: keep the cache's window"""
+    loader: Literal["dali", "plain"] = "dali"
+    """plain: the same pictures through cv2 and a torch DataLoader, where DALI cannot be had"""
+    workers: int = Field(0, ge=0)
+    """reading processes per training process; 0 reads in the training process"""
+    resident: Literal["disk", "ram"] = "disk"
+    """ram: each reading process keeps decoded chunks up to data.ram_gb"""
+    ram_gb: float = Field(8.0, gt=0)
+
+
+class AugmentSettings(Section):
+    """Probabilities and ranges of reference section 5; one draw per item, the same for all its frames."""
+
+    reverse: float = Field(0.0, ge=0, le=1)
+    """probability of reversing the three slices of a triplet (reference Q1)"""
+    flip: float = Field(0.5, ge=0, le=1)
+    contrast: float = Field(0.75, ge=0, le=1)
+    contrast_range: float = Field(0.2, ge=0, lt=1)
+    affine: float = Field(0.75, ge=0, le=1)
+    shift: float = Field(0.2, ge=0)
+    scale: float = Field(0.2, ge=0, lt=1)
+    rotate: float = Field(20.0, ge=0)
+    """degrees"""
+    warp: float = Field(0.5, ge=0, le=1)
+    """probability of either a grid distortion or a random affine, at equal chance"""
+    cutout: float = Field(1.0, ge=0, le=1)
+    holes: int = Field(8, ge=0)
+    hole_size: float = Field(0.1, ge=0, le=1)
+    """side of a hole as a fraction of the picture"""
+
+
+class TrainSettings(Section):
+    epochs: int = Field(3, ge=1)
+    batch: int = Field(16, ge=1)
+    """items per optimiser step over all processes"""
+    micro_batch: int = Field(2, ge=1)
+    """items per process and forward pass; gradients are accumulated up to `batch`"""
+    eval_batch: int = Field(2, ge=1)
+    lr: float = Field(3e-4, gt=0)
+    weight_decay: float = Field(5e-4, ge=0)
+    warmup: float = Field(0.1, ge=0, le=1)
+    """share of all samples during which the learning rate rises"""
+    precision: Literal["auto", "no", "fp16", "bf16"] = "auto"
+    """auto: fp16 on a GPU as in the reference, float32 on a CPU"""
+    checkpoint_minutes: float = Field(10.0, ge=0)
+    evaluate_every: int = Field(1, ge=0)
+    """epochs between evaluations on the held-out fold; 0: only at the end"""
+    log_every: int = Field(10, ge=1)
+    """optimiser steps between logged lines"""
+    threads: int = Field(0, ge=0)
+    """CPU threads of torch per process; 0: what torch chooses"""
+
+
+class Settings(Section):
+    stage: Literal["bbox", "vertebrae", "slice_fracture", "study_fracture"]
+    variant: str
+    cache: Path
+    out: Path
+    mode: Literal["train", "predict"] = "train"
+    fold: int | Literal["all"] = 0
+    seed: int = Field(1, ge=0)
+    boxes: Path | None = None
+    """a study_boxes table, or `cache` for the boxes published in the cache"""
+    pseudo: Path | None = None
+    backbone: Path | None = None
+    """a finished slice_fracture run whose backbone study_fracture freezes"""
+    weights: Path | None = None
+    split: Literal["held_out", "all"] = "held_out"
+    deterministic: bool = False
+    tracker: str = "tensorboard"
+    model: ModelSettings = ModelSettings()
+    data: DataSettings = DataSettings()
+    augment: AugmentSettings = AugmentSettings()
+    train: TrainSettings = TrainSettings()
+
+    @property
+    def run_dir(self) -> Path:
+        return self.out / f"{self.stage}-{self.variant}" / f"fold{self.fold}-seed{self.seed}"
+
+    def dump(self) -> dict[str, Any]:
+        return self.model_dump(mode="json")
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """'did you mean X?' where something is near, else the choices themselves."""
+    choices = list(choices)
+    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
+    return f"did you mean {close[0]}?" if close else "choose from " + ", ".join(choices)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping with every scalar as a string, so that `01` stays `01` until pydantic types it."""
+    try:
+        content = yaml.load(path.read_text(), Loader=yaml.BaseLoader)
+    except OSError:
+        raise UsageError("no such settings file", where=path, do="check config=") from None
+    except yaml.YAMLError as error:
+        line = getattr(getattr(error, "problem_mark", None), "line", 0) + 1
+        raise UsageError(f"not valid YAML at line {line}", where=path) from None
+    if not isinstance(content, dict):
+        raise UsageError("does not hold settings", where=path, expected="a mapping of section.key to value")
+    return content
+
+
+def parse_assignments(words: Iterable[str]) -> dict[str, Any]:
+    """['a.b=1', 'c=2'] -> {'a': {'b': '1'}, 'c': '2'}."""
+    nested: dict[str, Any] = {}
+    for word in words:
+        key, equals, value = word.lstrip("-").partition("=")
+        if not equals:
+            raise UsageError(f"cannot read {word!r}", expected="key=value", do="see --help")
+        *parents, last = key.split(".")
+        place = nested
+        for parent in parents:
+            place = place.setdefault(parent, {})
+            if not isinstance(place, dict):
+                raise UsageError(f"{key}: {parent} is a value, not a section")
+        place[last] = value
+    return nested
+
+
+def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Later layers win, key by key."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            if isinstance(value, Mapping):
+                below = merged.get(key)
+                merged[key] = merge(below if isinstance(below, Mapping) else {}, value)
+            else:
+                merged[key] = value
+    return merged
+
+
+def check_keys(
+    given: Mapping[str, Any], model: type[BaseModel] = Settings, prefix: str = "", where: object = None
+) -> None:
+    for key, value in given.items():
+        if key not in model.model_fields:
+            names = [prefix + name for name in model.model_fields]
+            raise UsageError(f"no setting {prefix + key}", where=where, do=nearest(prefix + key, names))
+        inner = model.model_fields[key].annotation
+        is_section = isinstance(inner, type) and issubclass(inner, BaseModel)
+        if is_section and not isinstance(value, Mapping):
+            raise UsageError(f"{prefix + key} is a section", where=where, expected=f"{prefix}{key}.<setting>=value")
+        if is_section:
+            check_keys(value, inner, f"{prefix}{key}.", where)
+        elif isinstance(value, Mapping):
+            raise UsageError(f"{prefix + key} is a value, not a section", where=where)
+
+
+def stage_file(stage: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(settings common to the stage, its variants) from configs/<stage>.yaml; the first variant is the default."""
+    content = read_yaml(CONFIGS / f"{stage}.yaml")
+    return content, content.pop("variants")
+
+
+def load(words: Iterable[str], *, must_exist: bool = True) -> Settings:
+    """Settings from `key=value` words. Raises UsageError with the nearest right choice.
+
+    must_exist=False leaves out whether paths exist, for runs whose inputs are yet to be made."""
+    given = parse_assignments(words)
+    extra: list[dict[str, Any]] = []
+    files = given.pop("config", None)
+    if "micro_batch" in given:
+        micro_batch = given.pop("micro_batch")
+        given = merge(given, {"train": {"micro_batch": micro_batch}})
+    stage = given.get("stage")
+    if stage is None:
+        raise UsageError("no stage given", expected="stage=" + "|".join(STAGES), do="see --help")
+    if stage not in STAGES:
+        raise UsageError(f"no stage {stage}", do=nearest(stage, STAGES))
+    common, variants = stage_file(stage)
+    if files is not None:
+        extra = [stage_layer(Path(name), stage) for name in str(files).split(",")]
+    check_keys(given)
+    variant = given.get("variant") or next((layer["variant"] for layer in reversed(extra) if "variant" in layer), None)
+    variant = variant or next(iter(variants))
+    if variant not in variants:
+        raise UsageError(f"no variant {variant} of stage {stage}", do=nearest(variant, variants))
+    for needed in ("cache", "out"):
+        if needed not in given and not any(needed in layer for layer in extra):
+            raise UsageError(f"no {needed} given", expected="cache=CACHE out=RUNS", do="see --help")
+    merged = merge(common, variants[variant] or {}, *extra, given, {"variant": variant})
+    settings = validate(_without_nulls(merged))
+    _check_needs(settings)
+    if must_exist:
+        _check_paths(settings)
+    return settings
+
+
+def stage_layer(path: Path, stage: str) -> dict[str, Any]:
+    """A settings file: keys for every stage, and under `stages:` keys for one."""
+    content = read_yaml(path)
+    per_stage = content.pop("stages", {}) or {}
+    for name in per_stage:
+        if name not in STAGES:
+            raise UsageError(f"no stage {name}", where=path, do=nearest(name, STAGES))
+    layer = merge(content, per_stage.get(stage) or {})
+    check_keys(layer, where=path)
+    return layer
+
+
+def validate(values: Mapping[str, Any]) -> Settings:
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("literal[", "int")))
+        raise UsageError(
+            f"{key}={first.get('input')!r} does not fit", expected=first["msg"].lower().removeprefix("input should be ")
+        ) from None
+
+
+def _without_nulls(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_nulls(value) if isinstance(value, Mapping) else None if value in ("null", "") else value
+        for key, value in values.items()
+    }
+
+
+def _check_needs(settings: Settings) -> None:
+    """What a variant needs and is not given stops here, before anything is opened."""
+    name = f"{settings.stage} {settings.variant}"
+    if (settings.data.crop or settings.stage == "study_fracture") and settings.boxes is None:
+        raise UsageError(f"{name} works on study boxes and was given none", do="add boxes=TABLE or boxes=cache")
+    if settings.stage == "slice_fracture" and settings.pseudo is None and settings.mode == "train":
+        raise UsageError(f"{name} trains on pseudo labels and was given none", do="add pseudo=TABLE")
+    if settings.stage == "study_fracture" and settings.backbone is None and settings.mode == "train":
+        raise UsageError(f"{name} freezes a slice_fracture backbone and was given none", do="add backbone=RUN")
+    if settings.mode == "train" and settings.weights is not None:
+        raise UsageError("weights= belongs to mode=predict", do="leave it out, or give mode=predict")
+
+
+def _check_paths(settings: Settings) -> None:
+    for key in ("cache", "boxes", "pseudo", "backbone", "weights"):
+        path = getattr(settings, key)
+        if path is None or path.exists() or (key == "boxes" and str(path) == "cache"):
+            continue
+        parent = path.absolute().parent
+        near = (
+            difflib.get_close_matches(path.name, [entry.name for entry in parent.iterdir()], n=1)
+            if parent.is_dir()
+            else []
+        )
+        raise UsageError(
+            "no such path", where=f"{key}={path}", do=f"did you mean {parent / near[0]}?" if near else None
+        )

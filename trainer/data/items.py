@@ -1,0 +1,68 @@
+"""Which items exist: triplets, slice windows and whole studies, as plain descriptions. Pure functions.
+
+Slices are addressed by z_index, 0 at the head. An item shorter than its frame count is padded; padding carries index -1.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+ADAPTIVE_WINDOWS = 2000
+"""reference 4.2: variant 04F's stride is round(2000 / z-range)"""
+STUDY_MARGIN = 2
+"""slices kept beyond the study box's z-range, so that the triplets at both ends are whole (reference 4.4)"""
+
+
+class Item(NamedTuple):
+    """`frames` slices of one study from `start` on. `key` is unique in its list and seeds the item's draw."""
+
+    key: int
+    id: str
+    start: int
+    frames: int
+    slices: int
+    """slices the study has"""
+
+    def z_index(self, step: int = 1, phase: int = 0) -> np.ndarray:
+        """(frames,) int64 slice indices; -1 where the study has ended."""
+        index = self.start + phase + step * np.arange(self.frames)
+        return np.where(index < self.slices, index, -1)
+
+
+def triplets(studies: Iterable[tuple[str, int]], *, every: int) -> list[Item]:
+    """Three consecutive slices. every=1: at each slice (training); every=3: disjoint, the last moved up to end on the last slice."""
+    return _number((id_, start, 3, n) for id_, n in studies for start in starts(n, 3, every))
+
+
+def windows(studies: Iterable[tuple[str, int]], frames: int, stride: int | dict[str, int]) -> list[Item]:
+    """Windows of `frames` slices; `stride` in slices, for all studies or by id."""
+    return _number(
+        (id_, start, frames, n)
+        for id_, n in studies
+        for start in starts(n, frames, stride if isinstance(stride, int) else stride[id_])
+    )
+
+
+def whole_studies(studies: Iterable[tuple[str, int]], ranges: dict[str, tuple[int, int]]) -> list[Item]:
+    """One item a study: its z-range (z_from, z_to exclusive) with a margin, cut to a multiple of three slices."""
+    rows = []
+    for id_, n in studies:
+        z_from, z_to = ranges[id_]
+        first, last = max(0, z_from - STUDY_MARGIN), min(n, z_to + STUDY_MARGIN)
+        rows.append((id_, first, max(3, (last - first) // 3 * 3), n))
+    return _number(rows)
+
+
+def starts(slices: int, frames: int, stride: int) -> list[int]:
+    """0, the multiples of the stride, and the last window that still fits: every slice is covered when stride <= frames."""
+    last = max(0, slices - frames)
+    return sorted({*range(0, last + 1, stride), last})
+
+
+def adaptive_stride(z_range: int) -> int:
+    return max(1, round(ADAPTIVE_WINDOWS / max(1, z_range)))
+
+
+def _number(rows: Iterable[tuple[str, int, int, int]]) -> list[Item]:
+    return [Item(key, *row) for key, row in enumerate(rows)]

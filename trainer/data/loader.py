@@ -1,0 +1,127 @@
+"""Batches for the training loop: pixels from DALI (or the plain loader), targets from the stage, both of the same places.
+
+A loader holds no position of its own. It starts where its schedule starts and goes on; (epoch, step) is all a checkpoint keeps.
+It is not handed to `Accelerator.prepare()`: ranks already read only their own items, and every epoch is whole optimiser steps.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from cache_schema.errors import CspineError, UsageError
+from trainer.config import DataSettings
+from trainer.data.draws import Draw
+from trainer.data.order import Place
+from trainer.data.source import Source
+
+Targets = Callable[[Place, np.ndarray, Draw], dict[str, np.ndarray]]
+"""(place, (frames,) z_index, draw) -> the item's targets, each an array of one shape per name"""
+
+
+@dataclass
+class Batch:
+    images: torch.Tensor
+    """(sum of triplets, 3, size, size) float16, the items one after another"""
+    triplets: list[int]
+    """triplets of each item"""
+    places: list[Place]
+    z_index: list[np.ndarray]
+    """per item (3 * triplets,) slice indices, -1 where padded"""
+    targets: dict[str, torch.Tensor]
+    """(items, ...) float32"""
+
+    def windows(self) -> torch.Tensor:
+        """(items, triplets, 3, size, size): for items of one length."""
+        return self.images.view(len(self.places), -1, *self.images.shape[1:])
+
+
+class Loader:
+    """Iterates over batches of `batch` items; `device` is where pixels are computed and stay."""
+
+    def __init__(
+        self, source: Source, batch: int, settings: DataSettings, device: torch.device, targets: Targets | None = None
+    ):
+        self.source, self.batch, self.settings, self.device, self.targets = source, batch, settings, device, targets
+
+    def __iter__(self) -> Iterator[Batch]:
+        pictures = {"dali": _dali_pictures, "plain": _plain_pictures}[self.settings.loader]
+        k = 0
+        for images in pictures(self.source, self.batch, self.settings, self.device):
+            yield self._with_targets(images, [self.source.schedule[k + i] for i in range(self.batch)])
+            k += self.batch
+            if self.source.limit is not None and k >= self.source.limit:
+                return
+
+    def _with_targets(self, images: list[torch.Tensor], places: list[Place]) -> Batch:
+        draws = [self.source.drawing(place.epoch, place.item) for place in places]
+        z_index = [place.item.z_index(draw.step, draw.phase) for place, draw in zip(places, draws, strict=True)]
+        targets = {}
+        if self.targets is not None:
+            rows = [self.targets(*row) for row in zip(places, z_index, draws, strict=True)]
+            targets = {name: torch.from_numpy(np.stack([np.float32(row[name]) for row in rows])) for name in rows[0]}
+        return Batch(
+            torch.cat(images) if len(images) > 1 else images[0],
+            [len(image) for image in images],
+            places,
+            z_index,
+            {name: value.to(self.device, non_blocking=True) for name, value in targets.items()},
+        )
+
+
+def _dali_pictures(
+    source: Source, batch: int, settings: DataSettings, device: torch.device
+) -> Iterator[list[torch.Tensor]]:
+    try:
+        from nvidia.dali.plugin.pytorch import feed_ndarray
+
+        from trainer.data.graph import graph
+    except ImportError as error:
+        raise UsageError(f"DALI cannot be imported ({error})", do="install it, or give data.loader=plain") from None
+    gpu = device.type == "cuda"
+    pipe = graph(
+        source,
+        settings.size,
+        settings.interpolation,
+        gpu,
+        settings.workers,
+        batch_size=batch,
+        num_threads=4 if gpu else 1,
+        device_id=device.index or 0 if gpu else None,
+        py_num_workers=max(1, settings.workers),
+        py_start_method="spawn",
+        prefetch_queue_depth=2,
+        seed=0,
+    )
+    pipe.build()
+    stream = torch.cuda.current_stream(device) if gpu else None
+    while True:
+        try:
+            (outputs,) = pipe.run()
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            raise _reading_error(error) from error
+        images = [torch.empty(tensor.shape(), dtype=torch.float16, device=device) for tensor in outputs]
+        for tensor, image in zip(outputs, images, strict=True):
+            feed_ndarray(tensor, image, cuda_stream=stream)
+        yield images
+
+
+def _plain_pictures(
+    source: Source, batch: int, settings: DataSettings, device: torch.device
+) -> Iterator[list[torch.Tensor]]:
+    from trainer.data.plain import Pictures
+
+    for images in Pictures(source, settings).batches(batch):
+        yield [image.to(device) for image in images]
+
+
+def _reading_error(error: RuntimeError) -> Exception:
+    """DALI wraps what a reading process raised into its own text; the user gets the one line back."""
+    for line in reversed(str(error).splitlines()):
+        kind, colon, message = line.strip().partition(": ")
+        if colon and kind.rpartition(".")[2] in {"CacheError", "StaleStudy", "UsageError", "CspineError"}:
+            return CspineError(message)
+    return error

@@ -1,0 +1,177 @@
+"""item -> pixels: the slices of an item, cropped at native resolution and stretched, with the numbers of its draw.
+
+Everything is opened on first use, so a Source travels to reading processes as a few small tables.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+
+from cache_schema import Cache, Study
+from cache_schema.layout import CHUNK_SLICES
+from trainer.data.draws import Draw, Drawing
+from trainer.data.order import Evaluation, Place, Training
+
+OPEN_STUDIES = 256
+TRIPLET_CHUNKS_BYTES = 256 << 20
+"""decoded chunks a reading process keeps for random triplets: twice what one shuffle buffer touches (trainer.data.order)"""
+
+MEAN = np.array([0.22363983, 0.18190407, 0.2523437], np.float32) * 255
+STD = np.array([0.32451536, 0.2956294, 0.31335256], np.float32) * 255
+"""reference 2.4, by slice of a triplet, in grey levels"""
+INTERPOLATION = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
+
+Box = tuple[int, int, int, int]
+
+
+class Sample(NamedTuple):
+    """One item as the graph takes it."""
+
+    pixels: np.ndarray
+    """(frames, height, width, 1) uint8, stretched; padding slices 0"""
+    matrix: np.ndarray
+    """(2, 3) float32, output -> crop coordinates"""
+    axis_x: np.ndarray
+    """(1, size) float32"""
+    axis_y: np.ndarray
+    """(size, 1) float32"""
+    gain: np.ndarray
+    """(1,) float32"""
+    hole_start: np.ndarray
+    """(2 n,) float32: y x of each cut-out, in pixels; one empty hole where there is none"""
+    hole_shape: np.ndarray
+
+
+def square(box: Box, rows: int, columns: int) -> Box:
+    """The shorter side padded to the longer, ceil before and floor after, clipped to the frame (reference 2.3), native pixels."""
+    x0, y0, x1, y1 = box
+    missing = (x1 - x0) - (y1 - y0)
+    before, after = (abs(missing) + 1) // 2, abs(missing) // 2
+    if missing > 0:
+        y0, y1 = y0 - before, y1 + after
+    else:
+        x0, x1 = x0 - before, x1 + after
+    return max(0, x0), max(0, y0), min(columns, x1), min(rows, y1)
+
+
+def stretch(pixels: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """(n, h, w) uint8 -> the same; each slice's low..high to 0..255, floor; a constant slice to 0 (design 7.2)."""
+    stretched = np.empty(pixels.shape, np.uint8)
+    for slice_, target, dark, bright in zip(pixels, stretched, low.tolist(), high.tolist(), strict=True):
+        levels = np.clip(np.arange(256) - dark, 0, bright - dark)
+        table = (levels * 255 // max(1, bright - dark)).astype(np.uint8)
+        cv2.LUT(slice_, table, dst=target)
+    return stretched
+
+
+class _Recent:
+    """The most recently used values of a function, up to a total cost."""
+
+    def __init__(self, budget: float, cost: Callable[[Any], float]):
+        self.budget, self.cost, self.total = budget, cost, 0.0
+        self.values: OrderedDict[Hashable, Any] = OrderedDict()
+
+    def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        if key in self.values:
+            self.values.move_to_end(key)
+            return self.values[key]
+        value = self.values[key] = make()
+        self.total += self.cost(value)
+        while self.total > self.budget and len(self.values) > 1:
+            self.total -= self.cost(self.values.popitem(last=False)[1])
+        return value
+
+
+class Reader:
+    """Slices of a cache's studies. `keep_bytes` > 0 keeps decoded chunks, cut to the study's box."""
+
+    def __init__(self, cache: Path, keep_bytes: int = 0):
+        self.cache, self.keep_bytes = Cache(cache), keep_bytes
+        self._studies = _Recent(OPEN_STUDIES, lambda study: 1)
+        self._chunks = _Recent(keep_bytes, lambda chunk: chunk.nbytes)
+
+    def study(self, id: str) -> Study:
+        return self._studies.get(id, lambda: self.cache.study(id))
+
+    def read(self, id: str, z0: int, z1: int, box: Box | None) -> np.ndarray:
+        """(z1 - z0, h, w) uint8."""
+        study = self.study(id)
+        if not self.keep_bytes:
+            return study.read(z0, z1, box)
+        parts = []
+        for first in range(z0 // CHUNK_SLICES * CHUNK_SLICES, z1, CHUNK_SLICES):
+            last = min(first + CHUNK_SLICES, study.record.slices)
+            chunk = self._chunks.get(
+                (id, first, box), lambda a=first, b=last: np.ascontiguousarray(study.read(a, b, box))
+            )
+            parts.append(chunk[max(0, z0 - first) : z1 - first])
+        return np.concatenate(parts) if len(parts) > 1 else parts[0]
+
+
+@dataclass
+class Source:
+    """The k-th sample of one rank: what DALI's external source and the plain loader call."""
+
+    cache: Path
+    schedule: Training | Evaluation
+    drawing: Drawing
+    boxes: dict[str, Box] | None = None
+    """native study boxes by id; None for whole slices"""
+    intensity: str = "per_slice"
+    keep_bytes: int = 0
+    limit: int | None = None
+    """samples after which there are no more"""
+    _reader: Reader | None = field(default=None, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_reader": None}
+
+    def __call__(self, info: Any) -> Sample:
+        """DALI's per-sample callback; `info.idx_in_epoch` counts on without end."""
+        if self.limit is not None and info.idx_in_epoch >= self.limit:
+            raise StopIteration
+        return self.sample(self.schedule[info.idx_in_epoch])
+
+    def sample(self, place: Place) -> Sample:
+        draw = self.drawing(place.epoch, place.item)
+        return assemble(self.pixels(place, draw), draw)
+
+    def pixels(self, place: Place, draw: Draw) -> np.ndarray:
+        """(frames, h, w) uint8: cropped and stretched, padding 0."""
+        if self._reader is None:
+            self._reader = Reader(self.cache, self.keep_bytes)
+        item, study = place.item, self._reader.study(place.item.id)
+        index = item.z_index(draw.step, draw.phase)
+        there = index[index >= 0]
+        box = None
+        if self.boxes is not None:
+            box = square(self.boxes[item.id], study.record.rows, study.record.columns)
+        found = self._reader.read(item.id, int(there[0]), int(there[-1]) + 1, box)[:: draw.step]
+        if self.intensity == "per_slice":
+            if box is None:
+                low, high = study.value_range[there].T
+            else:
+                low, high = found.min(axis=(1, 2)), found.max(axis=(1, 2))
+            found = stretch(found, low, high)
+        if len(found) < item.frames:
+            found = np.concatenate([found, np.zeros((item.frames - len(found), *found.shape[1:]), np.uint8)])
+        return found[::-1] if draw.reverse else found
+
+
+def assemble(pixels: np.ndarray, draw: Draw) -> Sample:
+    """(frames, h, w) uint8 and a draw -> a sample."""
+    holes = draw.holes if len(draw.holes) else np.zeros((1, 4), int)
+    return Sample(
+        np.ascontiguousarray(pixels)[..., None],
+        draw.map_from_crop(*pixels.shape[1:]),
+        draw.axis_x[None].astype(np.float32),
+        draw.axis_y[:, None].astype(np.float32),
+        np.float32([draw.gain]),
+        np.float32(holes[:, [1, 0]]).ravel(),
+        np.float32(holes[:, [3, 2]] - holes[:, [1, 0]]).ravel(),
+    )

@@ -1,0 +1,1 @@
+"""The run graph and what executes it."""

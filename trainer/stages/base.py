@@ -1,0 +1,90 @@
+"""The protocol behind which each stage lives in one file: items, targets, loss, prediction table, scores."""
+
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from trainer.config import Settings
+from trainer.data.draws import Draw
+from trainer.data.items import Item
+from trainer.data.loader import Batch
+from trainer.data.order import Place
+from trainer.inputs import Inputs
+from trainer.losses import Term
+from trainer.models import Backbone
+from trainer.tables.scores import Score
+
+
+class Stage(Protocol):
+    """Built from (settings, inputs). Its version, by which finished runs become stale, stands in `trainer.identity`."""
+
+    by_block: ClassVar[bool]
+    """whether training items overlap so much that they are shuffled by block"""
+    segmented: ClassVar[bool]
+    """whether it trains, and is scored, on segmented studies only"""
+
+    def __init__(self, settings: Settings, inputs: Inputs) -> None: ...
+
+    def train_items(self, ids: list[str]) -> list[Item]: ...
+
+    def eval_items(self, ids: list[str]) -> list[Item]:
+        """Items that cover every slice a prediction is due for."""
+        ...
+
+    def targets(self, place: Place, z_index: np.ndarray, draw: Draw) -> dict[str, np.ndarray]:
+        """One training item's targets, after its draw."""
+        ...
+
+    def model(self) -> nn.Module: ...
+
+    def forward(self, model: nn.Module, batch: Batch) -> Any: ...
+
+    def loss(self, outputs: Any, targets: dict[str, torch.Tensor]) -> dict[str, Term]: ...
+
+    def rows(self, outputs: Any, batch: Batch) -> pd.DataFrame:
+        """A batch's predictions, one row for each slice or study, padding and all."""
+        ...
+
+    def table(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """All rows of a prediction -> the table of design 4, sorted."""
+        ...
+
+    def scores(self, table: pd.DataFrame) -> list[Score]:
+        """On those studies of the table that have a truth, beside the baseline of the training folds."""
+        ...
+
+
+def backbone(settings: Settings) -> Backbone:
+    """With pretrained weights where training starts from them; a prediction loads its own."""
+    model, starts = settings.model, settings.mode == "train"
+    return Backbone(model.name, model.pretrained and starts, model.weights_file if starts else None)
+
+
+def relative_positions(batch: Batch, settings: Settings) -> torch.Tensor | None:
+    """(items, 3 * triplets) in [0, 1], 0 at the head; None where the model counts by index in the window."""
+    if settings.model.positional == "index":
+        return None
+    rows = [
+        np.maximum(z, 0) / max(1, place.item.slices - 1) for z, place in zip(batch.z_index, batch.places, strict=True)
+    ]
+    return torch.from_numpy(np.float32(rows)).to(batch.images.device)
+
+
+def slice_rows(batch: Batch, every: int = 1) -> pd.DataFrame:
+    """id and z_index of each shown slice (every=3: of each triplet's middle slice), in the batch's order; -1 where padded or repeated."""
+    shown = [z[1::3] if every == 3 else z for z in batch.z_index]
+    counted = [z if place.counts else np.full_like(z, -1) for z, place in zip(shown, batch.places, strict=True)]
+    ids = np.repeat([place.item.id for place in batch.places], [len(z) for z in counted])
+    return pd.DataFrame({"id": ids, "z_index": np.concatenate(counted)})
+
+
+def average(rows: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    """Rows with z_index >= 0 -> the mean per (id, z_index) with `windows`, how many there were. Independent of the rows' order."""
+    kept = rows[rows["z_index"] >= 0].sort_values(["id", "z_index", *columns], kind="stable")
+    grouped = kept.groupby(["id", "z_index"], sort=True)
+    table = grouped[columns].mean()
+    table.insert(0, "windows", grouped.size())
+    return table.reset_index()

@@ -1,0 +1,68 @@
+"""Stage 3: vertebra ratios and fractures of every triplet, trained on pseudo labels (reference 4.3, 6.4)."""
+
+import numpy as np
+import pandas as pd
+import torch
+
+from cache_schema import LEVELS
+from cache_schema.errors import UsageError
+from trainer.config import Settings
+from trainer.data.draws import Draw
+from trainer.data.items import Item, windows
+from trainer.data.loader import Batch
+from trainer.data.order import Place
+from trainer.inputs import Inputs
+from trainer.losses import Term, slice_fracture_loss
+from trainer.models import SliceFractureModel
+from trainer.stages.base import average, backbone, relative_positions, slice_rows
+from trainer.stages.vertebrae import training_windows
+from trainer.tables.pseudo import FRACTURES
+from trainer.tables.scores import Score, score
+
+
+class SliceFractureStage:
+    by_block, segmented = False, False
+
+    def __init__(self, settings: Settings, inputs: Inputs):
+        self.settings, self.inputs = settings, inputs
+
+    def train_items(self, ids: list[str]) -> list[Item]:
+        missing = sorted(set(ids) - set(self.inputs.pseudo))
+        if missing:
+            line = f"{len(missing)} studies have no pseudo labels, first {missing[0]}"
+            raise UsageError(line, where=f"pseudo={self.settings.pseudo}", do="make the table again")
+        return training_windows(self.settings, self.inputs, ids)
+
+    def eval_items(self, ids: list[str]) -> list[Item]:
+        return windows(self.inputs.lengths(ids), self.settings.data.frames, self.settings.data.eval_stride)
+
+    def targets(self, place: Place, z_index: np.ndarray, draw: Draw) -> dict[str, np.ndarray]:
+        """ratios, fractures (triplets, 7) at the middle slices, NaN where unknown; mask (triplets): 0 where padded."""
+        middle = z_index[1::3]
+        values = self.inputs.pseudo[place.item.id][middle]
+        return {"ratios": values[:, :7], "fractures": values[:, 7:], "mask": middle >= 0}
+
+    def model(self) -> SliceFractureModel:
+        return SliceFractureModel(backbone(self.settings), self.settings.model.dropout, self.settings.model.positional)
+
+    def forward(self, model: SliceFractureModel, batch: Batch) -> dict[str, torch.Tensor]:
+        return model(batch.windows(), relative_positions(batch, self.settings))
+
+    def loss(self, outputs: dict[str, torch.Tensor], targets: dict[str, torch.Tensor]) -> dict[str, Term]:
+        return slice_fracture_loss(outputs, targets["ratios"], targets["fractures"], targets["mask"].bool())
+
+    def rows(self, outputs: dict[str, torch.Tensor], batch: Batch) -> pd.DataFrame:
+        """At the middle slice of each triplet."""
+        frame = slice_rows(batch, every=3)
+        for columns, name in ((LEVELS, "vertebra"), (FRACTURES, "fracture")):
+            frame[list(columns)] = outputs[name].flatten(0, 1).float().cpu().numpy().astype(np.float64)
+        frame["any_frac"] = outputs["any"].flatten().float().cpu().numpy().astype(np.float64)
+        return frame
+
+    def table(self, rows: pd.DataFrame) -> pd.DataFrame:
+        return average(rows, [*LEVELS, *FRACTURES, "any_frac"]).drop(columns="windows")
+
+    def scores(self, table: pd.DataFrame) -> list[Score]:
+        known = self.inputs.pseudo_table
+        held_out, training = (known[known["id"].isin(ids)] for ids in (self.inputs.eval_ids(), self.inputs.train_ids()))
+        return score("slice_fracture", table, held_out, training, variant=self.settings.variant)
