@@ -4,7 +4,7 @@ DEMO ?= work/demo
 BIN := .venv/bin
 SETUP := .venv/.installed
 
-.PHONY: help setup demo test lint format lock clean-demo
+.PHONY: help setup demo test soak bench-cache lint format lock clean-demo
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  *##' $(MAKEFILE_LIST) | sed -E 's/: *[^#]*## */\t/' | sort | awk -F'\t' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -27,6 +27,12 @@ $(DEMO)/rsna: | $(SETUP)
 
 test: $(SETUP)   ## all tests, at most 10 minutes on 2 cores
 	$(BIN)/python -m pytest
+
+soak: $(SETUP)   ## kills, flipped bits, broken files and random changes by the hundred; about half an hour
+	PYTHONPATH=tests/preprocess:tests/cache_schema $(BIN)/python tests/soak/soak.py
+
+bench-cache: $(SETUP)  ## what the cache costs to build and to read, as ratios of paired rounds
+	$(BIN)/python -m benchmarks.cache --keep
 
 lint: $(SETUP)   ## ruff, and the rules between the packages
 	$(BIN)/ruff check .

@@ -1,5 +1,7 @@
 """Records and labels as data frames of fixed columns and dtypes, whatever the studies; an empty set included."""
 
+import math
+
 import pandas as pd
 
 from cache_schema.layout import TARGETS
@@ -19,10 +21,11 @@ INDEX_COLUMNS = {
     **dict.fromkeys(("transfer_syntax", "decoder", "flags"), "str"),
     **dict.fromkeys(BOX, "Int32"),
     "box_made_by": "str",
-    "bytes": "int64",
+    **dict.fromkeys(("pixels", "bytes"), "int64"),
     **dict.fromkeys(("content_digest", "segmentation_digest", "source_digest", "digest"), "str"),
 }
-"""column -> dtype of index.parquet; NaN spacings are open, flags joined by spaces, bytes without zarr.json"""
+"""column -> dtype of index.parquet; NaN spacings are open, flags joined by spaces, pixels are those stored (a cropped study
+holds fewer than slices x rows x columns), bytes without zarr.json"""
 
 
 def index_row(record: StudyRecord, stored_bytes: int, digest: str) -> dict:
@@ -38,6 +41,7 @@ def index_row(record: StudyRecord, stored_bytes: int, digest: str) -> dict:
         "flags": " ".join(record.flags),
         **{name: getattr(box, name) if box else None for name in BOX},
         "box_made_by": box.made_by if box else None,
+        "pixels": math.prod(record.shape),
         "bytes": stored_bytes,
         "content_digest": record.content_digest,
         "segmentation_digest": record.segmentation_digest,

@@ -77,7 +77,7 @@ class SliceSpacing(_Frozen):
 
 
 class Origin(_Frozen):
-    """Of a cropped study: its native frame, the corner of what is kept, and the content digest of the whole study."""
+    """Of a cropped study: which part of the frame is stored, and the content digest of the whole study."""
 
     x0: int = Field(ge=0)
     y0: int = Field(ge=0)
@@ -87,7 +87,10 @@ class Origin(_Frozen):
 
 
 class StudyRecord(_Frozen):
-    """All that is known of a study but its arrays: lengths in mm, patient coordinates LPS, all in cache order."""
+    """All that is known of a study but its arrays: lengths in mm, patient coordinates LPS, all in cache order.
+
+    rows, columns, position and every box are those of the native frame, of which a cropped study stores a part.
+    """
 
     id: Annotated[str, AfterValidator(_id)]
     study_uid: str
@@ -117,12 +120,29 @@ class StudyRecord(_Frozen):
 
     @model_validator(mode="after")
     def _consistent(self) -> "StudyRecord":
-        box, frame = self.study_box, self.origin or self
-        if box and (box.x1 > frame.columns or box.y1 > frame.rows or box.z_to > self.slices):
+        x0, y0, x1, y1 = self.held
+        if x1 > self.columns or y1 > self.rows:
+            raise ValueError("origin lies outside the frame")
+        box = self.study_box
+        if box and (box.x0 < x0 or box.y0 < y0 or box.x1 > x1 or box.y1 > y1 or box.z_to > self.slices):
             raise ValueError("study_box lies outside the study")
         if list(self.flags) != sorted(set(self.flags)):
             raise ValueError("flags must be sorted and distinct")
         return self
+
+    @property
+    def held(self) -> Box:
+        """The part of the frame that is stored; all of it unless the study was cropped."""
+        part = self.origin
+        if part is None:
+            return 0, 0, self.columns, self.rows
+        return part.x0, part.y0, part.x0 + part.columns, part.y0 + part.rows
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(slices, rows, columns) of what is stored."""
+        frame = self.origin or self
+        return self.slices, frame.rows, frame.columns
 
     def geometry(self) -> dict[str, Any]:
         """What the content digest says beside the pixels."""
@@ -143,7 +163,7 @@ class StudyRecord(_Frozen):
 class Pixels(Protocol):
     """Where a Study's pixels come from; picklable, opens files lazily.
 
-    May also have `value_range`, uint8 (n, 2), and, for what only reading tells, `decoder` and `source_digest()`.
+    May also have `value_range`, uint8 (n, 2), and, for what only reading tells, `decoder`, `source_digest()` and `flags()`.
     """
 
     def read(self, z0: int, z1: int, box: Box | None = None) -> np.ndarray:
@@ -192,7 +212,7 @@ class Study:
         return np.concatenate([value_range(block) for block in blocks(self)])
 
     def read(self, z0: int, z1: int, box: Box | None = None) -> np.ndarray:
-        """uint8 (z1 - z0, h, w): slices z0 up to z1, cut to `box` (native pixels, exclusive ends) or whole.
+        """uint8 (z1 - z0, h, w): slices z0 up to z1, cut to `box` (native pixels, exclusive ends), or all that is held.
 
         Raises ValueError for slices or boxes outside of what the study holds.
         """
@@ -201,26 +221,27 @@ class Study:
             raise ValueError(f"{self.id} has slices 0 up to {record.slices}, not {z0} up to {z1}")
         if box is None:
             return self.pixels.read(z0, z1)
-        left, top = (record.origin.x0, record.origin.y0) if record.origin else (0, 0)
-        x0, y0, x1, y1 = (int(bound) - shift for bound, shift in zip(box, (left, top, left, top), strict=True))
-        if not (0 <= x0 < x1 <= record.columns and 0 <= y0 < y1 <= record.rows):
-            inside = (left, top, left + record.columns, top + record.rows)
+        left, top, right, bottom = record.held
+        x0, y0, x1, y1 = map(int, box)
+        if not (left <= x0 < x1 <= right and top <= y0 < y1 <= bottom):
             raise ValueError(
-                f"{self.id} holds the pixels {inside}, which do not contain the box {tuple(map(int, box))}"
+                f"{self.id} holds the pixels {record.held}, which do not contain the box {(x0, y0, x1, y1)}"
             )
-        return self.pixels.read(z0, z1, (x0, y0, x1, y1))
+        return self.pixels.read(z0, z1, (x0 - left, y0 - top, x1 - left, y1 - top))
 
     def settled_record(self) -> StudyRecord:
-        """The record with what only reading tells: the decoders used and the digest of the source. For after the last slice."""
+        """The record with what only reading tells: decoders used, digest of the source, flags. For after the last slice."""
         update = {}
         if hasattr(self.pixels, "decoder"):
             update["decoder"] = self.pixels.decoder
         if hasattr(self.pixels, "source_digest"):
             update["source_digest"] = self.pixels.source_digest()
+        if hasattr(self.pixels, "flags"):
+            update["flags"] = tuple(sorted({*self.record.flags, *self.pixels.flags()}))
         return self.record.model_copy(update=update)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.id}, {self.record.slices}x{self.record.rows}x{self.record.columns})"
+        return f"{type(self).__name__}({self.id}, {'x'.join(map(str, self.record.shape))})"
 
 
 class ContentDigest:
@@ -253,10 +274,23 @@ def segmentation_digest(study: Study) -> str | None:
 
 
 def blocks(study: Study) -> Iterator[np.ndarray]:
-    """The pixels of a study, up to 8 slices at a time, in order: uint8 (<= 8, rows, columns)."""
+    """The pixels that a study holds, up to 8 slices at a time, in order: uint8 (<= 8, h, w)."""
     n = study.record.slices
     for first in range(0, n, CHUNK_SLICES):
         yield study.read(first, min(first + CHUNK_SLICES, n))
+
+
+def square_around(box: Box, rows: int, columns: int) -> Box:
+    """What training cuts around a study's box: the shorter side padded to the longer, ceil before and floor after, clipped
+    to the frame (reference 2.3)."""
+    x0, y0, x1, y1 = box
+    missing = (x1 - x0) - (y1 - y0)
+    before, after = (abs(missing) + 1) // 2, abs(missing) // 2
+    if missing > 0:
+        y0, y1 = y0 - before, y1 + after
+    else:
+        x0, x1 = x0 - before, x1 + after
+    return max(0, x0), max(0, y0), min(columns, x1), min(rows, y1)
 
 
 def value_range(block: np.ndarray) -> np.ndarray:

@@ -109,7 +109,8 @@ def _check_study(folder: Path, record: StudyRecord, attributes: dict[str, Any], 
     if not is_valid_id(folder.name) or record.id != folder.name:
         return [f"the record is that of {record.id}"]
     segmented = record.segmentation_digest is not None
-    size = record.rows, record.columns, record.slices
+    slices, rows, columns = record.shape
+    size = rows, columns, slices
     if set(attributes["files"]) != set(study_files(*size, segmented=segmented)):
         return ["the list of files is not that of a study of its size"]
     problems = changed_files(folder, attributes["files"])

@@ -139,8 +139,7 @@ class CacheWriter:
         written, for a missing column, an id that is there twice, a box outside its study, or a table that names no
         study of the cache.
         """
-        made_by = content_digest(table)
-        wanted = _boxes_of(table, made_by)
+        wanted = boxes_of(table)
         with self.locked():
             changed, given = [], 0
             for folder in self.studies():
@@ -227,7 +226,7 @@ def study_document(record: StudyRecord, files: dict[str, dict]) -> bytes:
 
 def _write_study(study: Study, folder: Path) -> StudyRecord:
     record = study.record
-    shape = (record.slices, record.rows, record.columns)
+    shape = record.shape
     writer, digest, ranges = StudyWriter(folder), ContentDigest(study), []
     for number, block in enumerate(blocks(study)):
         if block.dtype != np.uint8 or block.shape[1:] != shape[1:]:
@@ -260,7 +259,9 @@ def _sync_tree(folder: Path) -> None:
     sync(folder.parent)
 
 
-def _boxes_of(table: pd.DataFrame, made_by: str) -> dict[str, StudyBox]:
+def boxes_of(table: pd.DataFrame) -> dict[str, StudyBox]:
+    """The boxes of a table by id. Raises UsageError for a missing column, a repeated id, a box that is none."""
+    made_by = content_digest(table)
     for column in ("id", *BOX):
         if column not in table.columns:
             raise UsageError(f"the table has no column {column}", expected=", ".join(("id", *BOX)))

@@ -54,21 +54,24 @@ def segmentation_folder(source: str | Path, segmentations: str | Path | None) ->
 
 
 def open_study(plan: "StudyPlan", segmentation: str | Path | None = None) -> tuple["Study", list["Finding"]]:
-    """A planned study as a lazy Study, and what there is to say about its segmentation (a refused one leaves the
-    study without labels).
+    """A planned study as a lazy Study, and what there is to say about its decoders and its segmentation (a refused one
+    leaves the study without labels). The first slice of each kind is decoded here, twice.
 
     `source_digest` of its record is "" until the files have been read: `study.pixels.source_digest()` gives it then.
-    Raises StudyRefused when the segmentation asks for slices that cannot be decoded.
+    Raises StudyRefused when two decoders disagree, or the segmentation asks for slices that cannot be decoded.
     """
     from cache_schema.study import Study, StudyRecord
+    from preprocess.canary import check_decoders
     from preprocess.decode import DicomPixels
     from preprocess.segmentation import read_segmentation
 
     pixels = DicomPixels(plan)
     boxes = ratios = None
-    findings: list[Finding] = []
+    findings = check_decoders(pixels)
+    flags = {finding.reason for finding in findings}
     if segmentation is not None:
-        boxes, ratios, findings = read_segmentation(segmentation, plan, pixels.read)
+        boxes, ratios, about = read_segmentation(segmentation, plan, pixels.read)
+        findings += about
     record = StudyRecord(
         id=plan.id,
         study_uid=plan.study_uid,
@@ -86,7 +89,7 @@ def open_study(plan: "StudyPlan", segmentation: str | Path | None = None) -> tup
         source_digest="",
         content_digest=None,
         segmentation_digest=None,
-        flags=plan.flags,
+        flags=tuple(sorted({*plan.flags, *flags})),
         origin=None,
         study_box=None,
     )

@@ -30,6 +30,7 @@ from preprocess.resume import (
     recall_finish,
     remember_finish,
     sources_digest,
+    studies_digest,
     tree_digest,
 )
 from preprocess.segmentation import find_segmentation
@@ -105,7 +106,7 @@ def build_cache(
         job = _Job(source, writer, segmentations, pseudonyms, options_digest(pseudonyms), limit, paths, tell)
         fingerprint = job.fingerprint(files, want)
         finished = recall_finish(writer, fingerprint)
-        if finished and job.all_there():
+        if finished and job.all_there(finished.get("content")):
             return BuildResult(0, finished["good"], finished["refused"], finished["studies"], 0, max_refused)
         with Pool(workers, scheduler, tell) as pool:
             plans, findings = job.plan(files, pool)
@@ -117,10 +118,11 @@ def build_cache(
                 findings = [finding for finding in findings if finding.id <= plans[-1].id]
             done = job.make(plans, pool)
         rows, refused = job.judge(findings, done)
-        studies = job.finish(rows, refused, source_ids, want, old_labels)
-        good = len(plans) - len(done.refused)
+        rows, index = job.finish(rows, refused, source_ids, want, old_labels)
+        good, studies = len(plans) - len(done.refused), len(index)
         if not any(row.reason in PASSING_REASONS for row in rows):
-            remember_finish(writer, fingerprint, good=good, refused=len(refused), studies=studies)
+            content = studies_digest(index)
+            remember_finish(writer, fingerprint, content=content, good=good, refused=len(refused), studies=studies)
         return BuildResult(done.published, good - done.published, len(refused), studies, done.slices, max_refused)
 
 
@@ -161,14 +163,18 @@ class _Job:
             }
         )
 
-    def all_there(self) -> bool:
-        """Whether the tables are as listed and every study has its record and files; a stat for each of those."""
+    def all_there(self, content: str | None) -> bool:
+        """Whether the tables are as listed, and the studies are those of a digest and have all their files; a stat for each.
+
+        Other labels and other study boxes do not matter.
+        """
         path = self.writer.path
         try:
             tables = read_cache_document(path)["files"].items()
             if any(checksum((path / name).read_bytes()) != listed for name, listed in tables):
                 return False
-            if content_digest(self.writer.make_index()) != table_meta(path / INDEX)["digest"]:
+            index = self.writer.make_index()
+            if studies_digest(index) != content or content_digest(index) != table_meta(path / INDEX)["digest"]:
                 return False
             return not any(
                 changed_files(folder, read_study_document(folder)[1]["files"]) for folder in self.writer.studies()
@@ -244,8 +250,8 @@ class _Job:
 
     def finish(
         self, rows: list[Row], refused: set[str], source_ids: set[str], want: Wanted, old: LabelsTable | None
-    ) -> int:
-        """Take out what was refused, then write labels, report and index; returns how many studies the cache has."""
+    ) -> tuple[list[Row], pd.DataFrame]:
+        """Take out what was refused, then write labels, report and index; returns the report's rows and the index."""
         for id in refused:
             if is_valid_id(id):
                 self.writer.remove(id)
@@ -257,7 +263,7 @@ class _Job:
         else:
             meta = {"made_by": table.made_by, "inputs": table.inputs, "extra": {"folds": table.folds_name}}
             self.writer.finish(table.frame, report_frame(rows), **meta)
-        return len(index)
+        return rows, index
 
     def rows_about_cache(self, index: pd.DataFrame, source_ids: set[str]) -> Iterator[Row]:
         boxed = dict(zip(index["id"], index["x0"].notna(), strict=True))

@@ -53,9 +53,9 @@ def phantom(
         seed=seed,
         workers=workers,
     )
-    print(
-        f"{len(table)} studies in {out}, {segmented} with a segmentation, {int(table['patient_overall'].sum())} fractured"
-    )
+    masks = len(list((out / "segmentations").iterdir()))
+    fractured = int(table["patient_overall"].sum())
+    print(f"{len(table)} studies in {out}, {masks} with a segmentation, {fractured} fractured")
     return 0
 
 
@@ -110,11 +110,14 @@ def labels(
     cache: CacheFolder,
     csv: Annotated[Path, typer.Argument(metavar="CSV", help="StudyInstanceUID, patient_overall, C1..C7")],
     folds: Folds = None,
+    pseudonymise: Annotated[
+        Path | None, typer.Option(metavar="KEYFILE", help="the key of a pseudonymised cache; the CSVs hold plain UIDs")
+    ] = None,
 ) -> int:
     """Replace the labels of a cache, and with --folds its folds."""
     from preprocess.labels import replace_labels
 
-    studies, labelled = replace_labels(cache, csv, folds)
+    studies, labelled = replace_labels(cache, csv, folds, pseudonymise)
     print(f"{cache}: {labelled} of {studies} studies have labels")
     return 0
 
@@ -165,6 +168,37 @@ def inspect(
         contents.write_contact_sheet(cache, id, png)
     about = contents.about_cache(cache) if id is None else contents.about_study(cache, id)
     print(json.dumps(about, indent=2) if as_json else contents.as_text(about))
+    return 0
+
+
+@app.command()
+def crop(
+    cache: CacheFolder,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="a new folder, or a cropped cache to bring up to date")],
+    boxes: Annotated[
+        Path | None, typer.Option(metavar="TABLE", help="study_boxes.parquet [the boxes published in CACHE]")
+    ] = None,
+    margin: Annotated[
+        int, typer.Option(metavar="PIXELS", min=0, help="around each box, where its square does not reach as far")
+    ] = 0,
+) -> int:
+    """Write a smaller cache that holds of each study what training cuts around its box; coordinates stay native."""
+    from preprocess.crop import crop_cache
+
+    result = crop_cache(cache, out, boxes=boxes, margin=margin)
+    before, after = result.pixels
+    left_out = f", {len(result.without_box)} without a box left out" if result.without_box else ""
+    print(f"{out}: {result.studies} studies with {after / before:.0%} of their pixels{left_out}")
+    return 3 if result.without_box else 0
+
+
+@app.command()
+def download(dest: Annotated[Path, typer.Argument(metavar="DEST", help="a folder with room for 686 GB")]) -> int:
+    """Fetch the RSNA 2022 set through Kaggle's client, which needs an account there."""
+    from preprocess import download as kaggle
+
+    files = kaggle.download(dest)
+    print(f"{dest}: {files} files; now: preprocess build-cache {dest} CACHE")
     return 0
 
 

@@ -14,8 +14,36 @@ from cache_schema.errors import UsageError
 CONNECT_SECONDS = 20
 DEAF_TO_INTERRUPTS = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
 """a terminal sends Ctrl-C to every process; workers are stopped by the one that started them, without tracebacks"""
+KEEP_MEMORY = {
+    **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), 1),
+    "MALLOC_ARENA_MAX": 1,
+    "MALLOC_MMAP_THRESHOLD_": 1 << 26,
+    "MALLOC_TRIM_THRESHOLD_": 1 << 27,
+    "MALLOC_TOP_PAD_": 1 << 24,
+}
+"""glibc gives buffers of a slice or a chunk back to the system, Dask asks it to do so sooner still, and touching them
+anew costs more than reading a file into them"""
 TRIES = 2
 """a task whose worker died is tried once more; a second death is the task's fault"""
+
+
+def local_cluster(workers: int) -> Any:
+    """A Dask cluster of so many processes of one thread each, on this machine only."""
+    import dask
+    from distributed import LocalCluster
+
+    # Dask looks at every thread's stack each hundredth of a second, for a page that nobody opens
+    settings = {"distributed.nanny.pre-spawn-environ": KEEP_MEMORY, "distributed.worker.profile.enabled": False}
+    with dask.config.set(settings):
+        return LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            processes=True,
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",
+            silence_logs=logging.CRITICAL,
+            preload=[DEAF_TO_INTERRUPTS],
+        )
 
 
 class Pool:
@@ -91,18 +119,9 @@ class Pool:
         return self._client
 
     def _local(self) -> Any:
-        from distributed import Client, LocalCluster
+        from distributed import Client
 
-        cluster = LocalCluster(
-            n_workers=self._workers or os.cpu_count() or 1,
-            threads_per_worker=1,
-            processes=True,
-            host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",
-            silence_logs=logging.CRITICAL,
-            preload=[DEAF_TO_INTERRUPTS],
-        )
-        self._stack.enter_context(cluster)
+        cluster = self._stack.enter_context(local_cluster(self._workers or os.cpu_count() or 1))
         return self._stack.enter_context(Client(cluster))
 
     def _connect(self) -> Any:

@@ -21,14 +21,13 @@ def about_cache(path: str | Path) -> dict[str, Any]:
     """Studies, slices, bytes, how often each syntax, decoder and flag occurs, histograms, labels. JSON's types only."""
     cache = Cache(path)
     index, labels = cache.index, cache.labels
-    pixels = int((index["slices"].astype("int64") * index["rows"] * index["columns"]).sum())
     stored = int(index["bytes"].sum())
     box_side = np.maximum(index["x1"] - index["x0"], index["y1"] - index["y0"]).dropna()
     about = {
         "studies": len(index),
         "slices": int(index["slices"].sum()),
         "bytes": stored,
-        "compression": round(pixels / stored, 2) if stored else None,
+        "compression": round(int(index["pixels"].sum()) / stored, 2) if stored else None,
         "segmented": int(index["segmentation_digest"].notna().sum()),
         "boxed": len(box_side),
         "sizes": _counts(index["rows"].astype(str) + "x" + index["columns"].astype(str)),
@@ -87,15 +86,16 @@ def write_contact_sheet(path: str | Path, id: str | None, png: Path) -> None:
 
 def contact_sheet(study: Study) -> np.ndarray:
     """uint8 (4 * 192, 6 * 192): evenly spaced slices."""
+    left, top = study.record.held[:2]
     sheet = np.zeros((SHEET_ROWS * TILE, SHEET_COLUMNS * TILE), np.uint8)
     chosen = np.unique(np.linspace(0, study.record.slices - 1, SHEET_ROWS * SHEET_COLUMNS).round().astype(int))
     for place, z in enumerate(chosen):
         picture = study.read(int(z), int(z) + 1)[0].copy()
         if study.slice_box is not None and study.slice_box[z, 0] >= 0:
-            x0, y0, x1, y1 = map(int, study.slice_box[z])
+            x0, y0, x1, y1 = (study.slice_box[z] - (left, top, left, top)).tolist()
             cv2.rectangle(picture, (x0, y0), (x1 - 1, y1 - 1), 255, 2)
-        top, left = place // SHEET_COLUMNS * TILE, place % SHEET_COLUMNS * TILE
-        sheet[top : top + TILE, left : left + TILE] = _fit(picture)
+        down, across = place // SHEET_COLUMNS * TILE, place % SHEET_COLUMNS * TILE
+        sheet[down : down + TILE, across : across + TILE] = _fit(picture)
     return sheet
 
 

@@ -23,8 +23,10 @@ from pydicom.pixels import get_decoder
 
 from cache_schema.errors import StudyRefused
 from cache_schema.layout import HU_HIGH, HU_LOW
+from preprocess.findings import REASONS, Finding
 from preprocess.frames import check_frame
 from preprocess.header import NATIVE_SYNTAXES, FileHeader
+from preprocess.jumps import jumps, thumbnail
 
 if TYPE_CHECKING:
     from preprocess.plan import StudyPlan
@@ -90,25 +92,31 @@ def decode_stored(frame: bytes | memoryview, header: FileHeader, plugin: str) ->
     `frame` is the compressed frame, or the bytes of an uncompressed one.
     """
     native = header.transfer_syntax in NATIVE_SYNTAXES
-    pixels, _ = get_decoder(header.transfer_syntax).as_array(
-        frame if native else encapsulate([frame], has_bot=False),
-        index=0,
-        raw=True,
-        validate=False,
-        decoding_plugin="" if native else plugin,
-        rows=header.rows,
-        columns=header.columns,
-        number_of_frames=1,
-        samples_per_pixel=1,
-        bits_allocated=header.bits_allocated,
-        bits_stored=header.bits_stored,
-        pixel_representation=header.pixel_representation,
-        photometric_interpretation=header.photometric,
-        pixel_keyword="PixelData",
-        pixel_vr="OW",
-        view_only=True,
-        correct_unused_bits=False,  # the table does that
-    )
+    decoder = get_decoder(header.transfer_syntax)
+    source = frame if native else encapsulate([frame], has_bot=False)
+    options = {
+        "index": 0,
+        "validate": False,
+        "decoding_plugin": "" if native else plugin,
+        "rows": header.rows,
+        "columns": header.columns,
+        "number_of_frames": 1,
+        "samples_per_pixel": 1,
+        "bits_allocated": header.bits_allocated,
+        "bits_stored": header.bits_stored,
+        "pixel_representation": header.pixel_representation,
+        "photometric_interpretation": header.photometric,
+        "pixel_keyword": "PixelData",
+        "pixel_vr": "OW",
+    }
+    if plugin == "turbo":  # as_array would copy the picture once more
+        buffer, found = decoder.as_buffer(source, **options)
+        sign = "ui"[header.pixel_representation]
+        pixels = np.frombuffer(buffer, f"{sign}{found['bits_allocated'] // 8}").reshape(header.rows, header.columns)
+        pixels = pixels.astype(f"{sign}{header.bits_allocated // 8}", copy=False)
+    else:
+        # the table corrects unused bits
+        pixels, _ = decoder.as_array(source, raw=True, view_only=True, correct_unused_bits=False, **options)
     native_order = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
     return native_order.view(np.uint8 if header.bits_allocated == 8 else np.uint16)
 
@@ -141,6 +149,8 @@ class DicomPixels:
         self.plan = plan
         self._checksums: dict[str, int] = {}
         self._used: dict[str, set[str]] = {}
+        self._constant: set[tuple[str, int]] = set()
+        self._thumbnails: dict[int, np.ndarray] = {}
 
     def read(self, z0: int, z1: int, box: tuple[int, int, int, int] | None = None) -> np.ndarray:
         """Slices z0 (included) to z1 (excluded) of the canonical study as uint8 (z1 - z0, rows, columns), or their
@@ -153,17 +163,21 @@ class DicomPixels:
         out = np.empty((len(slices), y1 - y0, x1 - x0), np.uint8)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pydicom's warnings print header text
-            for picture, place in zip(out, slices, strict=True):
+            for z, (picture, place) in enumerate(zip(out, slices, strict=True), start=z0):
                 try:
                     grey = self._grey(place.header)
                 except StudyRefused as refused:
                     raise StudyRefused(refused.reason, refused.what, study=self.plan.id, file=str(place.file)) from None
-                picture[...] = self.plan.turn.apply(grey)[y0:y1, x0:x1]
+                turned = self.plan.turn.apply(grey)
+                picture[...] = turned[y0:y1, x0:x1]
+                self._thumbnails[z] = thumbnail(turned)
         return out
 
     def _grey(self, header: FileHeader) -> np.ndarray:
         """One slice as stored, (rows, columns) uint8; valid until the next call in this thread."""
         stored = self._stored(header)
+        if _is_constant(stored):
+            self._constant.add((header.path, header.frame))
         table = window_table(
             header.slope, header.intercept, header.pixel_representation, header.bits_stored, header.photometric
         )
@@ -171,7 +185,7 @@ class DicomPixels:
         return cv2.LUT(stored, table[None], _scratch.grey(stored.shape))
 
     def _stored(self, header: FileHeader) -> np.ndarray:
-        frame = self._frame(header)
+        frame = self.frame(header)
         if header.transfer_syntax not in NATIVE_SYNTAXES:
             check_frame(frame, header.transfer_syntax, header.rows, header.columns, header.bits_allocated)
         failures = []
@@ -185,8 +199,11 @@ class DicomPixels:
                 return stored
         raise StudyRefused("decode_failed", f"decoding failed with {', '.join(failures)}")
 
-    def _frame(self, header: FileHeader) -> bytes | memoryview:
-        """The bytes of one frame. A file of one frame is read whole, so that its checksum costs no second read."""
+    def frame(self, header: FileHeader) -> bytes | memoryview:
+        """The bytes of one frame, valid until the next call in this thread.
+
+        A file of one frame is read whole, so that its checksum costs no second read.
+        """
         try:
             with open(header.path, "rb", buffering=0) as file:
                 _check_unchanged(file, header)
@@ -209,6 +226,23 @@ class DicomPixels:
         names = {name for syntax in syntaxes for name in self._used.get(syntax) or decoder_names(syntax)[:1]}
         return ",".join(sorted(names))
 
+    def findings(self) -> list[Finding]:
+        """What the slices read so far show."""
+        found = []
+        if self._constant:
+            message = f"{len(self._constant)} slices hold one single value: nothing was scanned, or a picture is lost"
+            found.append(Finding(self.plan.id, "", "flagged", "constant_slice", message))
+        for z in jumps(self._thumbnails):
+            place = self.plan.slices[z]
+            if (place.path, place.frame) not in self._constant:
+                about = (self.plan.id, str(place.file), "flagged", "slice_jump")
+                found.append(Finding(*about, REASONS["slice_jump"], place.path))
+        return found
+
+    def flags(self) -> tuple[str, ...]:
+        """The flags that go with `findings`."""
+        return tuple(sorted({finding.reason for finding in self.findings()}))
+
     def source_digest(self) -> str:
         """Digest of the bytes of the source files in slice order, without their names; reads the files that `read`
         has not seen whole.
@@ -224,6 +258,11 @@ class DicomPixels:
                     raise StudyRefused(refused.reason, refused.what, study=self.plan.id, file=str(number)) from None
             digest.update(f"{header.size} {self._checksums[header.path]:08x}\n".encode())
         return digest.hexdigest()
+
+
+def _is_constant(stored: np.ndarray) -> bool:
+    middle = stored[len(stored) // 2]  # tells of nearly every slice that it is not
+    return bool((middle == middle[0]).all()) and bool((stored == middle[0]).all())
 
 
 def _check_unchanged(file: BinaryIO, header: FileHeader) -> None:

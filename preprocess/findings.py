@@ -37,6 +37,7 @@ REASONS: dict[str, str] = {
     "frame_size": "the compressed frame's own header disagrees with Rows, Columns or one sample per pixel",
     "truncated_frame": "the compressed frame does not end with its end-of-image marker",
     "decode_failed": "every decoder for the transfer syntax failed on a frame",
+    "decoders_disagree": "two decoders give different pixels for the first slice of its kind",
     "source_changed": "a file changed between the header pass and the decoding",
     # Refused: a segmentation. Its study is kept, without slice boxes and vertebra ratios.
     "segmentation_unreadable": "the segmentation is not a readable 3-dimensional NIfTI file",
@@ -64,6 +65,9 @@ REASONS: dict[str, str] = {
     "turned": "the picture was turned or flipped so that rows run to the back and columns to the patient's left",
     "multi_frame": "several slices come from one file",
     "lossy": "the transfer syntax may have lost information",
+    "unchecked_decoding": "only one decoder can read the first slice of its kind: there is none to compare it with",
+    "constant_slice": "slices hold one single value: nothing was scanned, or a picture is lost",
+    "slice_jump": "a slice is unlike both of its neighbours: its picture may be damaged",
     "segmentation_by_fixed_flips": "the affine does not fit the slices; the competition's flips were applied",
 }
 

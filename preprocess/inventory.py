@@ -46,15 +46,31 @@ def list_files(source: str | Path) -> list[Path]:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    seen = set()  # folders may be links, and links may lead back
-    for where, folders, names in os.walk(folder, followlinks=True):
-        status = os.stat(where)
-        if (status.st_dev, status.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (Path(where, name) for name in names if not name.startswith("."))
+    """Plain files below a folder, and links to nothing; opening a pipe would wait for ever."""
+    seen, waiting = set(), [folder]
+    while waiting:
+        where = waiting.pop()
+        try:
+            status = os.stat(where)
+            if (status.st_dev, status.st_ino) in seen:  # folders may be links, and links may lead back
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(where) as found:
+                entries = sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda e: e.name)
+        except OSError as error:
+            raise UsageError(f"a folder below it cannot be listed ({type(error).__name__})", where=folder) from error
+        waiting.extend(Path(entry.path) for entry in reversed(entries) if _is_folder(entry))
+        yield from (Path(entry.path) for entry in entries if _is_file(entry))
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
+
+
+def _is_file(entry: os.DirEntry) -> bool:
+    if entry.is_symlink():
+        return os.path.isfile(entry.path) or not os.path.exists(entry.path)
+    return entry.is_file()
 
 
 def natural_key(text: str) -> list:

@@ -13,6 +13,7 @@ from cache_schema.frames import LABEL_COLUMNS, labels_frame
 from cache_schema.layout import LABELS, TARGETS
 from cache_schema.tables import read_table, table_meta
 from preprocess.folds import assign_folds
+from preprocess.pseudonyms import Pseudonyms
 
 ID_COLUMN = "StudyInstanceUID"
 DEFAULT_FOLDS = 5
@@ -149,18 +150,23 @@ def _folds(index: pd.DataFrame, labels: pd.DataFrame, new: Wanted, fixed: pd.Ser
     return assign_folds(labels.assign(segmented=segmented), count, fixed)
 
 
-def replace_labels(cache: str | Path, labels: str | Path, folds: str | Path | None = None) -> tuple[int, int]:
+def replace_labels(
+    cache: str | Path, labels: str | Path, folds: str | Path | None = None, pseudonymise: str | Path | None = None
+) -> tuple[int, int]:
     """Write labels.parquet anew; folds stay where none are asked for. Returns (studies of the cache, those with labels).
 
+    pseudonymise: the key that the cache's ids were made with, where the CSVs name the original ones.
     Raises UsageError where the CSV is wrong or names no study of the cache.
     """
     Cache(cache)
-    new, writer = wanted(labels, folds), CacheWriter(cache)
+    rename = str if pseudonymise is None else Pseudonyms.read(pseudonymise)
+    new, writer = wanted(labels, folds, rename), CacheWriter(cache)
     with writer.locked():
         index = writer.make_index()
         labelled = int(index["id"].isin(new.labels.index).sum())
         if not labelled:
-            raise UsageError("names no study of the cache", where=labels)
+            do = None if pseudonymise else "where the cache holds pseudonyms: --pseudonymise KEYFILE"
+            raise UsageError("names no study of the cache", where=labels, do=do)
         old = None if folds is not None else LabelsTable.read(Path(cache))
         table = make_table(index, new, None, MADE_BY_LABELS) if old is None else _with_folds_of(old, index, new)
         writer.finish(table.frame, made_by=MADE_BY_LABELS, inputs=table.inputs, extra={"folds": table.folds_name})

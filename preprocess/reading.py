@@ -3,13 +3,15 @@
 A broken value then is a `problem` of its file instead of a warning that prints it, and the pass costs half.
 """
 
+import io
 import math
 import os
 import re
 import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,7 +20,8 @@ from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.tag import Tag
 
-from preprocess.decode import decoder_names
+from preprocess.decode import PLUGINS, decoder_names
+from preprocess.elements import HEAD_BYTES, META_BEGIN, Elements, walk
 from preprocess.findings import Finding
 from preprocess.header import MAX_PIXELS, NATIVE_SYNTAXES, FileHeader, Vector
 
@@ -45,6 +48,7 @@ _OTHER_FIELDS = (
     *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept"),
 )
 _TAGS = {keyword: Tag(keyword) for keyword in (*_PIXEL_FIELDS, *_OTHER_FIELDS)}
+_WANTED = frozenset(map(int, _TAGS.values()))
 
 
 def read_headers(path: str | Path) -> list[FileHeader] | Finding:
@@ -52,25 +56,48 @@ def read_headers(path: str | Path) -> list[FileHeader] | Finding:
     unreadable."""
     path = Path(path)
     try:
-        with open(path, "rb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pydicom's warnings print header text
+        with open(path, "rb", buffering=0) as file:
             status = os.fstat(file.fileno())
-            preamble = file.read(132)
-            if preamble[128:] != b"DICM":
+            head = file.read(HEAD_BYTES)
+            if head[128:META_BEGIN] != b"DICM":
                 return _not_dicom(path)
+            elements = walk(head, _WANTED, _walked_syntaxes())
+            if elements is not None:
+                return _frames_of_ordinary(elements, path, status)
             file.seek(0)
-            try:
-                dataset = pydicom.dcmread(file, stop_before_pixels=True)
-                if str(dataset.file_meta.get("MediaStorageSOPClassUID", "")) == DIRECTORY_CLASS:
-                    return []
-                return _frames_of(dataset, file, path, status)
-            except InvalidDicomError:
-                return _not_dicom(path)
-            except Exception as error:  # pydicom meets broken bytes with exceptions of every kind
-                message = f"parsing failed ({type(error).__name__})"
-                return Finding("", "", "refused", "unreadable_header", message, str(path))
+            return _read_by_pydicom(io.BufferedReader(file), path, status)
     except OSError as error:
         return Finding("", "", "refused", "unreadable_file", f"reading failed ({type(error).__name__})", str(path))
+
+
+@cache
+def _walked_syntaxes() -> frozenset[str]:
+    return frozenset(syntax for syntax in PLUGINS if syntax != BIG_ENDIAN and decoder_names(syntax))
+
+
+def _frames_of_ordinary(elements: Elements, path: Path, status: os.stat_result) -> list[FileHeader]:
+    if elements.storage_class == DIRECTORY_CLASS:
+        return []
+    header = _read_header(_Reader(elements.syntax, elements.values.get), elements.pixels, path, status)
+    return [_check_geometry(_check_length(header))]
+
+
+def _read_by_pydicom(file: BinaryIO, path: Path, status: os.stat_result) -> list[FileHeader] | Finding:
+    """What is not ordinary, or broken."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pydicom's warnings print header text
+            dataset = pydicom.dcmread(file, stop_before_pixels=True)
+            if str(dataset.file_meta.get("MediaStorageSOPClassUID", "")) == DIRECTORY_CLASS:
+                return []
+            return _frames_of(dataset, file, path, status)
+    except InvalidDicomError:
+        return _not_dicom(path)
+    except OSError:
+        raise
+    except Exception as error:  # pydicom meets broken bytes with exceptions of every kind
+        message = f"parsing failed ({type(error).__name__})"
+        return Finding("", "", "refused", "unreadable_header", message, str(path))
 
 
 def _not_dicom(path: Path) -> list | Finding:
@@ -80,13 +107,13 @@ def _not_dicom(path: Path) -> list | Finding:
 
 
 def _frames_of(dataset: Dataset, file: BinaryIO, path: Path, status: os.stat_result) -> list[FileHeader]:
-    reader = _Reader(dataset)
-    offset, length = _find_pixels(dataset, file)
-    reader.check_pixels()
-    header = reader.header(
-        path=str(path), size=status.st_size, mtime_ns=status.st_mtime_ns, pixel_offset=offset, pixel_length=length
-    )
-    if not offset:  # what else is wrong follows from that
+    def value(tag: int) -> object:
+        element = dataset.get_item(tag)
+        return None if element is None else element.value
+
+    reader = _Reader(str(dataset.file_meta.get("TransferSyntaxUID", "")).strip(), value)
+    header = _read_header(reader, _find_pixels(dataset, file), path, status)
+    if not header.pixel_offset:  # what else is wrong follows from that
         return [replace(header, problems=(("no_pixel_data", "no PixelData element where the header ends"),))]
     header = _check_length(header)
     if header.frames == 1 and "PerFrameFunctionalGroupsSequence" not in dataset:
@@ -94,26 +121,32 @@ def _frames_of(dataset: Dataset, file: BinaryIO, path: Path, status: os.stat_res
     return [_check_geometry(frame) for frame in _expand(header, dataset)]
 
 
-class _Reader:
-    """Values of one dataset, collecting what is wrong with them."""
+def _read_header(reader: "_Reader", pixels: tuple[int, int | None], path: Path, status: os.stat_result) -> FileHeader:
+    reader.check_pixels()
+    offset, length = pixels
+    return reader.header(
+        path=str(path), size=status.st_size, mtime_ns=status.st_mtime_ns, pixel_offset=offset, pixel_length=length
+    )
 
-    def __init__(self, dataset: Dataset):
-        self.dataset = dataset
-        self.syntax = str(dataset.file_meta.get("TransferSyntaxUID", "")).strip()
-        self.little = self.syntax != BIG_ENDIAN
+
+class _Reader:
+    """Values of one dataset, collecting what is wrong with them. `value`: tag -> bytes as they lie in the file, or what
+    pydicom makes of them; None where the element is absent."""
+
+    def __init__(self, syntax: str, value: Callable[[int], object]):
+        self.syntax, self.value = syntax, value
+        self.little = syntax != BIG_ENDIAN
         self.problems: list[tuple[str, str]] = []
 
     def text(self, keyword: str) -> str:
-        element = self.dataset.get_item(_TAGS[keyword])
-        value = None if element is None else element.value
+        value = self.value(_TAGS[keyword])
         if isinstance(value, bytes):
             return value.decode("ascii", "replace").strip(" \0")
         return "" if value is None else str(value).strip(" \0")
 
     def whole(self, keyword: str) -> int | None:
         """An unsigned short (VR US), or None where it is absent."""
-        element = self.dataset.get_item(_TAGS[keyword])
-        value = None if element is None else element.value
+        value = self.value(_TAGS[keyword])
         if isinstance(value, bytes) and len(value) == 2:
             return int.from_bytes(value, "little" if self.little else "big")
         return value if isinstance(value, int) else None

@@ -10,15 +10,16 @@ from preprocess.findings import REASONS, Finding
 
 BUILD_REASONS: dict[str, str] = {
     "failed": "the study ended in an error that no other reason covers",
-    "worker_died": "the worker process died on the study, and again when it was tried once more",
+    "worker_died": "the worker process died on the study, or hung and was ended, and again when it was tried once more",
     "study_box_lost": "the study was replaced because its source changed, and lost its study_box; run set-boxes again",
+    "no_box": "left out of a cropped cache: the study has no box to be cut to",
     "not_in_source": "kept from an earlier build: the source has no study of this id any more",
 }
-"""What only a build can say, beside the reasons of `preprocess.findings`."""
+"""What only a build or a crop can say, beside the reasons of `preprocess.findings`."""
 
 ALL_REASONS = REASONS | BUILD_REASONS
-PASSING_REASONS = frozenset({"failed", "worker_died", "source_changed", "unreadable_file"})
-"""Refusals that may be gone next time though no file changed."""
+PASSING_REASONS = frozenset({"failed", "worker_died", "source_changed", "unreadable_file", "study_box_lost"})
+"""What may be gone next time though no file changed."""
 
 
 @dataclass(frozen=True, order=True)

@@ -8,10 +8,13 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import pandas as pd
+
 from cache_schema.documents import canonical_json, digest_of, write_whole
 from cache_schema.errors import CacheError
 from cache_schema.layout import PIXEL_HASH
 from cache_schema.store import read_study_document
+from cache_schema.tables import content_digest
 from cache_schema.verify import changed_files
 from cache_schema.writer import CacheWriter
 from preprocess.plan import StudyPlan
@@ -120,20 +123,19 @@ def is_done(writer: CacheWriter, id: str, memory: Memory | None, options: str, s
     return kept and not changed_files(writer.path / id, attributes["files"])
 
 
+def studies_digest(index: pd.DataFrame) -> str:
+    """Of which studies a cache has and what is in them; of nothing that set-boxes or labels change."""
+    return content_digest(index[["id", "content_digest", "segmentation_digest"]])
+
+
 def recall_finish(writer: CacheWriter, fingerprint: str) -> dict | None:
-    """What `remember_finish` kept, if the whole build was the same and nothing in the cache changed since."""
+    """What `remember_finish` kept, if the whole build was the same."""
     found = _read_json(writer.build_folder / "finished.json")
-    if (
-        not found
-        or found.get("fingerprint") != fingerprint
-        or found.get("root") != _file_digest(writer.path / "zarr.json")
-    ):
-        return None
-    return found
+    return found if found.get("fingerprint") == fingerprint else None
 
 
-def remember_finish(writer: CacheWriter, fingerprint: str, **summary: int) -> None:
-    document = {"fingerprint": fingerprint, "root": _file_digest(writer.path / "zarr.json"), **summary}
+def remember_finish(writer: CacheWriter, fingerprint: str, **summary: int | str) -> None:
+    document = {"fingerprint": fingerprint, **summary}
     write_whole(writer.build_folder / "finished.json", canonical_json(document), beside=writer.build_folder)
 
 
@@ -147,10 +149,3 @@ def _read_json(path: Path) -> dict:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _file_digest(path: Path) -> str:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError:
-        return ""

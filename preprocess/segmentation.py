@@ -102,7 +102,7 @@ def place_labels(nifti: str | Path, plan: StudyPlan) -> tuple[Pictures, Survey, 
     """Labels on the study's slices, by the affine where it fits them, else by fixed flips and flagged. Raises
     SegmentationRefused."""
     volume, affine = load_volume(nifti)
-    voxels = sum(int(_is_level(as_labels(volume[:, :, k])).sum()) for k in range(volume.shape[2]))
+    voxels = sum(int(np.count_nonzero(_is_level(as_labels(volume[:, :, k])))) for k in range(volume.shape[2]))
     if not voxels:
         raise SegmentationRefused("segmentation_empty", "holds no voxel of C1 to C7")
     pictures = by_affine(volume, TO_LPS @ affine, plan.grid)
@@ -152,7 +152,8 @@ def as_labels(values: np.ndarray) -> np.ndarray:
 
 
 def _is_level(labels: np.ndarray) -> np.ndarray:
-    return (labels >= 1) & (labels <= LEVELS)
+    """uint8 labels -> whether they are 1 to 7; 0 becomes 255, beyond them all."""
+    return labels - np.uint8(1) < LEVELS
 
 
 def by_affine(volume: np.ndarray, affine: np.ndarray, grid: Grid) -> Pictures | None:
@@ -166,7 +167,7 @@ def by_affine(volume: np.ndarray, affine: np.ndarray, grid: Grid) -> Pictures | 
     rows, columns = np.arange(grid.rows)[:, None], np.arange(grid.columns)[None, :]
 
     def picture(z: int) -> np.ndarray:
-        inside, index = np.ones((1, 1), bool), []
+        outside, index = [], []
         for axis, size in enumerate(volume.shape):
             place = np.full((1, 1), starts[z, axis])
             # an axis that stands still over the picture stays small: orthogonal segmentations need no full index arrays
@@ -175,14 +176,42 @@ def by_affine(volume: np.ndarray, affine: np.ndarray, grid: Grid) -> Pictures | 
             if abs(across[axis]) * grid.columns > STILL:
                 place = place + columns * across[axis]
             nearest = np.rint(place)
-            inside = inside & (nearest >= 0) & (nearest < size)
+            beyond = (nearest < 0) | (nearest >= size)
+            if beyond.all():
+                return np.zeros((grid.rows, grid.columns), np.uint8)
+            if beyond.any():
+                outside.append(beyond)
             index.append(np.clip(nearest, 0, size - 1).astype(np.intp))
-        if not inside.any():
-            return np.zeros((grid.rows, grid.columns), np.uint8)
-        found = np.where(inside, as_labels(volume[tuple(index)]), 0).astype(np.uint8)
-        return np.broadcast_to(found, (grid.rows, grid.columns))
+        labels = np.broadcast_to(as_labels(_look_up(volume, index)), (grid.rows, grid.columns))
+        for beyond in outside:
+            labels = np.where(beyond, np.uint8(0), labels)
+        return labels
 
     return picture
+
+
+def _look_up(volume: np.ndarray, index: list[np.ndarray]) -> np.ndarray:
+    """`volume[tuple(index)]` for index arrays (rows or 1, columns or 1) of its three axes.
+
+    Where one axis runs down the picture and one across, and the third stands still, they are cut one after the other,
+    as views where no voxel is left out or repeated: a tenth of the cost.
+    """
+    down = [axis for axis, places in enumerate(index) if places.shape[0] > 1]
+    across = [axis for axis, places in enumerate(index) if places.shape[1] > 1]
+    if len(down) != 1 or len(across) != 1 or down == across:
+        return volume[tuple(index)]
+    cut = [places.item() if places.size == 1 else slice(None) for places in index]
+    plane = volume[tuple(cut)] if down < across else volume[tuple(cut)].T
+    return plane[_line(index[down[0]])][:, _line(index[across[0]])]
+
+
+def _line(places: np.ndarray) -> slice | np.ndarray:
+    places = places.ravel()
+    step = int(places[1] - places[0])
+    if abs(step) != 1 or (np.diff(places) != step).any():
+        return places
+    end = int(places[-1]) + step
+    return slice(int(places[0]), end if end >= 0 else None, step)
 
 
 def _slice_volumes(grid: Grid, affine: np.ndarray) -> np.ndarray:
@@ -218,13 +247,18 @@ def survey_slices(pictures: Pictures, slices: int) -> Survey:
     boxes = np.full((slices, 4), -1, np.int16)
     labelled = np.zeros(slices, bool)
     for z in range(slices):
-        labels = pictures(z)
+        whole = pictures(z)
+        rows, columns = np.flatnonzero(whole.max(axis=1)), np.flatnonzero(whole.max(axis=0))
+        if not len(rows):
+            continue
+        y0, x0 = rows[0], columns[0]
+        labels = whole[y0 : rows[-1] + 1, x0 : columns[-1] + 1]
+        labelled[z] = True
         pixels[z] = np.bincount(labels.ravel(), minlength=LEVELS + 1)[1 : LEVELS + 1]
-        labelled[z] = labels.any()
         if pixels[z].any():
             level = _is_level(labels)
             rows, columns = np.flatnonzero(level.any(axis=1)), np.flatnonzero(level.any(axis=0))
-            boxes[z] = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+            boxes[z] = x0 + columns[0], y0 + rows[0], x0 + columns[-1] + 1, y0 + rows[-1] + 1
     return Survey(pixels, boxes, labelled)
 
 
@@ -254,12 +288,12 @@ def check_not_mirrored(pictures: Pictures, labelled: np.ndarray, read: Read) -> 
     sums = dict.fromkeys(product((1, -1), repeat=3), 0.0)
     pixels = 0
     for z in chosen.tolist():
-        mask = pictures(z) > 0
-        pixels += int(mask.sum())
+        rows, columns = np.nonzero(pictures(z))
+        pixels += len(rows)
         here, mirrored = read(z, z + 1)[0], read(last - z, last - z + 1)[0]
         for flip_z, flip_y, flip_x in sums:
             grey = here if flip_z == 1 else mirrored
-            sums[flip_z, flip_y, flip_x] += float(grey[::flip_y, ::flip_x][mask].sum(dtype=np.int64))
+            sums[flip_z, flip_y, flip_x] += float(grey[::flip_y, ::flip_x][rows, columns].sum(dtype=np.int64))
     best = max(sums, key=sums.get)
     if (sums[best] - sums[1, 1, 1]) / pixels > MIRROR_MARGIN:
         axes = [name for name, flip in zip(("head-feet", "front-back", "left-right"), best, strict=True) if flip < 0]

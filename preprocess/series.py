@@ -1,5 +1,6 @@
 """Which files make which study, in which order and orientation, and every reason to refuse one."""
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,8 @@ from preprocess.stacks import SAME_POSITION, Stack, choose_stack, is_localizer, 
 __all__ = ["REASONS", "Finding", "SlicePlan", "StudyPlan", "judge", "plan_studies"]
 
 SAME_ORIENTATION = 1e-3
+NO_WORDS = re.compile(r"[0-9.]{1,64}")
+"""A series' UID goes into the record as it is; one with letters in it may hold a name, and nothing depends on it."""
 
 
 def plan_studies(source: str | Path) -> tuple[list[StudyPlan], list[Finding]]:
@@ -121,7 +124,7 @@ class _StudyJudge:
         plan = StudyPlan(
             id=self.id,
             study_uid=self.uid,
-            series_uid=first.series_uid,
+            series_uid=first.series_uid if NO_WORDS.fullmatch(first.series_uid) else "",
             slices=tuple(
                 SlicePlan(headers[i], float(places[i]), numbers[i], self.number[headers[i].path]) for i in order
             ),

@@ -9,6 +9,7 @@ from cache_schema.errors import CspineError, StudyRefused
 from cache_schema.writer import CacheWriter
 from preprocess import open_study
 from preprocess.findings import Finding
+from preprocess.guard import STALL_SECONDS, GuardedPixels, deadline
 from preprocess.header import FileHeader
 from preprocess.inventory import read_headers
 from preprocess.plan import StudyPlan
@@ -66,17 +67,24 @@ def make_study(task: StudyTask) -> Outcome:
 
 def _make_study(task: StudyTask) -> Outcome:
     writer = CacheWriter(task.cache)
-    study, findings = open_study(task.plan, task.segmentation)
+    with deadline(STALL_SECONDS):
+        study, findings = open_study(task.plan, task.segmentation)
     if task.pseudonyms is not None:
         study = task.pseudonyms.study(study)
-    rows = tuple(replace(Row.of(finding, paths=False), id=task.id) for finding in findings)
+    study.pixels = GuardedPixels(study.pixels)
+    rows = _rows(task, findings)
     memory = Memory(task.options, "", lost_box=_loses_box(writer, task.id), rows=rows)
     if memory.lost_box:
         remember(writer, task.id, memory)
     record = writer.publish(study)
+    rows += _rows(task, study.pixels.findings())
     done = {"content_digest": record.content_digest, "segmentation_digest": record.segmentation_digest}
-    remember(writer, task.id, replace(memory, sources=task.sources, **done))
+    remember(writer, task.id, replace(memory, sources=task.sources, rows=rows, **done))
     return Outcome(None, rows)
+
+
+def _rows(task: StudyTask, findings: list[Finding]) -> tuple[Row, ...]:
+    return tuple(replace(Row.of(finding, paths=False), id=task.id) for finding in findings)
 
 
 def _loses_box(writer: CacheWriter, id: str) -> bool:

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray
+import zarr
 from made_studies import InMemory, files_of, make_study
 
 from cache_schema import Cache, CacheWriter, Study
@@ -111,6 +113,17 @@ def test_pixels_lie_in_chunks_of_eight_whole_slices_black_ones_too(cache):
     black.pixels.array[:] = 0
     CacheWriter(cache).publish(black)
     assert (cache / "5" / "pixels" / "c.0.0.0").stat().st_size > 0 and not Cache(cache).read("5", 0, 8).any()
+
+
+def test_the_files_of_every_array_are_those_that_zarr_itself_would_write(cache, tmp_path):
+    for folder in (cache / "1.2.3").iterdir():
+        if not folder.is_dir():
+            continue
+        stored = zarr.open_array(zarr.storage.LocalStore(folder), mode="r")
+        shutil.copytree(folder, tmp_path / folder.name, ignore=shutil.ignore_patterns("c.*"))
+        again = zarr.open_array(zarr.storage.LocalStore(tmp_path / folder.name), mode="r+")
+        again.with_config({"write_empty_chunks": True})[...] = stored[...]
+        assert files_of(tmp_path / folder.name) == files_of(folder), folder.name
 
 
 def test_a_missing_chunk_is_an_error_and_not_black_slices(cache):

@@ -36,10 +36,10 @@ def test_reading_outside_of_the_study_is_an_error_and_no_wrapped_index(window):
 
 def test_boxes_of_a_cropped_study_stay_native():
     whole = make_study().pixels.array
-    origin = Origin(x0=4, y0=6, rows=20, columns=24, parent="abc")
-    cropped = Study(
-        record(rows=10, columns=12, origin=origin), np.arange(19)[::-1], np.arange(19), InMemory(whole[:, 6:16, 4:16])
-    )
+    origin = Origin(x0=4, y0=6, rows=10, columns=12, parent="abc")
+    cropped = Study(record(origin=origin), np.arange(19)[::-1], np.arange(19), InMemory(whole[:, 6:16, 4:16]))
+    assert cropped.record.held == (4, 6, 16, 16) and cropped.record.shape == (19, 10, 12)
+    assert np.array_equal(cropped.read(0, 2), whole[:2, 6:16, 4:16])
     assert np.array_equal(cropped.read(0, 2, (5, 7, 9, 12)), whole[:2, 7:12, 5:9])
     with pytest.raises(ValueError):
         cropped.read(0, 2, (0, 0, 8, 8))
@@ -111,6 +111,11 @@ def test_digests_do_not_change_between_versions_of_this_project():
         {"spacing": (0, 1, 1)},
         {"flags": ("b", "a")},
         {"patient": "x"},
+        {"origin": {"x0": 0, "y0": 0, "rows": 21, "columns": 24, "parent": "abc"}},
+        {
+            "origin": {"x0": 4, "y0": 0, "rows": 9, "columns": 9, "parent": "abc"},
+            "study_box": {"x0": 3, "y0": 0, "x1": 5, "y1": 5, "z_from": 0, "z_to": 5, "made_by": "t"},
+        },
         {"study_box": {"x0": 0, "y0": 0, "x1": 25, "y1": 5, "z_from": 0, "z_to": 5, "made_by": "t"}},
         {"study_box": {"x0": 5, "y0": 0, "x1": 5, "y1": 5, "z_from": 0, "z_to": 5, "made_by": "t"}},
     ],

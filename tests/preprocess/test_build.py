@@ -22,6 +22,7 @@ from cache_schema.tables import table_meta
 from cache_schema.verify import verify
 from preprocess.build import build_cache
 from preprocess.cluster import Pool
+from preprocess.labels import replace_labels
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +114,22 @@ def test_a_second_build_with_nothing_changed_starts_no_worker_and_writes_nothing
     result = build(scheduler="tcp://127.0.0.1:1")
     assert (result.published, result.skipped, result.exit_status) == (0, 4, 0) and build.told == []
     assert times_of(tmp_path / "cache") == before
+
+
+def test_with_other_labels_boxes_or_a_limit_nothing_changed_still_costs_a_stat_a_file(build, source, tmp_path):
+    cache = tmp_path / "cache"
+    build(limit=3)
+    CacheWriter(cache).set_boxes(pd.DataFrame({"id": IDS, "x0": 1, "y0": 1, "x1": 9, "y1": 9, "z_from": 0, "z_to": 5}))
+    table = pd.read_csv(source / "train.csv").assign(C7=1)
+    table.to_csv(tmp_path / "other.csv", index=False)
+    replace_labels(cache, tmp_path / "other.csv")
+    before = times_of(cache)
+    build(limit=3, scheduler="tcp://127.0.0.1:1")
+    assert build.told == [] and times_of(cache) == before and (Cache(cache).labels["C7"] == 1).all()
+    writer = CacheWriter(cache)
+    writer.remove(IDS[1])
+    writer.finish()
+    assert build(limit=3).published == 1 and verify(cache) == []
 
 
 def test_what_a_build_remembers_may_be_deleted(build, built, tmp_path):
@@ -326,6 +343,12 @@ def test_pseudonyms_replace_every_uid_and_the_key_decides_them(build, source, sc
     for path in (tmp_path / "cache").rglob("*"):
         assert PREFIX not in path.name and (path.is_dir() or PREFIX.encode() not in path.read_bytes()), path
     assert build(pseudonymise=tmp_path / "key").published == 0
+    table = pd.read_csv(source / "train.csv").assign(C7=1)
+    table.to_csv(tmp_path / "new.csv", index=False)
+    with pytest.raises(UsageError, match=r"no study of the cache.*--pseudonymise"):
+        replace_labels(tmp_path / "cache", tmp_path / "new.csv")
+    assert replace_labels(tmp_path / "cache", tmp_path / "new.csv", None, tmp_path / "key") == (3, 3)
+    assert (Cache(tmp_path / "cache").labels["C7"] == 1).all() and verify(tmp_path / "cache") == []
     (tmp_path / "other").write_text("another secret of sixteen bytes")
     build_cache(source, tmp_path / "again", pseudonymise=tmp_path / "other", scheduler=scheduler)
     assert not set(Cache(tmp_path / "again").ids) & set(cache.ids)

@@ -24,10 +24,12 @@ COMMANDS = {
         *("SOURCE", "CACHE", "--folds", "--labels", "--limit", "--max-refused", "--paths", "--pseudonymise"),
         *("--scheduler", "--segmentations", "--workers"),
     ],
-    "labels": ["CACHE", "CSV", "--folds"],
+    "labels": ["CACHE", "CSV", "--folds", "--pseudonymise"],
     "set-boxes": ["CACHE", "TABLE"],
     "verify": ["CACHE", "--sample"],
     "inspect": ["CACHE", "[ID]", "--json", "--png"],
+    "crop": ["CACHE", "OUT", "--boxes", "--margin"],
+    "download": ["DEST"],
 }
 
 
@@ -70,7 +72,11 @@ def test_defaults_are_those_of_the_contract():
     ("arguments", "words"),
     [
         (["biuld-cache", "a", "b"], "did you mean build-cache"),
-        (["crop"], "no command 'crop'"),
+        (["slice"], "no command 'slice'"),
+        (["crop", "{cache}", "{new}"], "set-boxes"),
+        (["crop", "{cache}", "{new}", "--margin", "-1"], "--margin"),
+        (["crop", "{cache}", "{new}", "--boxes", "{new}.parquet"], "no such table"),
+        (["crop", "{rsna}", "{new}"], "is no cache"),
         (["build-cache", "{rsna}", "{new}", "--fold", "2"], "did you mean --folds"),
         (["build-cache", "{rsna}"], "CACHE"),
         (["build-cache", "{rsna}x", "{new}"], "no such file or folder"),
@@ -167,13 +173,14 @@ def test_boxes_of_a_table_become_the_snapshot(cache, tmp_path, capsys):
 
 
 def test_a_phantom_becomes_a_sound_cache(tmp_path, capsys):
-    command = ["phantom", str(tmp_path / "rsna"), "--studies", "2", "--slices", "8", "--segmented", "1"]
+    command = ["phantom", str(tmp_path / "rsna"), "--studies", "2", "--slices", "8", "--segmented", "5"]
     assert run([*command, "--workers", "1"]) == 0
+    assert "2 studies in" in (out := capsys.readouterr().out) and "2 with a segmentation" in out
     assert run(["build-cache", str(tmp_path / "rsna"), str(tmp_path / "cache"), "--workers", "1", "--folds", "2"]) == 0
     assert run(["verify", str(tmp_path / "cache")]) == 0
     cache = Cache(tmp_path / "cache")
     assert cache.index["slices"].tolist() == [8, 8] and sorted(cache.labels["fold"]) == [0, 1]
-    assert cache.index["segmentation_digest"].notna().sum() == 1
+    assert cache.index["segmentation_digest"].notna().sum() == 2
 
 
 def test_an_interrupted_build_says_so_in_one_line_and_exits_130(rsna, tmp_path):

@@ -28,7 +28,7 @@ from pydicom.encaps import encapsulate
 
 from cache_schema.errors import StudyRefused
 from preprocess import open_study, studies
-from preprocess.decode import DicomPixels, decode_stored, decoder_names, window_table
+from preprocess.decode import PLUGINS, DicomPixels, decode_stored, decoder_names, window_table
 from preprocess.findings import REASONS
 from preprocess.series import plan_studies
 
@@ -281,6 +281,32 @@ def test_mutated_files_are_kept_or_refused_with_a_reason(tmp_path, syntax):
             except StudyRefused as refused:
                 assert refused.reason in REASONS
     assert kept > 5
+
+
+def test_bytes_damaged_in_silence_are_seen_beside_their_neighbours(tmp_path):
+    """No decoder complains of them, and DICOM has no checksum."""
+    write_series(tmp_path, 9, syntax=uid.JPEGLosslessSV1)
+    whole = encode(picture(4), uid.JPEGLosslessSV1, 16)
+    ds = dataset(picture(), syntax=uid.JPEGLosslessSV1, z=92.0, number=5)
+    ds.PixelData = encapsulate([whole[:250] + whole[290:]])
+    write(tmp_path / "5.dcm", ds)
+    pixels = DicomPixels(only_plan(tmp_path))
+    assert (pixels.read(0, 9)[4] != expected_grey(picture(4))).mean() > 0.3
+    assert [(f.reason, f.file) for f in pixels.findings()] == [("slice_jump", "5")] and pixels.flags() == (
+        "slice_jump",
+    )
+
+
+@pytest.mark.parametrize("syntax", [uid.JPEGLosslessSV1, uid.JPEG2000Lossless])
+def test_without_any_decoder_a_study_is_refused_before_it_is_read(tmp_path, syntax, monkeypatch):
+    monkeypatch.setitem(PLUGINS, syntax, ("not_installed",))
+    decoder_names.cache_clear()
+    try:
+        write_series(tmp_path, 2, syntax=syntax)
+        plans, findings = plan_studies(tmp_path)
+    finally:
+        decoder_names.cache_clear()
+    assert plans == [] and {finding.reason for finding in findings} == {"unsupported_syntax"}
 
 
 def test_messages_name_no_file_and_no_patient(tmp_path):

@@ -1,5 +1,6 @@
 """The header pass: what is a DICOM file, what is wrong with one, and that nothing it meets is an exception."""
 
+import os
 import pickle
 import warnings
 
@@ -173,6 +174,28 @@ def test_compressed_bytes_labelled_uncompressed_are_refused(tmp_path):
     ds.PixelData, ds["PixelData"].VR = frame, "OW"
     write(tmp_path / "1.dcm", ds)
     assert reasons(tmp_path) == {"pixel_length"}
+
+
+def test_without_pixel_data_or_a_transfer_syntax_a_file_is_refused(tmp_path):
+    write_slice(tmp_path / "1.dcm", remove=("PixelData",))
+    assert reasons(tmp_path) == {"no_pixel_data"}
+    path = write_slice(tmp_path / "1.dcm")
+    element = b"\x02\x00\x10\x00UI\x14\x001.2.840.10008.1.2.1\0"
+    content = path.read_bytes()
+    assert content.count(element) == 1
+    length = int.from_bytes(content[140:144], "little") - len(element)
+    content = content[:140] + length.to_bytes(4, "little") + content[144:]
+    path.write_bytes(content.replace(element, b""))
+    assert reasons(tmp_path) & {"missing_field", "unreadable_header"}
+
+
+def test_pipes_and_links_that_lead_nowhere_stop_nothing(tmp_path):
+    write_slice(tmp_path / "1.dcm")
+    os.mkfifo(tmp_path / "2.dcm")
+    (tmp_path / "3.dcm").symlink_to("3.dcm")
+    (tmp_path / "4").symlink_to("2.dcm")
+    headers, (finding,) = scan(tmp_path)
+    assert len(headers) == 1 and finding.reason == "unreadable_file"
 
 
 def test_one_header_per_frame_of_an_enhanced_file(tmp_path):

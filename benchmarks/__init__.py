@@ -1,0 +1,1 @@
+"""Every speed claim as the command that prints it again."""

@@ -1,0 +1,94 @@
+"""Paired rounds: methods that are compared run in turn, in random order within a round, and ratios are taken within it.
+
+Other work on the machine slows a whole round, not one side of a ratio; absolute numbers are printed, never judged.
+"""
+
+import gc
+import os
+import platform
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+
+class Cost(NamedTuple):
+    """Milliseconds: of CPU time, and by the clock on the wall."""
+
+    cpu_ms: float
+    wall_ms: float
+
+
+def cost_of(work: Callable[[], object], parts: int = 1) -> Cost:
+    """What one of the `parts` of some work costs this process."""
+    gc.collect()
+    cpu, wall = time.process_time(), time.perf_counter()
+    work()
+    return Cost((time.process_time() - cpu) * 1e3 / parts, (time.perf_counter() - wall) * 1e3 / parts)
+
+
+def run_rounds(methods: dict[str, Callable[[], Cost]], rounds: int, seed: int = 0) -> dict[str, list[Cost]]:
+    """Cost of every method in every round; one round before the first is thrown away."""
+    chance, costs = random.Random(seed), {name: [] for name in methods}
+    for number in range(rounds + 1):
+        for name in chance.sample(list(methods), len(methods)):
+            cost = methods[name]()
+            if number:
+                costs[name].append(cost)
+    return costs
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """One claim: the median of paired ratios, their range, and what is aimed at (at least, or at most)."""
+
+    name: str
+    pairs: Sequence[float]
+    at_least: float | None = None
+    at_most: float | None = None
+
+    @classmethod
+    def of(cls, name: str, over: Sequence[float], under: Sequence[float], **aim: float) -> "Ratio":
+        return cls(name, [a / b for a, b in zip(over, under, strict=True)], **aim)
+
+    @property
+    def met(self) -> bool:
+        value = median(self.pairs)
+        return (self.at_least is None or value >= self.at_least) and (self.at_most is None or value <= self.at_most)
+
+    def row(self) -> tuple[str, ...]:
+        aim = "" if self.at_least is None else f">= {self.at_least:g}"
+        aim = aim if self.at_most is None else f"<= {self.at_most:g}"
+        spread = f"{min(self.pairs):.2f} to {max(self.pairs):.2f}"
+        return self.name, f"{median(self.pairs):.2f}", spread, aim, "" if not aim else "yes" if self.met else "NO"
+
+
+def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Plain text, columns as wide as they must be."""
+    widths = [max(len(str(row[n])) for row in (head, *rows)) for n in range(len(head))]
+    lines = [
+        "  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (head, *rows)
+    ]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join([title, *(line.rstrip() for line in lines)]) + "\n"
+
+
+def cpu_name() -> str:
+    """What the processor calls itself."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def machine() -> str:
+    """One line: processor, cores, the load of everything that runs."""
+    return f"{cpu_name()}, {cores()} cores, load {os.getloadavg()[0]:.1f}, Python {platform.python_version()}"

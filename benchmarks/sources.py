@@ -1,0 +1,57 @@
+"""What is measured on: the same phantom studies and the GE head, as JPEG Lossless and uncompressed."""
+
+import os
+import shutil
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+import pydicom
+from pydicom.encaps import encapsulate
+from pydicom.uid import JPEGLosslessSV1
+
+from preprocess.phantom.generate import write_phantom
+
+REALCT = Path(os.environ.get("CSPINE_REALCT") or Path(__file__).resolve().parents[1] / ".." / "shared" / "realct")
+
+
+def write_sources(folder: Path, studies: int, slices: int) -> dict[str, Path]:
+    """A source in the RSNA layout for each syntax: `studies` phantoms, each of them twice under two names so that what
+    a build costs once weighs little, and the GE head where the real files are.
+
+    The phantoms' segmentations lie in `masks`, where a build does not look for them.
+    """
+    plain, packed = folder / "explicit", folder / "sv1"
+    write_phantom(plain, studies, slices, studies, syntax="explicit", progress=False)
+    (plain / "segmentations").rename(plain / "masks")
+    for folder in sorted((plain / "train_images").iterdir()):
+        copy_under_another_name(folder)
+    for file in (REALCT / "ge_head").glob("*.dcm"):
+        uid = str(pydicom.dcmread(file, stop_before_pixels=True).StudyInstanceUID)
+        target = plain / "train_images" / uid / f"{int(file.stem)}.dcm"
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, target)
+    for file in plain.rglob("*.dcm"):
+        target = packed / file.relative_to(plain)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        to_jpeg_lossless(pydicom.dcmread(file)).save_as(target, enforce_file_format=True)
+    return {"sv1": packed, "explicit": plain}
+
+
+def copy_under_another_name(study: Path) -> None:
+    """The same files with another StudyInstanceUID of the same length, beside the study's folder."""
+    uid = study.name
+    other = next(name for digit in "123456789" if not study.with_name(name := uid[:-1] + digit).exists())
+    study.with_name(other).mkdir()
+    for file in study.iterdir():
+        (study.with_name(other) / file.name).write_bytes(file.read_bytes().replace(uid.encode(), other.encode()))
+
+
+def to_jpeg_lossless(dataset: pydicom.Dataset) -> pydicom.Dataset:
+    """A slice of 16-bit words coded by libjpeg-turbo with predictor 1: transfer syntax .70."""
+    words = np.frombuffer(dataset.PixelData, "<u2").reshape(dataset.Rows, dataset.Columns)
+    frame = imagecodecs.jpeg8_encode(words, lossless=True, predictor=1, bitspersample=dataset.BitsStored)
+    dataset.file_meta.TransferSyntaxUID = JPEGLosslessSV1
+    dataset.PixelData = encapsulate([frame])
+    dataset["PixelData"].VR = "OB"
+    return dataset

@@ -1,0 +1,160 @@
+"""A smaller cache: of every study what training cuts around its box, at native resolution and in native coordinates."""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from cache_schema import Cache, CacheWriter, Study, StudyBox, StudyRecord
+from cache_schema.errors import CacheError, UsageError
+from cache_schema.layout import REPORT
+from cache_schema.store import read_study_document
+from cache_schema.study import Box, square_around
+from cache_schema.tables import read_table
+from cache_schema.verify import changed_files
+from cache_schema.writer import boxes_of
+from preprocess.labels import LabelsTable
+from preprocess.progress import progress_over, say
+from preprocess.report import Row, build_row, report_frame
+
+
+@dataclass(frozen=True)
+class CropResult:
+    """studies: in the smaller cache; without_box: ids left out; pixels: grey values before and after."""
+
+    studies: int
+    without_box: tuple[str, ...]
+    pixels: tuple[int, int]
+
+
+class Part:
+    """The pixels of a study within a part of its frame."""
+
+    def __init__(self, study: Study, held: Box):
+        self.study, self.held = study, held
+
+    def read(self, z0: int, z1: int, box: Box | None = None):
+        """uint8 (z1 - z0, h, w); `box` in pixels of the part."""
+        left, top, right, bottom = self.held
+        x0, y0, x1, y1 = box or (0, 0, right - left, bottom - top)
+        return self.study.read(z0, z1, (x0 + left, y0 + top, x1 + left, y1 + top))
+
+
+def crop_cache(
+    cache: str | Path,
+    out: str | Path,
+    *,
+    boxes: str | Path | None = None,
+    margin: int = 0,
+    tell: Callable[[str], None] = say,
+) -> CropResult:
+    """Write a cache that holds a part of each study's frame, all slices of it; what is there already is skipped.
+
+    The part is what training cuts (the square around the box), or the box and `margin` pixels on every side where that
+    reaches further, within the frame. boxes: a study_boxes table; without it the boxes published in the cache. The new
+    records carry the box they were cut to, the part, and the whole study's content digest. Studies without a box are
+    left out, and the report says so.
+    Raises UsageError where no study has a box, a box lies outside what its study holds, or `out` holds something else.
+    """
+    source, out = Cache(cache), Path(out)
+    if out.resolve() == source.path.resolve():
+        raise UsageError("is the cache itself", where=out, expected="a new folder")
+    wanted = _wanted(source, boxes)
+    known = set(source.ids)
+    parts = [_Cut.of(source.study(id), box, margin) for id, box in wanted.items() if id in known]
+    if not parts:
+        do = "publish boxes by preprocess set-boxes, or name a table by --boxes" if boxes is None else None
+        raise UsageError("no study of this cache has a box", where=source.path, do=do)
+    writer = CacheWriter(out)
+    with writer.locked(lambda: tell(f"another process is changing {out}; waiting for it")):
+        writer.sweep()
+        for folder in writer.studies():
+            if read_study_document(folder)[0].origin is None:
+                raise UsageError("is a cache of whole studies", where=out, expected="a new folder, or a cropped cache")
+        kept = {part.record.id for part in parts}
+        for folder in writer.studies():
+            if folder.name not in kept:
+                writer.remove(folder.name)
+        _publish(writer, [part for part in parts if not part.is_there(writer)])
+        without = tuple(id for id in source.ids if id not in kept)
+        _finish(source, writer, without)
+    before = source.index.set_index("id").loc[sorted(kept), "pixels"].sum()
+    return CropResult(len(parts), without, (int(before), int(Cache(out).index["pixels"].sum())))
+
+
+def _wanted(source: Cache, table: str | Path | None) -> dict[str, StudyBox]:
+    if table is not None:
+        return boxes_of(read_table(table))
+    found = {id: source.record(id).study_box for id in source.index["id"][source.index["x0"].notna()]}
+    return {id: box for id, box in found.items() if box is not None}
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """A study to be cut, and what its record will say."""
+
+    whole: Study
+    record: StudyRecord
+
+    @classmethod
+    def of(cls, study: Study, box: StudyBox, margin: int) -> "_Cut":
+        record = study.record
+        left, top, right, bottom = record.held
+        x0, y0, x1, y1 = square_around((box.x0, box.y0, box.x1, box.y1), record.rows, record.columns)
+        x0, y0 = max(left, min(x0, box.x0 - margin)), max(top, min(y0, box.y0 - margin))
+        x1, y1 = min(right, max(x1, box.x1 + margin)), min(bottom, max(y1, box.y1 + margin))
+        parent = record.origin.parent if record.origin else record.content_digest
+        origin = {"x0": x0, "y0": y0, "rows": max(1, y1 - y0), "columns": max(1, x1 - x0), "parent": parent}
+        changed = {"origin": origin, "study_box": box.model_dump(), "content_digest": None}
+        try:
+            return cls(study, StudyRecord.model_validate(record.model_dump() | changed))
+        except ValueError as error:
+            raise UsageError("its box lies outside of what the cache holds of it", where=study.id) from error
+
+    def is_there(self, writer: CacheWriter) -> bool:
+        """Whether an earlier run has published it and all of its files are there."""
+        folder = writer.path / self.record.id
+        try:
+            record, attributes = read_study_document(folder)
+        except CacheError:
+            return False
+        same = record.model_copy(update={"content_digest": None}) == self.record
+        return same and not changed_files(folder, attributes["files"])
+
+    def publish(self, writer: CacheWriter) -> StudyRecord:
+        whole, pixels = self.whole, Part(self.whole, self.record.held)
+        labels = {"slice_box": whole.slice_box, "vertebra_ratio": whole.vertebra_ratio}
+        return writer.publish(Study(self.record, whole.z, whole.slice_number, pixels, **labels))
+
+
+def _publish(writer: CacheWriter, parts: list[_Cut]) -> None:
+    # threads: decoding, hashing and flushing all release the GIL
+    with (
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+        progress_over(len(parts), sum(part.record.slices for part in parts)) as steps,
+    ):
+        waiting = [pool.submit(part.publish, writer) for part in parts]
+        try:
+            for done in as_completed(waiting):
+                steps.advance(done.result().slices)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _finish(source: Cache, writer: CacheWriter, without: tuple[str, ...]) -> None:
+    """Labels and report of the studies kept, as they are in the whole cache."""
+    kept = {folder.name for folder in writer.studies()}
+    old = pd.read_csv(source.path / REPORT, dtype=str, keep_default_na=False)
+    rows = [Row(*row) for row in old.itertuples(index=False) if row.id in kept]
+    report = report_frame([*rows, *(build_row(id, "refused", "no_box") for id in without)])
+    labels = LabelsTable.read(source.path)
+    if labels is None:
+        writer.finish(report=report)
+        return
+    frame = labels.frame[labels.frame["id"].isin(kept)]
+    meta = {"made_by": labels.made_by, "inputs": labels.inputs, "extra": {"folds": labels.folds_name}}
+    writer.finish(frame, report, **meta)

@@ -1,0 +1,150 @@
+"""`make soak`: what is tried a few times by the tests, by the hundred. Prints a table; exit status 1 where anything was found."""
+
+import argparse
+import contextlib
+import io
+import logging
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from damage import damage
+from distributed import LocalCluster
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+from kills import kill_builds
+from machine import SourceAndCache
+from memory import peak_of_a_build
+from mutations import build_mutations
+from pytest import fail
+from tiny_rsna import write_rsna
+
+from preprocess.build import build_cache
+
+SECONDS_AT_MOST, MB_AT_MOST, GROWTH_AT_MOST = 10, 1024, 1.10
+
+Row = tuple[str, str, bool]
+"""what was tried, what was seen, whether that is all well"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--flips", type=int, default=200)
+    parser.add_argument("--deletions", type=int, default=50)
+    parser.add_argument("--mutations", type=int, default=2000)
+    parser.add_argument("--runs", type=int, default=20, help="of the state machine")
+    parser.add_argument("--steps", type=int, default=30, help="of each of its runs")
+    parser.add_argument("--slices", type=int, default=1000, help="of the longer study whose memory is measured")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="soak-") as folder, _workers() as cluster:
+        folder, scheduler = Path(folder), cluster.scheduler_address
+        source = write_rsna(folder / "rsna")
+        build_cache(source, folder / "cache", folds=2, scheduler=scheduler, tell=lambda line: None)
+        trials: dict[str, Callable[[], list[Row]]] = {
+            "damage": lambda: _damage(folder, given),
+            "memory": lambda: _memory(folder, given.slices),
+            "machine": lambda: _machine(scheduler, given),
+            "mutations": lambda: _mutations(folder, scheduler, given),
+            "kills": lambda: _kills(source, folder, scheduler, given),
+        }
+        good = True
+        for name, trial in trials.items():
+            began = time.monotonic()
+            with contextlib.redirect_stderr(io.StringIO()):  # hundreds of builds show how far they are
+                rows = trial()
+            for what, seen, well in rows:
+                good &= well
+                print(f"{'ok' if well else 'WRONG':5}  {what:58}  {seen}", flush=True)
+            print(f"       ({name}: {time.monotonic() - began:.0f} s)", flush=True)
+    return 0 if good else 1
+
+
+def _workers() -> LocalCluster:
+    return LocalCluster(
+        n_workers=2,
+        threads_per_worker=1,
+        dashboard_address="127.0.0.1:0",
+        host="127.0.0.1",
+        silence_logs=logging.CRITICAL,
+    )
+
+
+def _damage(folder: Path, given: argparse.Namespace) -> list[Row]:
+    done = damage(folder / "cache", given.flips, given.deletions, given.seed)
+    return [
+        (f"{done.flips} flipped bits, each named by verify", f"{done.flips_unnamed} not", not done.flips_unnamed),
+        (
+            f"{done.deletions} lost files, each named by verify",
+            f"{done.deletions_unnamed} not",
+            not done.deletions_unnamed,
+        ),
+    ]
+
+
+def _memory(folder: Path, slices: int) -> list[Row]:
+    few, many = peak_of_a_build(folder, slices // 10), peak_of_a_build(folder, slices)
+    seen = f"{few:.0f} and {many:.0f} MB"
+    return [
+        (f"peak memory at {slices // 10} and {slices} slices, less than 10 % apart", seen, many < GROWTH_AT_MOST * few)
+    ]
+
+
+def _machine(scheduler: str, given: argparse.Namespace) -> list[Row]:
+    class Machine(SourceAndCache):
+        pass
+
+    Machine.scheduler = scheduler
+    what = f"{given.runs} runs of up to {given.steps} steps: add, remove, change, kill, build, verify"
+    try:
+        run_state_machine_as_test(Machine, settings=machine_settings(given.runs, given.steps))
+    except (Exception, fail.Exception):  # pytest.raises fails with no Exception
+        traceback.print_exc(file=sys.stdout)
+        return [(what, "something was found", False)]
+    return [(what, "nothing was found", True)]
+
+
+def machine_settings(runs: int, steps: int) -> settings:
+    """No shrinking: a build takes long, and kills do not come twice at the same moment."""
+    return settings(
+        max_examples=runs,
+        stateful_step_count=steps,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+def _mutations(folder: Path, scheduler: str, given: argparse.Namespace) -> list[Row]:
+    done = build_mutations(folder / "mutations", scheduler, given.mutations, given.seed)
+    slow, large = done.slowest_batch_seconds, done.largest_worker_mb
+    return [
+        (
+            f"{done.files} mutated files, each kept or refused with a reason",
+            f"{done.kept} kept, {done.refused} refused, {done.unexplained} unexplained, {done.workers_died} workers died",
+            not done.unexplained,
+        ),
+        (f"no hang over {SECONDS_AT_MOST} s", f"slowest 40 files {slow:.1f} s", slow < SECONDS_AT_MOST),
+        (f"no worker over {MB_AT_MOST} MB", f"largest {large:.0f} MB", large < MB_AT_MOST),
+    ]
+
+
+def _kills(source: Path, folder: Path, scheduler: str, given: argparse.Namespace) -> list[Row]:
+    done = kill_builds(source, folder / "kills", scheduler, given.kills, given.seed)
+    return [
+        (
+            f"{done.kills} builds killed ({done.too_late} more had ended)",
+            f"{done.not_whole} left a study that is not whole",
+            not done.not_whole,
+        ),
+        ("each followed by a build to the uninterrupted one's bytes", f"{done.differing} not", not done.differing),
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
