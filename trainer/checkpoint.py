@@ -41,6 +41,9 @@ def restore(accelerator: Accelerator, run_dir: Path, key: str) -> int:
             found = json.loads(position.read_text())
             if found["key"] == key:
                 accelerator.load_state(str(folder))
+                accelerator.step = (
+                    0  # micro-batches since the last optimiser step, whatever the number of processes was
+                )
                 return found["step"]
     return 0
 

@@ -6,7 +6,7 @@ Nothing here imports torch, so that a wrong key is answered, and a finished run 
 import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -43,7 +43,7 @@ class DataSettings(Section):
     """side of the square picture, in pixels"""
     frames: int = Field(96, ge=3, multiple_of=3)
     """slices in a slice window"""
-    stride: int | Literal["adaptive"] = 12
+    stride: Annotated[int, Field(ge=1)] | Literal["adaptive"] = 12
     """slices between training windows; adaptive: round(2000 / length of the study's z-range) (reference 4.2)"""
     eval_stride: int = Field(16, ge=1)
     thin: float = Field(0.0, ge=0, le=1)
@@ -111,7 +111,7 @@ class Settings(Section):
     cache: Path
     out: Path
     mode: Literal["train", "predict"] = "train"
-    fold: int | Literal["all"] = 0
+    fold: Annotated[int, Field(ge=0)] | Literal["all"] = 0
     seed: int = Field(1, ge=0)
     boxes: Path | None = None
     """a study_boxes table, or `cache` for the boxes published in the cache"""
@@ -121,7 +121,7 @@ class Settings(Section):
     weights: Path | None = None
     split: Literal["held_out", "all"] = "held_out"
     deterministic: bool = False
-    tracker: str = "tensorboard"
+    tracker: Literal["none", "tensorboard", "wandb", "mlflow", "comet_ml", "aim", "clearml", "dvclive"] = "tensorboard"
     model: ModelSettings = ModelSettings()
     data: DataSettings = DataSettings()
     augment: AugmentSettings = AugmentSettings()
@@ -247,6 +247,8 @@ def stage_layer(path: Path, stage: str) -> dict[str, Any]:
     """A settings file: keys for every stage, and under `stages:` keys for one."""
     content = read_yaml(path)
     per_stage = content.pop("stages", {}) or {}
+    if not isinstance(per_stage, dict) or not all(isinstance(value, dict) for value in per_stage.values()):
+        raise UsageError("stages does not hold settings", where=path, expected="stages: {<stage>: {section: {...}}}")
     for name in per_stage:
         if name not in STAGES:
             raise UsageError(f"no stage {name}", where=path, do=nearest(name, STAGES))
@@ -260,10 +262,20 @@ def validate(values: Mapping[str, Any]) -> Settings:
         return Settings.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("literal[", "int")))
-        raise UsageError(
-            f"{key}={first.get('input')!r} does not fit", expected=first["msg"].lower().removeprefix("input should be ")
-        ) from None
+        key = ".".join(_keys(first["loc"]))
+        same = [each for each in error.errors() if ".".join(_keys(each["loc"])) == key]
+        wanted = " or ".join(each["msg"].lower().removeprefix("input should be ") for each in same)
+        raise UsageError(f"{key}={first.get('input')!r} does not fit", expected=wanted) from None
+
+
+def _keys(loc: tuple[int | str, ...]) -> list[str]:
+    """pydantic's place of an error without the names of a union's branches."""
+    return [str(part) for part in loc if str(part) in Settings.model_fields or str(part) in _SECTION_KEYS]
+
+
+_SECTION_KEYS = {
+    name for section in (ModelSettings, DataSettings, AugmentSettings, TrainSettings) for name in section.model_fields
+}
 
 
 def _without_nulls(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -282,6 +294,11 @@ def _check_needs(settings: Settings) -> None:
         raise UsageError(f"{name} trains on pseudo labels and was given none", do="add pseudo=TABLE")
     if settings.stage == "study_fracture" and settings.backbone is None and settings.mode == "train":
         raise UsageError(f"{name} freezes a slice_fracture backbone and was given none", do="add backbone=RUN")
+    if settings.data.eval_stride > settings.data.frames:
+        line = f"data.eval_stride={settings.data.eval_stride} leaves slices between windows of {settings.data.frames}"
+        raise UsageError(line, expected="at most data.frames")
+    if settings.mode == "train" and settings.split == "all":
+        raise UsageError("split=all belongs to mode=predict", do="leave it out, or give mode=predict")
     if settings.mode == "train" and settings.weights is not None:
         raise UsageError("weights= belongs to mode=predict", do="leave it out, or give mode=predict")
 

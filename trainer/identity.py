@@ -1,4 +1,4 @@
-"""What makes a run the run it is: one key over the settings that shape its weights and the digests of all it reads.
+"""What makes a run the run it is: one key over the settings that shape its weights and the digests of all it trains on.
 
 The same key means the same run: it is done, can be resumed, or is stale. Nothing here imports torch.
 """
@@ -9,39 +9,53 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from cache_schema.tables import table_meta
 
+from cache_schema.errors import UsageError
+from cache_schema.tables import table_meta
 from trainer.config import Settings
-from trainer.inputs import Inputs, weights_metadata
+from trainer.inputs import Inputs, file_digest, weights_metadata
 
 VERSIONS = {"bbox": 1, "vertebrae": 1, "slice_fracture": 1, "study_fracture": 1}
 """raised when a stage computes something else from the same inputs"""
 
 OUTSIDE = {"cache", "out", "mode", "boxes", "pseudo", "backbone", "weights", "split", "tracker"}
 """settings that say where things are, or come in by their digests"""
-OUTSIDE_DATA = {"loader", "workers", "resident", "ram_gb"}
-OUTSIDE_TRAIN = {"checkpoint_minutes", "evaluate_every", "log_every", "eval_batch"}
+OUTSIDE_SECTIONS = {
+    "model": {"weights_file", "chunk"},
+    "data": {"loader", "workers", "resident", "ram_gb", "eval_stride"},
+    "train": {"checkpoint_minutes", "evaluate_every", "log_every", "eval_batch", "threads"},
+}
+"""settings that change no weight, or by no more than rounding"""
+PICTURE = {
+    "model": ("name", "positional", "batch_norm", "mask_pool"),
+    "data": ("size", "frames", "crop", "interpolation", "intensity"),
+}
+"""settings that a prediction must share with the training of its weights"""
 
-MODEL_FILE, PREDICTIONS, CONFIG_FILE, CHECKPOINT = (
-    "model.safetensors",
-    "predictions.parquet",
-    "config.yaml",
-    "checkpoint",
-)
+MODEL_FILE, CONFIG_FILE, CHECKPOINT = "model.safetensors", "config.yaml", "checkpoint"
+PREDICTIONS = "predictions.parquet"
+"""of the held-out fold, by the run itself"""
+PREDICTIONS_OF_ALL = "predictions-all.parquet"
 
 
 def run_key(settings: Settings, inputs: Inputs) -> str:
     """sha256 hex of the settings and input digests that decide the weights."""
-    values = {key: value for key, value in settings.dump().items() if key not in OUTSIDE}
-    values["data"] = {key: value for key, value in values["data"].items() if key not in OUTSIDE_DATA}
-    values["train"] = {key: value for key, value in values["train"].items() if key not in OUTSIDE_TRAIN}
-    text = json.dumps([VERSIONS[settings.stage], values, inputs.digests()], sort_keys=True)
+    values = {name: value for name, value in settings.dump().items() if name not in OUTSIDE}
+    for section, outside in OUTSIDE_SECTIONS.items():
+        values[section] = {name: value for name, value in values[section].items() if name not in outside}
+    if settings.model.weights_file is not None:
+        values["model"]["weights_file"] = file_digest(settings.model.weights_file)
+    text = json.dumps([VERSIONS[settings.stage], values, inputs.training_digests()], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def prediction_inputs(settings: Settings, model_key: str) -> dict[str, str]:
+def predictions_path(settings: Settings) -> Path:
+    return settings.run_dir / (PREDICTIONS if settings.split == "held_out" else PREDICTIONS_OF_ALL)
+
+
+def prediction_inputs(settings: Settings, inputs: Inputs, key: str) -> dict[str, str]:
     """What a prediction table is made from."""
-    return {"run": model_key, "split": settings.split}
+    return {"run": key, "split": settings.split, "fold": str(settings.fold), **inputs.prediction_digests()}
 
 
 def model_key(run_dir: Path) -> str | None:
@@ -49,14 +63,43 @@ def model_key(run_dir: Path) -> str | None:
     return weights_metadata(path).get("key") if path.is_file() else None
 
 
-def is_done(settings: Settings, key: str) -> bool:
+def is_done(settings: Settings, inputs: Inputs, key: str) -> bool:
     """Whether the run's folder already holds what the settings ask for."""
-    run_dir = settings.run_dir
-    if model_key(run_dir) != key:
+    if model_key(settings.run_dir) != key:
         return False
     predicts_nothing = settings.fold == "all" and settings.split == "held_out"
-    path = run_dir / PREDICTIONS
-    return predicts_nothing or (path.is_file() and table_meta(path)["inputs"] == prediction_inputs(settings, key))
+    path = predictions_path(settings)
+    return predicts_nothing or (
+        path.is_file() and table_meta(path)["inputs"] == prediction_inputs(settings, inputs, key)
+    )
+
+
+def check_weights(settings: Settings, inputs: Inputs, run: Path, *, stage: str) -> str:
+    """The key of a finished run that fits: of this stage and these pictures, this cache's pixels, and this fold.
+
+    Raises UsageError naming what differs. Another fold's weights have seen what this fold holds out.
+    """
+    metadata = weights_metadata(run / MODEL_FILE)
+    if "key" not in metadata:
+        raise UsageError("holds weights of another program", where=run, expected="a run of this trainer")
+    config = json.loads(metadata["config"])
+    own = settings.dump()
+    pairs = [("stage", config["stage"], stage), ("variant", config["variant"], settings.variant)]
+    if settings.split == "held_out":
+        pairs.append(("fold", metadata["fold"], str(settings.fold)))
+    pairs += [
+        (f"model.{n}", config["model"][n], own["model"][n])
+        for n in PICTURE["model"]
+        if stage == settings.stage or n == "name"
+    ]
+    pairs += [(f"data.{n}", config["data"][n], own["data"][n]) for n in PICTURE["data"] if stage == settings.stage]
+    pairs.append(("pixel_hash", metadata["pixel_hash"], inputs.cache.pixel_hash))
+    for name, theirs, ours in pairs:
+        if theirs != ours:
+            raise UsageError(
+                f"was trained with {name}={theirs}", where=run, expected=f"{name}={ours}", do="give the run that fits"
+            )
+    return metadata["key"]
 
 
 def recorded_config(run_dir: Path) -> dict[str, Any] | None:
@@ -70,10 +113,7 @@ def set_aside(run_dir: Path, key: str) -> Path | None:
     recorded = recorded_config(run_dir)
     if recorded is None or recorded["key"] == key:
         return None
-    aside = run_dir.with_name(f".stale-{run_dir.name}-{recorded['key'][:8]}")
-    number = 1
-    while aside.exists():
+    name, number = f".stale-{run_dir.name}-{recorded['key'][:8]}", 1
+    while run_dir.with_name(name if number == 1 else f"{name}-{number}").exists():
         number += 1
-        aside = run_dir.with_name(f".stale-{run_dir.name}-{recorded['key'][:8]}-{number}")
-    run_dir.rename(aside)
-    return aside
+    return run_dir.rename(run_dir.with_name(name if number == 1 else f"{name}-{number}"))

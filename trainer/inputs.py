@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from cache_schema.tables import read_table, table_meta
 from safetensors import safe_open
 
 from cache_schema import LEVELS, TARGETS, Cache, Study
 from cache_schema.errors import StaleStudy, UsageError
+from cache_schema.tables import read_table, table_meta
 from trainer.config import Settings, nearest
 from trainer.tables.boxes import BOX
 from trainer.tables.pseudo import FRACTURES
@@ -28,14 +28,26 @@ class Inputs:
         self.cache = Cache(settings.cache)
         self.index = self.cache.index.set_index("id", drop=False)
         labels = self.cache.labels
+        unlabelled = settings.mode == "predict" and settings.split == "all"
+        if labels is None and unlabelled:
+            labels = pd.DataFrame(columns=["id", *TARGETS, "fold"])
         if labels is None:
             raise UsageError("the cache holds no labels", where=settings.cache, do="run: preprocess labels CACHE CSV")
         self.labels = labels.set_index("id").reindex(self.index.index)
-        if settings.fold != "all" and settings.fold not in set(self.labels["fold"].dropna().astype(int)):
+        if (
+            not unlabelled
+            and settings.fold != "all"
+            and settings.fold not in set(self.labels["fold"].dropna().astype(int))
+        ):
             folds = sorted(set(self.labels["fold"].dropna().astype(int)))
             raise UsageError(
                 f"no study is in fold {settings.fold}", where=settings.cache, expected=f"fold={folds} or all"
             )
+
+    @property
+    def segmented(self) -> bool:
+        """Whether the stage trains, and is scored, on segmented studies only."""
+        return self.settings.stage in ("bbox", "vertebrae")
 
     def train_ids(self, *, segmented: bool = False) -> list[str]:
         """Studies outside the held-out fold; with fold=all every study."""
@@ -83,7 +95,19 @@ class Inputs:
             table = pd.DataFrame(rows, columns=["id", *columns])
         else:
             table = _read(path, ["id", *columns])
-        return table.set_index("id")[columns].astype(int)
+        where = f"boxes={path}"
+        if table["id"].duplicated().any() or table[columns].isna().any().any():
+            raise UsageError("holds a study twice or without a box", where=where, do="make the table again")
+        table = table.set_index("id")[columns].astype(int)
+        known = table.join(self.index[["rows", "columns", "slices"]], how="inner").astype(int)
+        fits = (known["x0"] >= 0) & (known["x0"] < known["x1"]) & (known["x1"] <= known["columns"])
+        fits &= (known["y0"] >= 0) & (known["y0"] < known["y1"]) & (known["y1"] <= known["rows"])
+        fits &= (known["z_from"] >= 0) & (known["z_from"] < known["z_to"]) & (known["z_to"] <= known["slices"])
+        if not fits.all():
+            raise UsageError(
+                f"the box of {known.index[~fits][0]} lies outside its study", where=where, do="make the table again"
+            )
+        return table
 
     def crop_boxes(self, ids: list[str]) -> dict[str, tuple[int, int, int, int]] | None:
         """Native boxes of these studies; None for a variant that looks at whole slices."""
@@ -112,7 +136,11 @@ class Inputs:
         found = {}
         for id, rows in self.pseudo_table.groupby("id", sort=False):
             if id in self.index.index:
-                values = np.full((int(self.index.at[id, "slices"]), 14), np.nan, np.float32)
+                slices = int(self.index.at[id, "slices"])
+                if rows["z_index"].max() >= slices or rows["z_index"].duplicated().any():
+                    line = f"{id} has a slice twice, or one beyond its {slices}"
+                    raise UsageError(line, where=f"pseudo={self.settings.pseudo}", do="make the table again")
+                values = np.full((slices, 14), np.nan, np.float32)
                 values[rows["z_index"].to_numpy()] = rows[[*LEVELS, *FRACTURES]].to_numpy(np.float32)
                 found[id] = values
         return found
@@ -129,34 +157,46 @@ class Inputs:
     def _label_place(self) -> dict[str, int]:
         return {id: place for place, id in enumerate(self.labels.index)}
 
-    def digests(self) -> dict[str, str]:
-        """What this run depends on, by name. The same digests and settings make the same run."""
-        settings = self.settings
-        folds = self.labels["fold"].astype("Int64")
+    def training_digests(self) -> dict[str, str]:
+        """What the weights depend on, by name: the studies trained on, and the tables and backbone given."""
+        ids = self.train_ids(segmented=self.segmented)
+        return self._digests(ids) | self._source_digests(training=True)
+
+    def prediction_digests(self) -> dict[str, str]:
+        """What a prediction depends on beside its weights."""
+        return self._digests(self.eval_ids()) | self._source_digests(training=False)
+
+    def _digests(self, ids: list[str]) -> dict[str, str]:
+        index = self.index.loc[ids]
         parts = {
             "pixel_hash": self.cache.pixel_hash,
-            "studies": _digest(zip(self.index["id"], self.index["content_digest"], folds, strict=True)),
+            "studies": _digest(index[["id", "content_digest"]].itertuples(index=False)),
         }
-        if settings.stage in ("bbox", "vertebrae"):
-            parts["segmentations"] = _digest(zip(self.index["id"], self.index["segmentation_digest"], strict=True))
-        if settings.stage == "study_fracture":
-            parts["labels"] = _digest(self.labels[list(TARGETS)].astype("Int64").reset_index().itertuples(index=False))
-        for name in ("boxes", "pseudo"):
-            path = getattr(settings, name)
-            if path is not None and str(path) != "cache":
-                parts[name] = table_meta(path)["digest"]
-            elif path is not None:
-                parts[name] = _digest(self.boxes.reset_index().itertuples(index=False))
-        if settings.backbone is not None:
-            parts["backbone"] = weights_metadata(settings.backbone / "model.safetensors")["key"]
+        if self.segmented:
+            parts["segmentations"] = _digest(index[["id", "segmentation_digest"]].itertuples(index=False))
+        if self.settings.stage == "study_fracture":
+            labels = self.labels.loc[ids, list(TARGETS)].astype("Int64")
+            parts["labels"] = _digest(labels.reset_index().itertuples(index=False))
+        return parts
+
+    def _source_digests(self, *, training: bool) -> dict[str, str]:
+        settings, parts = self.settings, {}
+        if settings.data.crop or settings.data.stride == "adaptive" or settings.stage == "study_fracture":
+            parts["boxes"] = _digest(self.boxes.reset_index().itertuples(index=False))
+        if training and settings.stage == "slice_fracture" and settings.pseudo is not None:
+            parts["pseudo"] = table_meta(settings.pseudo)["digest"]
+        if training and settings.stage == "study_fracture" and settings.backbone is not None:
+            weights_metadata(settings.backbone / "model.safetensors")
+            parts["backbone"] = file_digest(settings.backbone / "model.safetensors")
         return parts
 
     def check_fresh(self) -> None:
         """A study replaced since this run opened the cache stops it (design 3)."""
-        now = Cache(self.settings.cache).index.set_index("id")["content_digest"]
-        then = self.index["content_digest"]
-        changed = [id for id in then.index if now.get(id) != then[id]]
-        if changed:
+        columns = ["content_digest", "segmentation_digest"]
+        now = Cache(self.settings.cache).index.set_index("id")[columns].fillna("").reindex(self.index.index)
+        then = self.index[columns].fillna("")
+        changed = then.index[(now != then).any(axis=1)]
+        if len(changed):
             raise StaleStudy("was replaced in the cache while in use", where=changed[0], do="start the run again")
 
 
@@ -166,6 +206,12 @@ def weights_metadata(path: Path) -> dict[str, str]:
         raise UsageError("no finished run", where=path.parent, expected="a folder with model.safetensors")
     with safe_open(path, framework="np") as file:
         return file.metadata() or {}
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _digest(rows: object) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,8 +23,17 @@ from trainer.data.draws import Drawing
 from trainer.data.loader import Batch, Loader
 from trainer.data.order import Evaluation, Training
 from trainer.data.source import TRIPLET_CHUNKS_BYTES, Source
-from trainer.identity import CONFIG_FILE, MODEL_FILE, PREDICTIONS, prediction_inputs, recorded_config, set_aside
-from trainer.inputs import Inputs, weights_metadata
+from trainer.identity import (
+    CONFIG_FILE,
+    MODEL_FILE,
+    check_weights,
+    model_key,
+    prediction_inputs,
+    predictions_path,
+    recorded_config,
+    set_aside,
+)
+from trainer.inputs import Inputs
 from trainer.losses import counts, total
 from trainer.stages import STAGES, Stage
 
@@ -61,7 +71,11 @@ class Run:
             torch.use_deterministic_algorithms(True, warn_only=True)
         self.stage: Stage = STAGES[settings.stage](settings, inputs)
         precision = settings.train.precision
-        on_gpu = torch.cuda.is_available()
+        on_gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in (
+            "true",
+            "1",
+            "yes",
+        )
         self.accelerator = Accelerator(
             cpu=not on_gpu,
             mixed_precision=("fp16" if on_gpu else "no") if precision == "auto" else precision,
@@ -79,19 +93,26 @@ class Run:
         self.accelerator.print(line, flush=True)
 
     def train(self) -> None:
-        """From scratch or from the checkpoint of this very run, to model.safetensors."""
+        """From scratch or from the checkpoint of this very run, to model.safetensors and what the fold holds out."""
         settings, accelerator = self.settings, self.accelerator
         train = settings.train
-        items = self.stage.train_items(self.inputs.train_ids(segmented=self.stage.segmented))
+        if settings.backbone is not None:
+            check_weights(settings, self.inputs, settings.backbone, stage="slice_fracture")
+        ids = self.inputs.train_ids(segmented=self.inputs.segmented)
+        items = self.stage.train_items(ids)
         micro, passes = share(train.batch, train.micro_batch, accelerator.num_processes)
         accelerator.gradient_accumulation_steps = passes
         if len(items) < train.batch:
             raise UsageError(
                 f"only {len(items)} training items for an effective batch of {train.batch}", do="set train.batch lower"
             )
-        self._open_run_dir()
-
         model = self.stage.model()
+        self.inputs.crop_boxes(ids)
+        self._open_run_dir()  # only now: a mistake must not set a finished run aside
+        if model_key(settings.run_dir) == self.key:
+            checkpoint.load_weights(model, settings.run_dir / MODEL_FILE)
+            self._finish(accelerator.prepare(model), 0)
+            return
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimiser = torch.optim.AdamW(trained, lr=train.lr, betas=BETAS, eps=EPSILON, weight_decay=train.weight_decay)
         model, optimiser = accelerator.prepare(model, optimiser)
@@ -105,6 +126,7 @@ class Run:
         )
 
         batches = iter(self._loader(schedule, micro, drawing=self._drawing(), limit=None))
+        scored = train.evaluate_every and bool(self.inputs.eval_ids(segmented=self.inputs.segmented))
         kept, started = time.monotonic(), time.monotonic()
         model.train()
         for step in range(first, last):
@@ -120,7 +142,7 @@ class Run:
                 checkpoint.save(accelerator, settings.run_dir, step + 1, self.key)
                 kept = time.monotonic()
             epoch = (step + 1) // schedule.steps_per_epoch
-            if ends_epoch and train.evaluate_every and epoch % train.evaluate_every == 0 and step + 1 < last:
+            if ends_epoch and scored and epoch % train.evaluate_every == 0 and step + 1 < last:
                 self._log_scores(self.predict(model, scored_only=True), step + 1)
                 model.train()
         batches.close()
@@ -157,16 +179,15 @@ class Run:
             losses.append(loss.detach())
         loss = float(accelerator.reduce(torch.stack(losses).mean(), reduction="mean"))
         if not math.isfinite(loss):
+            where = ", ".join(sorted(set(gather_object(seen))))
             raise CspineError(
-                f"the loss is {loss} at step {step + 1}",
-                where=", ".join(seen),
-                do="look at these items, or lower train.lr",
+                f"the loss is {loss} at step {step + 1}", where=where, do="look at these items, or lower train.lr"
             )
         return {"loss": loss, "gradient_norm": float(norm), "lr": rate}
 
     def predict(self, model: nn.Module, *, scored_only: bool = False) -> pd.DataFrame | None:
         """The stage's prediction table over the split, on the main process; None on the others."""
-        ids = self.inputs.eval_ids(segmented=scored_only and self.stage.segmented)
+        ids = self.inputs.eval_ids(segmented=scored_only and self.inputs.segmented)
         items = self.stage.eval_items(ids)
         if not items:
             raise UsageError(
@@ -192,18 +213,13 @@ class Run:
         return self.stage.table(pd.concat(everywhere, ignore_index=True)) if self._main else None
 
     def predict_from(self, weights: Path) -> None:
-        """mode=predict: predictions.parquet of another run's weights, or of this run's own."""
-        metadata = weights_metadata(weights / MODEL_FILE)
-        if metadata.get("pixel_hash") != self.inputs.cache.pixel_hash:
-            raise UsageError(
-                "was trained on pixels of another cache rule",
-                where=weights,
-                expected=f"a run for {self.settings.cache}",
-            )
+        """mode=predict: the predictions of a finished run's weights, into the folder of the settings' own fold and seed."""
+        held = model_key(self.settings.run_dir)
+        if held not in (None, self.key):
+            raise UsageError("holds another run", where=self.settings.run_dir, do="give another out= or seed=")
         model = self.stage.model()
         checkpoint.load_weights(model, weights / MODEL_FILE)
         self.settings.run_dir.mkdir(parents=True, exist_ok=True)
-        self.key = metadata["key"]
         self._finish(self.accelerator.prepare(model), 0)
 
     def _finish(self, model: nn.Module, step: int) -> None:
@@ -215,8 +231,10 @@ class Run:
             table = self.predict(model)
             if self._main:
                 made_by = f"{settings.stage} {settings.variant} fold {settings.fold} seed {settings.seed}"
-                write_table(settings.run_dir / PREDICTIONS, table, made_by, prediction_inputs(settings, self.key))
-                if settings.split == "held_out":
+                write_table(
+                    predictions_path(settings), table, made_by, prediction_inputs(settings, self.inputs, self.key)
+                )
+                if settings.split == "held_out" and self.inputs.eval_ids(segmented=self.inputs.segmented):
                     self._log_scores(table, step)
             self.say(f"done: {settings.run_dir}")
         for tracker in self.accelerator.trackers:
@@ -264,7 +282,7 @@ class Run:
         targets: bool = True,
     ) -> Loader:
         data = self.settings.data
-        ids = self.inputs.train_ids(segmented=self.stage.segmented) if ids is None else ids
+        ids = self.inputs.train_ids(segmented=self.inputs.segmented) if ids is None else ids
         keep = (
             int(data.ram_gb * 2**30) if data.resident == "ram" else TRIPLET_CHUNKS_BYTES if self.stage.by_block else 0
         )
@@ -279,7 +297,7 @@ class Run:
             "key": self.key,
             "pixel_hash": self.inputs.cache.pixel_hash,
             "config": json.dumps(settings.dump(), sort_keys=True),
-            "inputs": json.dumps(self.inputs.digests(), sort_keys=True),
+            "inputs": json.dumps(self.inputs.training_digests(), sort_keys=True),
             "fold": str(settings.fold),
             "seed": str(settings.seed),
         }

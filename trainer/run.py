@@ -11,7 +11,7 @@ if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     # started as a file: its neighbours `config`, `data` and `stages` must not become top-level modules
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from cache_schema.errors import CspineError
+from cache_schema.errors import CspineError, UsageError
 from trainer.config import STAGES, Settings, load
 
 HELP = f"""usage: accelerate launch trainer/run.py stage={"|".join(STAGES)} [variant=NAME] cache=CACHE out=RUNS
@@ -25,14 +25,14 @@ Exit status: 0 done, 1 a check failed, 2 a wrong setting or nothing to do."""
 
 def run(settings: Settings) -> Path:
     """Trains or predicts, or returns at once where that is already done. Returns the run's folder. Raises CspineError."""
-    from trainer.identity import is_done, model_key, run_key
+    from trainer.identity import check_weights, is_done, run_key
     from trainer.inputs import Inputs
 
     inputs = Inputs(settings)
     predicting = settings.mode == "predict"
     weights = settings.weights or settings.run_dir
-    key = (model_key(weights) or "") if predicting else run_key(settings, inputs)
-    if is_done(settings, key) and weights == settings.run_dir:
+    key = check_weights(settings, inputs, weights, stage=settings.stage) if predicting else run_key(settings, inputs)
+    if is_done(settings, inputs, key):
         say(f"already done: {settings.run_dir}")
         return settings.run_dir
 
@@ -58,8 +58,11 @@ def main(words: list[str]) -> int:
         return 0 if words else 2
     try:
         run(load(words))
-    except CspineError as error:
+    except UsageError as error:
         say(f"error: {error}", sys.stderr)
+        return error.exit_status
+    except CspineError as error:  # what one process alone may have met
+        print(f"error: {error}", file=sys.stderr, flush=True)
         return error.exit_status
     except KeyboardInterrupt:
         say("interrupted: the same command goes on from the last checkpoint", sys.stderr)

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from cache_schema.study import square_around
 from trainer.config import AugmentSettings, DataSettings
 from trainer.data.draws import Draw, draw, still
 from trainer.data.items import Item
 from trainer.data.loader import Loader
 from trainer.data.order import Place
 from trainer.data.plain import picture
-from trainer.data.source import MEAN, STD, assemble, square, stretch
+from trainer.data.source import MEAN, STD, assemble, stretch
 
 SIZE = 96
 
@@ -95,7 +96,7 @@ def test_stretch_is_the_reference_formula_for_each_slice():
     ],
 )
 def test_a_box_is_squared_and_clipped_as_in_the_reference(box, expected):
-    assert square(box, 512, 512) == expected
+    assert square_around(box, 512, 512) == expected
 
 
 def test_gain_is_albumentations_contrast_within_rounding():

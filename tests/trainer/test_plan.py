@@ -35,7 +35,8 @@ def test_the_chain_of_the_demo_is_boxes_ratios_pseudo_labels_backbone():
     plan = read_plan(PLANS / "demo.yaml", Path("c"), Path("o"))
     assert len([node for node in plan.nodes if node.is_run]) == 8
     assert set(plan["study_boxes"].needs) == {"bbox-01B/fold0-seed1", "bbox-01B/fold1-seed1"}
-    assert plan["vertebrae-04A/fold1-seed1"].needs == ("study_boxes",)
+    assert plan["vertebrae-02G/fold1-seed1"].needs == ()
+    assert plan["slice_fracture-04F/fold1-seed1"].needs == ("pseudo_labels", "study_boxes")
     assert plan["pseudo_labels"].needs == ("vertebra_ratios",)
     assert set(plan["study_fracture-04F/fold1-seed1"].needs) == {"study_boxes", "slice_fracture-04F/fold1-seed1"}
 

@@ -25,8 +25,7 @@ def torchrun(words, **kwargs):
         "torch.distributed.run",
         "--nproc_per_node",
         "2",
-        "--master_port",
-        "0",
+        "--standalone",
         *map(str, words),
     ]
     return subprocess.run(

@@ -24,7 +24,7 @@ class Stopped(Exception):
 
 @pytest.mark.parametrize("stop", [1, 3])
 def test_a_run_stopped_at_a_step_ends_with_the_same_weights_bit_for_bit(
-    stop, tiny_cache, tiny_settings, true_boxes, tmp_path, monkeypatch
+    stop, tiny_cache, tiny_settings, true_boxes, tmp_path, monkeypatch, capsys
 ):
     common = dict(
         stage="vertebrae", variant="04A", cache=tiny_cache, config=tiny_settings, boxes=true_boxes, deterministic="true"
@@ -43,6 +43,7 @@ def test_a_run_stopped_at_a_step_ends_with_the_same_weights_bit_for_bit(
         with pytest.raises(Stopped):
             train(**common, out=tmp_path / "stopped")
     resumed = train(**common, out=tmp_path / "stopped")
+    assert f"resuming at step {stop} of 4" in capsys.readouterr().out
 
     expected, found = (load_file(run / "model.safetensors") for run in (whole, resumed))
     assert expected.keys() == found.keys()

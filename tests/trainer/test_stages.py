@@ -160,9 +160,60 @@ def test_a_prediction_is_the_same_alone_in_any_batch_and_in_any_order(stage, cha
 
 
 def test_fold_all_trains_on_everything_and_scores_nothing(tiny_cache, tiny_settings, tmp_path):
-    run = train(stage="bbox", fold="all", cache=tiny_cache, out=tmp_path, config=tiny_settings, **{"train.batch": 64})
+    more = {"train.epochs": 2, "train.evaluate_every": 1}
+    run = train(stage="bbox", fold="all", cache=tiny_cache, out=tmp_path, config=tiny_settings, **more)
     assert (run / "model.safetensors").is_file() and not (run / "predictions.parquet").exists()
     assert "score" not in (run / "metrics.jsonl").read_text()
+
+
+def test_a_lost_prediction_is_made_again_without_training(chain, tiny_cache, tiny_settings):
+    out, runs = chain
+    weights, predictions = (runs["bbox"][1] / name for name in ("model.safetensors", "predictions.parquet"))
+    before, table = weights.stat().st_mtime_ns, predictions.read_bytes()
+    predictions.unlink()
+    train(stage="bbox", fold=1, cache=tiny_cache, out=out, config=tiny_settings)
+    assert weights.stat().st_mtime_ns == before and predictions.read_bytes() == table
+
+
+def test_a_prediction_on_all_studies_leaves_the_held_out_one_alone(chain, tiny_cache, tiny_settings):
+    out, runs = chain
+    before = (runs["bbox"][0] / "predictions.parquet").read_bytes()
+    train(stage="bbox", mode="predict", split="all", cache=tiny_cache, out=out, config=tiny_settings)
+    assert (runs["bbox"][0] / "predictions.parquet").read_bytes() == before
+    assert set(read_table(runs["bbox"][0] / "predictions-all.parquet")["id"]) == set(Cache(tiny_cache).ids)
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"weights": "bbox 1"}, "was trained with fold=1; expected fold=0"),
+        ({"weights": "vertebrae 0"}, "was trained with stage=vertebrae; expected stage=bbox"),
+        ({"weights": "bbox 0", "data.size": 96}, "was trained with data.size=64; expected data.size=96"),
+        ({"weights": "bbox 0", "data.intensity": "fixed"}, "was trained with data.intensity=per_slice"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused_by_what_differs(change, line, chain, tiny_cache, tiny_settings, tmp_path):
+    stage, fold = change["weights"].split()
+    given = {**change, "weights": chain[1][stage][int(fold)]}
+    with pytest.raises(UsageError, match=line):
+        train(stage="bbox", mode="predict", cache=tiny_cache, out=tmp_path, config=tiny_settings, **given)
+
+
+@pytest.mark.parametrize(("stage", "fold", "line"), [("slice_fracture", 1, "fold=1"), ("bbox", 0, "stage=bbox")])
+def test_a_backbone_that_saw_what_the_fold_holds_out_is_refused(
+    stage, fold, line, chain, tiny_cache, tiny_settings, tmp_path
+):
+    common = dict(cache=tiny_cache, out=tmp_path, config=tiny_settings, boxes=chain[0] / "tables/study_boxes.parquet")
+    with pytest.raises(UsageError, match=f"was trained with {line}"):
+        train(stage="study_fracture", fold=0, backbone=chain[1][stage][fold], **common)
+
+
+def test_a_mistake_does_not_set_a_finished_run_aside(chain, tiny_cache, tiny_settings):
+    out, runs = chain
+    before = sorted(path.name for path in runs["bbox"][0].parent.iterdir())
+    with pytest.raises(UsageError, match="did you mean test_efficientnet_gn"):
+        train(stage="bbox", cache=tiny_cache, out=out, config=tiny_settings, **{"model.name": "test_efficientnet_gm"})
+    assert sorted(path.name for path in runs["bbox"][0].parent.iterdir()) == before
 
 
 def test_changed_settings_set_the_old_run_aside_instead_of_overwriting_it(tiny_cache, tiny_settings, tmp_path):
@@ -171,12 +222,6 @@ def test_changed_settings_set_the_old_run_aside_instead_of_overwriting_it(tiny_c
     second = (train(**common, **{"train.lr": 1e-3}) / "model.safetensors").read_bytes()
     (aside,) = (tmp_path / "bbox-01B").glob(".stale-*")
     assert (aside / "model.safetensors").read_bytes() == first != second
-
-
-def test_another_stage_s_weights_are_refused_by_name(chain, tiny_cache, tiny_settings, tmp_path):
-    words = dict(stage="bbox", mode="predict", cache=tiny_cache, out=tmp_path, config=tiny_settings)
-    with pytest.raises(UsageError, match="does not fit this variant"):
-        train(**words, weights=chain[1]["vertebrae"][0])
 
 
 def test_a_study_without_a_box_is_named(tiny_cache, tiny_settings, true_boxes, tmp_path):

@@ -60,6 +60,11 @@ def starts(slices: int, frames: int, stride: int) -> list[int]:
     return sorted({*range(0, last + 1, stride), last})
 
 
+def middles(z_index: np.ndarray) -> np.ndarray:
+    """(3 n,) slice indices -> (n,) those of the triplets' middle slices; the first where the study ends with it, -1 where padded."""
+    return np.where(z_index[1::3] >= 0, z_index[1::3], z_index[0::3])
+
+
 def adaptive_stride(z_range: int) -> int:
     return max(1, round(ADAPTIVE_WINDOWS / max(1, z_range)))
 

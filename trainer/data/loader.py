@@ -10,11 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from cache_schema.errors import CspineError, UsageError
+from cache_schema.errors import CacheError, CspineError, StaleStudy, UsageError
 from trainer.config import DataSettings
 from trainer.data.draws import Draw
 from trainer.data.order import Place
 from trainer.data.source import Source
+
+KINDS = {kind.__name__: kind for kind in (CspineError, CacheError, StaleStudy, UsageError)}
 
 Targets = Callable[[Place, np.ndarray, Draw], dict[str, np.ndarray]]
 """(place, (frames,) z_index, draw) -> the item's targets, each an array of one shape per name"""
@@ -101,8 +103,10 @@ def _dali_pictures(
             (outputs,) = pipe.run()
         except StopIteration:
             return
-        except RuntimeError as error:
-            raise _reading_error(error) from error
+        except CspineError:
+            raise
+        except Exception as error:
+            raise reading_error(error) from error
         images = [torch.empty(tensor.shape(), dtype=torch.float16, device=device) for tensor in outputs]
         for tensor, image in zip(outputs, images, strict=True):
             feed_ndarray(tensor, image, cuda_stream=stream)
@@ -114,14 +118,25 @@ def _plain_pictures(
 ) -> Iterator[list[torch.Tensor]]:
     from trainer.data.plain import Pictures
 
-    for images in Pictures(source, settings).batches(batch):
+    pictures = Pictures(source, settings).batches(batch)
+    while True:
+        try:
+            images = next(pictures)
+        except StopIteration:
+            return
+        except CspineError as error:
+            raise reading_error(error) from error
         yield [image.to(device) for image in images]
 
 
-def _reading_error(error: RuntimeError) -> Exception:
-    """DALI wraps what a reading process raised into its own text; the user gets the one line back."""
-    for line in reversed(str(error).splitlines()):
-        kind, colon, message = line.strip().partition(": ")
-        if colon and kind.rpartition(".")[2] in {"CacheError", "StaleStudy", "UsageError", "CspineError"}:
-            return CspineError(message)
+def reading_error(error: Exception) -> Exception:
+    """A reading process's error comes wrapped in its loader's own text; the user gets the one line, and its exit status, back."""
+    text = (
+        error.what if isinstance(error, CspineError) else str(error)
+    )  # a CspineError's own text is folded into one line
+    for line in reversed(text.splitlines()):
+        name, colon, message = line.strip().partition(": ")
+        kind = KINDS.get(name.rpartition(".")[2])
+        if colon and kind is not None:
+            return kind(message)
     return error

@@ -51,6 +51,7 @@ class Pictures(Dataset):
                 num_workers=workers,
                 collate_fn=list,
                 multiprocessing_context="spawn" if workers else None,
+                generator=torch.Generator(),  # its own, so that loading draws nothing from the model's random numbers
             )
         )
 

@@ -13,7 +13,9 @@ import cv2
 import numpy as np
 
 from cache_schema import Cache, Study
+from cache_schema.errors import UsageError
 from cache_schema.layout import CHUNK_SLICES
+from cache_schema.study import Box, square_around
 from trainer.data.draws import Draw, Drawing
 from trainer.data.order import Evaluation, Place, Training
 
@@ -25,8 +27,6 @@ MEAN = np.array([0.22363983, 0.18190407, 0.2523437], np.float32) * 255
 STD = np.array([0.32451536, 0.2956294, 0.31335256], np.float32) * 255
 """reference 2.4, by slice of a triplet, in grey levels"""
 INTERPOLATION = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
-
-Box = tuple[int, int, int, int]
 
 
 class Sample(NamedTuple):
@@ -45,18 +45,6 @@ class Sample(NamedTuple):
     hole_start: np.ndarray
     """(2 n,) float32: y x of each cut-out, in pixels; one empty hole where there is none"""
     hole_shape: np.ndarray
-
-
-def square(box: Box, rows: int, columns: int) -> Box:
-    """The shorter side padded to the longer, ceil before and floor after, clipped to the frame (reference 2.3), native pixels."""
-    x0, y0, x1, y1 = box
-    missing = (x1 - x0) - (y1 - y0)
-    before, after = (abs(missing) + 1) // 2, abs(missing) // 2
-    if missing > 0:
-        y0, y1 = y0 - before, y1 + after
-    else:
-        x0, x1 = x0 - before, x1 + after
-    return max(0, x0), max(0, y0), min(columns, x1), min(rows, y1)
 
 
 def stretch(pixels: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
@@ -131,11 +119,11 @@ class Source:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_reader": None}
 
-    def __call__(self, info: Any) -> Sample:
-        """DALI's per-sample callback; `info.idx_in_epoch` counts on without end."""
+    def __call__(self, info: Any) -> tuple[np.ndarray, ...]:
+        """DALI's per-sample callback; `info.idx_in_epoch` counts on without end. A plain tuple: DALI's workers rebuild it by its type."""
         if self.limit is not None and info.idx_in_epoch >= self.limit:
             raise StopIteration
-        return self.sample(self.schedule[info.idx_in_epoch])
+        return tuple(self.sample(self.schedule[info.idx_in_epoch]))
 
     def sample(self, place: Place) -> Sample:
         draw = self.drawing(place.epoch, place.item)
@@ -149,8 +137,12 @@ class Source:
         index = item.z_index(draw.step, draw.phase)
         there = index[index >= 0]
         box = None
+        if self.boxes is None and study.record.origin is not None:
+            raise UsageError(
+                "holds only a part of each slice", where=item.id, do="use the whole cache, or a variant that crops"
+            )
         if self.boxes is not None:
-            box = square(self.boxes[item.id], study.record.rows, study.record.columns)
+            box = square_around(self.boxes[item.id], study.record.rows, study.record.columns)
         found = self._reader.read(item.id, int(there[0]), int(there[-1]) + 1, box)[:: draw.step]
         if self.intensity == "per_slice":
             if box is None:

@@ -28,6 +28,7 @@ def main(words: list[str]) -> int:
 
 
 def _main(words: list[str]) -> None:
+    from cache_schema import Cache
     from trainer.plan.execute import describe, run_plan
     from trainer.plan.graph import read_plan
     from trainer.tables import make
@@ -41,7 +42,11 @@ def _main(words: list[str]) -> None:
         raise UsageError(f"no {'cache' if own['cache'] is None else 'out'} given", expected="cache=CACHE out=RUNS")
     cache, out = Path(own["cache"]), Path(own["out"])
     plan = read_plan(Path(plans[0]), cache, out, [f"{key}={value}" for key, value in given.items()])
-    if own["dry_run"] in ("true", "1", "yes"):
+    Cache(cache)
+    dry_run = (own["dry_run"] or "false").lower()
+    if dry_run not in ("true", "false"):
+        raise UsageError(f"dry_run={dry_run} does not fit", expected="true or false")
+    if dry_run == "true":
         print(describe(plan))
         return
     run_plan(plan, cache, out)

@@ -25,10 +25,11 @@ def state(node: Node) -> str:
     """A run's state now: done, stale (made from other settings or inputs), due, or waits (for tables or runs that are not there yet)."""
     try:
         settings = load(node.words)
-        key = run_key(settings, Inputs(settings))
+        inputs = Inputs(settings)
+        key = run_key(settings, inputs)
     except UsageError:
         return "waits"
-    if is_done(settings, key):
+    if is_done(settings, inputs, key):
         return "done"
     recorded = recorded_config(settings.run_dir)
     return "due" if recorded is None or recorded["key"] == key else "stale"
@@ -36,8 +37,8 @@ def state(node: Node) -> str:
 
 def execute(plan: Plan, cache: Path, out: Path) -> list[str]:
     """Makes everything in the plan. Returns the names of the nodes that failed or could not start for want of these."""
-    gpus = gpu_count()
-    jobs = plan.jobs or max(1, gpus)
+    devices = gpus()
+    jobs = plan.jobs or max(1, len(devices))
     slots: SimpleQueue[int] = SimpleQueue()
     for slot in range(jobs):
         slots.put(slot)
@@ -47,59 +48,67 @@ def execute(plan: Plan, cache: Path, out: Path) -> list[str]:
     children: set[subprocess.Popen] = set()
     left = list(plan.nodes)
     opened = Cache(cache)
-    with ThreadPoolExecutor(jobs) as pool:
-        try:
-            while left or running:
-                for node in [node for node in left if failed.intersection(node.needs)]:
-                    left.remove(node)
-                    failed.add(node.name)
-                    print(
-                        f"[{node.name}] not started: it needs {', '.join(sorted(failed.intersection(node.needs)))}",
-                        flush=True,
-                    )
-                for node in [node for node in left if done.issuperset(node.needs)]:
-                    left.remove(node)
-                    if not node.is_run:
-                        _make(node, plan, opened, out)
-                        done.add(node.name)
-                    elif state(node) == "done":
-                        print(f"[{node.name}] already done", flush=True)
-                        done.add(node.name)
-                    else:
-                        running[pool.submit(_launch, node, out, slots, gpus, children)] = node
-                    break
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        while left or running:
+            for node in [node for node in left if failed.intersection(node.needs)]:
+                left.remove(node)
+                failed.add(node.name)
+                print(
+                    f"[{node.name}] not started: it needs {', '.join(sorted(failed.intersection(node.needs)))}",
+                    flush=True,
+                )
+            ready = next((node for node in left if done.issuperset(node.needs)), None)
+            if ready is not None:
+                left.remove(ready)
+                if not ready.is_run:
+                    (done if _make(ready, plan, opened, out) else failed).add(ready.name)
+                elif state(ready) == "done":
+                    print(f"[{ready.name}] already done", flush=True)
+                    done.add(ready.name)
                 else:
-                    for future in wait(running, return_when=FIRST_COMPLETED).done:
-                        node = running.pop(future)
-                        (done if future.result() else failed).add(node.name)
-        except BaseException:
-            for child in children:
-                child.terminate()
-            raise
+                    running[pool.submit(_launch, ready, out, slots, devices, children)] = ready
+            elif running:
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    node = running.pop(future)
+                    (done if future.result() else failed).add(node.name)
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for child in list(children):
+            child.terminate()
+        raise
+    pool.shutdown()
     return [node.name for node in plan.nodes if node.name in failed]
 
 
-def _make(node: Node, plan: Plan, cache: Cache, out: Path) -> None:
+def _make(node: Node, plan: Plan, cache: Cache, out: Path) -> bool:
     runs = [plan[name].output for name in node.needs if plan[name].is_run]
-    made = make.TABLES[node.name](out, cache, runs)
+    try:
+        made = make.TABLES[node.name](out, cache, runs)
+    except CspineError as error:
+        print(f"[{node.name}] failed: {error}", flush=True)
+        return False
     print(f"[{node.name}] {'made' if made else 'already made'}: {node.output}", flush=True)
+    return True
 
 
-def _launch(node: Node, out: Path, slots: "SimpleQueue[int]", gpus: int, children: set[subprocess.Popen]) -> bool:
+def _launch(
+    node: Node, out: Path, slots: "SimpleQueue[int]", devices: list[str], children: set[subprocess.Popen]
+) -> bool:
     """One run in a process of its own; its output goes to the terminal under its name and to RUNS/logs."""
     log = out / "logs" / f"{node.name.replace('/', '-')}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     slot, started = slots.get(), time.monotonic()
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    if gpus:
-        environment["CUDA_VISIBLE_DEVICES"] = str(slot % gpus)
+    if devices:
+        environment["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
     print(f"[{node.name}] started", flush=True)
     last = collections.deque[str](maxlen=LAST_LINES)
     command = [sys.executable, str(RUN_SCRIPT), *node.words]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
     children.add(child)
     try:
-        with log.open("w") as file:
+        with log.open("w", buffering=1) as file:
             for line in child.stdout:
                 file.write(line)
                 last.append(line.rstrip())
@@ -121,12 +130,12 @@ def _launch(node: Node, out: Path, slots: "SimpleQueue[int]", gpus: int, childre
     return False
 
 
-def gpu_count() -> int:
-    """Counted by the driver's device files, so that the plan itself need not import torch."""
+def gpus() -> list[str]:
+    """This process's GPUs, counted by the driver's device files so that the plan itself need not import torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
-    return len(list(Path("/dev").glob("nvidia[0-9]*")))
+        return [device.strip() for device in visible.split(",") if device.strip() not in ("", "-1")]
+    return [str(number) for number in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
 
 
 def describe(plan: Plan) -> str:

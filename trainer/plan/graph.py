@@ -43,18 +43,35 @@ def read_plan(path: Path, cache: Path, out: Path, extra: Iterable[str] = ()) -> 
     for key in content:
         if key not in PLAN_KEYS:
             raise UsageError(f"a plan has no {key}", where=path, do=nearest(key, PLAN_KEYS))
-    common = [f"cache={cache}", f"out={out}", *extra]
-    if "config" in content:
-        common.append(f"config={path.parent / content['config']}")
+    common = [f"cache={cache}", f"out={out}"]
+    extra, files = list(extra), [str(path.parent / content["config"])] if "config" in content else []
+    for word in list(extra):
+        key, _, value = word.partition("=")
+        if key in ("stage", "variant", "fold", "seed"):
+            raise UsageError(f"{key}= belongs to the plan's runs, not to all of them", do=f"edit {path}")
+        if key == "config":
+            files.append(value)
+            extra.remove(word)
+    if files:
+        common.append(f"config={','.join(files)}")
     runs: list[Node] = []
     tables = Path(out) / "tables"
     for place, row in enumerate(content.get("runs") or []):
-        runs += _runs(row, common, out, tables, f"{path}, run {place + 1}")
+        runs += _runs(row, common, extra, out, tables, f"{path}, run {place + 1}")
     jobs = content.get("jobs")
+    if jobs is not None and not (isinstance(jobs, str) and jobs.isdigit() and int(jobs) > 0):
+        raise UsageError(f"jobs={jobs!r} does not fit", where=path, expected="how many runs at a time")
     return Plan(tuple(_in_order([*runs, *_tables(runs, tables)])), int(jobs) if jobs is not None else None)
 
 
-def _runs(row: Mapping[str, Any], common: list[str], out: Path, tables: Path, where: str) -> list[Node]:
+def _runs(
+    row: Mapping[str, Any], common: list[str], extra: list[str], out: Path, tables: Path, where: str
+) -> list[Node]:
+    if not isinstance(row, Mapping) or not isinstance(row.get("set", {}), Mapping):
+        raise UsageError("cannot be read as a run", where=where, expected="{stage: ..., folds: [...], seeds: [...]}")
+    for key in ("folds", "seeds"):
+        if not isinstance(row.get(key, []), list):
+            raise UsageError(f"{key}: {row[key]} is no list", where=where, expected=f"{key}: [{row[key]}]")
     for key in row:
         if key not in RUN_KEYS:
             raise UsageError(f"a run has no {key}", where=where, do=nearest(key, RUN_KEYS))
@@ -66,7 +83,7 @@ def _runs(row: Mapping[str, Any], common: list[str], out: Path, tables: Path, wh
         for seed in row.get("seeds", ["1"]):
             words = [f"stage={stage}", f"fold={fold}", f"seed={seed}", *common]
             words += [f"variant={row['variant']}"] if "variant" in row else []
-            words += [f"{key}={value}" for key, value in (row.get("set") or {}).items()]
+            words += [f"{key}={value}" for key, value in (row.get("set") or {}).items()] + extra
             needs = []
             if stage == "slice_fracture":
                 needs, words = ["pseudo_labels"], [*words, f"pseudo={tables / 'pseudo_labels.parquet'}"]
@@ -106,6 +123,9 @@ def _tables(runs: list[Node], tables: Path) -> list[Node]:
 def _in_order(nodes: list[Node]) -> list[Node]:
     """Each after what it needs, otherwise as given. Raises UsageError for a need that no node meets."""
     names = {node.name for node in nodes}
+    if len(names) < len(nodes):
+        twice = next(node.name for node in nodes if [other.name for other in nodes].count(node.name) > 1)
+        raise UsageError(f"the plan has {twice} twice")
     for node in nodes:
         for need in node.needs:
             if need not in names:

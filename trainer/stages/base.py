@@ -9,7 +9,7 @@ from torch import nn
 
 from trainer.config import Settings
 from trainer.data.draws import Draw
-from trainer.data.items import Item
+from trainer.data.items import Item, middles
 from trainer.data.loader import Batch
 from trainer.data.order import Place
 from trainer.inputs import Inputs
@@ -23,8 +23,6 @@ class Stage(Protocol):
 
     by_block: ClassVar[bool]
     """whether training items overlap so much that they are shuffled by block"""
-    segmented: ClassVar[bool]
-    """whether it trains, and is scored, on segmented studies only"""
 
     def __init__(self, settings: Settings, inputs: Inputs) -> None: ...
 
@@ -75,7 +73,7 @@ def relative_positions(batch: Batch, settings: Settings) -> torch.Tensor | None:
 
 def slice_rows(batch: Batch, every: int = 1) -> pd.DataFrame:
     """id and z_index of each shown slice (every=3: of each triplet's middle slice), in the batch's order; -1 where padded or repeated."""
-    shown = [z[1::3] if every == 3 else z for z in batch.z_index]
+    shown = [middles(z) if every == 3 else z for z in batch.z_index]
     counted = [z if place.counts else np.full_like(z, -1) for z, place in zip(shown, batch.places, strict=True)]
     ids = np.repeat([place.item.id for place in batch.places], [len(z) for z in counted])
     return pd.DataFrame({"id": ids, "z_index": np.concatenate(counted)})

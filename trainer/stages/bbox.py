@@ -20,7 +20,7 @@ from trainer.tables.truth import box_truth, union_box
 
 
 class BoxStage:
-    by_block, segmented = True, True
+    by_block = True
 
     def __init__(self, settings: Settings, inputs: Inputs):
         self.settings, self.inputs = settings, inputs

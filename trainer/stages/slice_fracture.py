@@ -8,7 +8,7 @@ from cache_schema import LEVELS
 from cache_schema.errors import UsageError
 from trainer.config import Settings
 from trainer.data.draws import Draw
-from trainer.data.items import Item, windows
+from trainer.data.items import Item, middles, windows
 from trainer.data.loader import Batch
 from trainer.data.order import Place
 from trainer.inputs import Inputs
@@ -21,7 +21,7 @@ from trainer.tables.scores import Score, score
 
 
 class SliceFractureStage:
-    by_block, segmented = False, False
+    by_block = False
 
     def __init__(self, settings: Settings, inputs: Inputs):
         self.settings, self.inputs = settings, inputs
@@ -38,7 +38,7 @@ class SliceFractureStage:
 
     def targets(self, place: Place, z_index: np.ndarray, draw: Draw) -> dict[str, np.ndarray]:
         """ratios, fractures (triplets, 7) at the middle slices, NaN where unknown; mask (triplets): 0 where padded."""
-        middle = z_index[1::3]
+        middle = middles(z_index)
         values = self.inputs.pseudo[place.item.id][middle]
         return {"ratios": values[:, :7], "fractures": values[:, 7:], "mask": middle >= 0}
 
@@ -63,6 +63,8 @@ class SliceFractureStage:
         return average(rows, [*LEVELS, *FRACTURES, "any_frac"]).drop(columns="windows")
 
     def scores(self, table: pd.DataFrame) -> list[Score]:
+        if self.settings.pseudo is None:
+            return []
         known = self.inputs.pseudo_table
         held_out, training = (known[known["id"].isin(ids)] for ids in (self.inputs.eval_ids(), self.inputs.train_ids()))
         return score("slice_fracture", table, held_out, training, variant=self.settings.variant)

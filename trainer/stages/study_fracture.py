@@ -18,7 +18,7 @@ from trainer.tables.scores import Score, score
 
 
 class StudyFractureStage:
-    by_block, segmented = False, False
+    by_block = False
 
     def __init__(self, settings: Settings, inputs: Inputs):
         self.settings, self.inputs = settings, inputs

@@ -29,7 +29,7 @@ def training_windows(settings: Settings, inputs: Inputs, ids: list[str]) -> list
 
 
 class VertebraStage:
-    by_block, segmented = False, True
+    by_block = False
 
     def __init__(self, settings: Settings, inputs: Inputs):
         self.settings, self.inputs = settings, inputs

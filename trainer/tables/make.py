@@ -5,9 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
-from cache_schema.tables import read_table, table_meta, write_table
 
 from cache_schema import TARGETS, Cache
+from cache_schema.tables import read_table, table_meta, write_table
 from trainer.identity import PREDICTIONS
 from trainer.tables import boxes, pseudo, ratios, runs, studies
 from trainer.tables.scores import HELD_OUT, Score, read_scores, render, score_folds, write_scores
@@ -115,6 +115,8 @@ def _score(stage: str, variant: str, out: Path, cache: Cache, predictions: list[
     else:
         splits[UNSEGMENTED] = every - set(segmented)
         if stage == "slice_fracture":
+            if not _path(out, "pseudo_labels").is_file():
+                return []  # trained on pseudo labels from elsewhere
             pooled, truth = runs.mean_over_runs(predictions, ["id", "z_index"]), read_table(_path(out, "pseudo_labels"))
         else:
             pooled, truth = studies.study_predictions(predictions, cache.labels), cache.labels[["id", *TARGETS]]
