@@ -102,7 +102,7 @@ class TrainSettings(Section):
     log_every: int = Field(10, ge=1)
     """optimiser steps between logged lines"""
     threads: int = Field(0, ge=0)
-    """CPU threads of torch per process; 0: what torch chooses"""
+    """CPU threads of torch and OpenCV per process; 0: what they choose"""
 
 
 class Settings(Section):

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import pandas as pd
 import torch
 import yaml
@@ -67,6 +68,7 @@ class Run:
         self.settings, self.inputs, self.key = settings, inputs, key
         if settings.train.threads:
             torch.set_num_threads(settings.train.threads)
+            cv2.setNumThreads(settings.train.threads)
         if settings.deterministic:
             torch.use_deterministic_algorithms(True, warn_only=True)
         self.stage: Stage = STAGES[settings.stage](settings, inputs)
