@@ -79,8 +79,14 @@ class Workers:
             self.client.run(_set_plugins, usual)
 
     def decode_only(self, files: list[Path]) -> Cost:
-        cost = self.client.submit(_decode_only, files, pure=False).result()
-        return Cost(*cost)
+        """The files dealt out among the workers, study after study."""
+        names = list(self.client.scheduler_info()["workers"])
+        wall = time.perf_counter()
+        parts = [
+            self.client.submit(_decode_only, files[n :: len(names)], pure=False, workers=[name])
+            for n, name in enumerate(names)
+        ]
+        return Cost(sum(self.client.gather(parts)), (time.perf_counter() - wall) * 1e3)
 
 
 def _set_plugins(plugins: dict[str, tuple[str, ...]]) -> None:
@@ -88,15 +94,15 @@ def _set_plugins(plugins: dict[str, tuple[str, ...]]) -> None:
     decoder_names.cache_clear()
 
 
-def _decode_only(files: list[Path]) -> tuple[float, float]:
-    """dcmread, and the plugin that a build takes."""
-    cpu, wall = time.process_time(), time.perf_counter()
+def _decode_only(files: list[Path]) -> float:
+    """CPU milliseconds of dcmread and the plugin that a build takes."""
+    cpu = time.process_time()
     for file in files:
         dataset = pydicom.dcmread(file)
         syntax = dataset.file_meta.TransferSyntaxUID
         plugin = decoder_names(syntax)[0] if syntax.is_encapsulated else ""
         get_decoder(syntax).as_array(dataset, raw=True, decoding_plugin=plugin)
-    return (time.process_time() - cpu) * 1e3, (time.perf_counter() - wall) * 1e3
+    return (time.process_time() - cpu) * 1e3
 
 
 def measure_builds(sources: dict[str, Path], folder: Path, rounds: int) -> tuple[list[Ratio], list[tuple[str, ...]]]:
@@ -109,6 +115,7 @@ def measure_builds(sources: dict[str, Path], folder: Path, rounds: int) -> tuple
             f"{syntax}, build": lambda source=source, out=out: one.build(source, out),
             f"{syntax}, build, 2 workers": lambda source=source: two.build(source, folder / "cache-two"),
             f"{syntax}, decode only": lambda syntax=syntax: one.decode_only(files[syntax]),
+            f"{syntax}, decode only, 2 workers": lambda syntax=syntax: two.decode_only(files[syntax]),
         }
     methods["sv1, build with pylibjpeg"] = lambda: one.build_with("pylibjpeg", sources["sv1"], folder / "cache-slow")
     try:
@@ -137,15 +144,16 @@ def measure_builds(sources: dict[str, Path], folder: Path, rounds: int) -> tuple
             at_least=3,
         )
     )
-    ratios += [
-        Ratio.of(
-            f"{title[syntax]}: slices per second, 2 workers over 1",
-            wall[f"{syntax}, build"],
-            wall[f"{syntax}, build, 2 workers"],
-            at_least=1.7,
-        )
-        for syntax in sources
-    ]
+    for syntax in sources:  # decoding alone shows what a second core of this machine is worth
+        for work, aim in (("build", {"at_least": 1.7}), ("decode only", {})):
+            ratios.append(
+                Ratio.of(
+                    f"{title[syntax]}: slices per second, 2 workers over 1, {work}",
+                    wall[f"{syntax}, {work}"],
+                    wall[f"{syntax}, {work}, 2 workers"],
+                    **aim,
+                )
+            )
     rows = []
     for name in sorted(costs):
         count = len(files[name.split(",")[0]])

@@ -4,9 +4,11 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from itertools import islice
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from cache_schema.errors import UsageError
@@ -23,6 +25,8 @@ KEEP_MEMORY = {
 }
 """glibc gives buffers of a slice or a chunk back to the system, Dask asks it to do so sooner still, and touching them
 anew costs more than reading a file into them"""
+LOOK_SECONDS, LONELY_SECONDS = 2, 120
+"""how often to look whether a worker is left, and how long to wait for one: Dask starts dead local workers again"""
 TRIES = 2
 """a task whose worker died is tried once more; a second death is the task's fault"""
 
@@ -73,23 +77,22 @@ class Pool:
 
     def run(self, function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[tuple[int, Any]]:
         """(number of the task, its result) as they come; the result is None where the workers died on it."""
-        from distributed import CancelledError, as_completed
+        from distributed import CancelledError
         from distributed.scheduler import KilledWorker
 
         client, waiting = self._started(), iter(enumerate(tasks))
-        numbers, running = {}, as_completed()
+        numbers, finished = {}, SimpleQueue()
 
         def submit(room: int) -> None:
             for number, task in islice(waiting, max(0, room)):
                 # the key stands in Dask's logs and on its dashboard: it says nothing about the study
-                future = client.submit(function, task, pure=False, key=f"task-{id(running):x}-{number}")
+                future = client.submit(function, task, pure=False, key=f"task-{id(numbers):x}-{number}")
                 numbers[future] = number
-                running.add(future)
+                future.add_done_callback(finished.put)
 
-        submit(self._threads())
-        for future in running:
-            if self._interrupted:
-                raise KeyboardInterrupt
+        submit(max(1, self._threads()))
+        while numbers:
+            future = self._next(finished)
             try:
                 result = future.result()
             except KilledWorker:
@@ -100,13 +103,32 @@ class Pool:
                 ) from error
             number = numbers.pop(future)
             future.release()
-            submit(self._threads() - len(numbers))
+            submit(max(1, self._threads()) - len(numbers))
             yield number, result
         if self._interrupted:
             raise KeyboardInterrupt
 
+    def _next(self, finished: SimpleQueue) -> Any:
+        """The next future to end. Raises UsageError where for `LONELY_SECONDS` there was nobody to work on any."""
+        seen = time.monotonic()
+        while not self._interrupted:
+            try:
+                return finished.get(timeout=LOOK_SECONDS)
+            except Empty:
+                if self._threads():
+                    seen = time.monotonic()
+                elif time.monotonic() - seen > LONELY_SECONDS:
+                    line = f"no worker has been left for {LONELY_SECONDS} s"
+                    raise UsageError(line, where=self._scheduler, do="run the same again") from None
+        raise KeyboardInterrupt
+
     def _threads(self) -> int:
-        return max(1, sum(self._client.nthreads().values()))
+        """Of all workers; 0 where there are none, or the scheduler does not answer."""
+        client = self._client
+        try:
+            return sum(client.sync(client.scheduler.ncores, callback_timeout=CONNECT_SECONDS).values())
+        except (OSError, TimeoutError):
+            return 0
 
     def _started(self) -> Any:
         if self._client is None:

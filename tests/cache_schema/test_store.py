@@ -9,6 +9,7 @@ import subprocess
 import sys
 from multiprocessing import get_context
 from multiprocessing.pool import ThreadPool
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -285,6 +286,18 @@ def test_a_cache_of_another_schema_is_not_opened(cache):
         Cache(cache)
 
 
+def test_a_disk_that_gives_back_something_else_keeps_the_old_study(tmp_path, cache, monkeypatch):
+    honest, before = Path.write_bytes, files_of(cache)
+
+    def lying(path, data):
+        return honest(path, data[:-1] + bytes([data[-1] ^ 1]) if "/pixels/c" in str(path) else data)
+
+    monkeypatch.setattr(Path, "write_bytes", lying)
+    with pytest.raises(CacheError, match="reads back changed"):
+        CacheWriter(cache).publish(make_study("1.2.3", seed=5))
+    assert files_of(cache) == before and not verify(cache)
+
+
 def test_a_writer_leaves_other_peoples_folders_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("do not touch")
     with pytest.raises(UsageError, match="not empty"):
@@ -295,7 +308,8 @@ def test_a_writer_leaves_other_peoples_folders_alone(tmp_path):
 def test_an_index_of_a_hundred_thousand_studies_opens_at_once(tmp_path):
     CacheWriter(tmp_path / "cache").finish()
     one = index_frame([]).reindex([0]).assign(rows=512, columns=512, slices=350, bytes=1)
-    many = one.loc[np.zeros(100_000, int)].assign(id=[f"1.2.{n}" for n in range(100_000)], content_digest="f" * 64)
+    names = [f"1.2.{n}" for n in range(100_000)]
+    many = one.loc[np.zeros(100_000, int)].assign(id=names, content_digest=[f"{n:064x}" for n in range(100_000)])
     write_table(tmp_path / "cache" / "index.parquet", many, "test", {})
     code = "import sys, time; from cache_schema import Cache; t = time.process_time(); n = len(Cache(sys.argv[1]).ids)"
     code += "; print(n, time.process_time() - t)"
@@ -303,4 +317,4 @@ def test_an_index_of_a_hundred_thousand_studies_opens_at_once(tmp_path):
         [sys.executable, "-c", code, str(tmp_path / "cache")], capture_output=True, text=True, check=True
     )
     count, seconds = ran.stdout.split()
-    assert count == "100000" and float(seconds) < 2  # a second on a machine of its own
+    assert count == "100000" and float(seconds) < 1

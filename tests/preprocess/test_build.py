@@ -310,6 +310,20 @@ def test_a_worker_that_dies_costs_its_task_a_counted_retry_and_never_the_run(tmp
     assert tries == {"a": 1, "deadly": 2, "b": 1, "once": 2, "c": 1, "d": 1}
 
 
+def test_a_run_without_a_worker_left_ends_with_one_line(monkeypatch):
+    monkeypatch.setattr("preprocess.cluster.LOOK_SECONDS", 0.2)
+    monkeypatch.setattr("preprocess.cluster.LONELY_SECONDS", 1)
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None, silence_logs=logging.CRITICAL) as few,
+        Pool(None, few.scheduler_address, lambda line: None) as pool,
+    ):
+        results = pool.run(time.sleep, [0, 60])
+        next(results)
+        few.scale(0)
+        with pytest.raises(UsageError, match="no worker has been left"):
+            next(results)
+
+
 def test_no_scheduler_is_one_clear_line(build):
     with pytest.raises(UsageError, match="no Dask scheduler"):
         build(scheduler="tcp:/nowhere")
