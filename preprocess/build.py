@@ -16,7 +16,7 @@ from cache_schema.writer import CacheWriter
 from preprocess import segmentation_folder
 from preprocess.cluster import Pool
 from preprocess.findings import Finding
-from preprocess.inventory import list_files
+from preprocess.inventory import list_files, read_many
 from preprocess.labels import MADE_BY_BUILD, LabelsTable, Wanted, check_same, make_table, wanted
 from preprocess.plan import StudyPlan
 from preprocess.progress import progress_over, say
@@ -35,7 +35,7 @@ from preprocess.resume import (
 )
 from preprocess.segmentation import find_segmentation
 from preprocess.series import judge
-from preprocess.task import StudyTask, make_study, read_many
+from preprocess.task import StudyTask, make_study
 
 FILES_A_TASK = 1024
 FILES_READ_HERE = 4096

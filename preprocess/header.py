@@ -24,6 +24,8 @@ class FileHeader:
     """
 
     path: str
+    number: int
+    """which file of the source it is, from 1 on; 0 where it was read alone"""
     size: int
     mtime_ns: int
     transfer_syntax: str

@@ -11,7 +11,7 @@ from preprocess.findings import Finding
 from preprocess.header import FileHeader
 from preprocess.reading import read_headers
 
-__all__ = ["FileHeader", "list_files", "natural_key", "read_headers", "scan"]
+__all__ = ["FileHeader", "list_files", "natural_key", "read_headers", "read_many", "scan"]
 
 RSNA_FOLDER = "train_images"
 
@@ -23,13 +23,18 @@ def scan(source: str | Path) -> tuple[list[FileHeader], list[Finding]]:
     .dcm nor begin as DICOM files do are no findings; those that should be DICOM and are not readable are findings,
     never exceptions. Raises UsageError when `source` does not exist.
     """
+    return read_many(list(enumerate(list_files(source), start=1)))
+
+
+def read_many(numbered: list[tuple[int, Path]]) -> tuple[list[FileHeader], list[Finding]]:
+    """The header pass over some files of a source, numbered as in the whole of it."""
     headers, findings = [], []
-    for number, path in enumerate(list_files(source), start=1):
+    for number, path in numbered:
         found = read_headers(path)
         if isinstance(found, Finding):
             findings.append(replace(found, file=str(number)))
         else:
-            headers.extend(found)
+            headers.extend(replace(header, number=number) for header in found)
     return headers, findings
 
 

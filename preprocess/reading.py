@@ -201,6 +201,7 @@ class _Reader:
         number = int(number) if re.fullmatch(r"[+-]?\d{1,10}", number) else None
         slope, intercept = self.floats("RescaleSlope", 1), self.floats("RescaleIntercept", 1)
         return FileHeader(
+            number=0,
             transfer_syntax=self.syntax,
             study_uid=self.text("StudyInstanceUID"),
             series_uid=self.text("SeriesInstanceUID"),

@@ -47,7 +47,11 @@ def judge(headers: Iterable[FileHeader], unread: Iterable[Finding] = ()) -> tupl
         if header.study_uid:
             studies.setdefault(header.study_uid, []).append(header)
         else:
-            unread.append(Finding("", "", "refused", "unreadable_header", "StudyInstanceUID is absent", header.path))
+            unread.append(
+                Finding(
+                    "", str(header.number), "refused", "unreadable_header", "StudyInstanceUID is absent", header.path
+                )
+            )
     in_folder: dict[Path, set[str]] = {}
     for uid, members in studies.items():
         for header in members:
@@ -82,7 +86,7 @@ class _StudyJudge:
         paths = {h.path for h in headers} | {f.path for f in unread}
         self.number = {path: n for n, path in enumerate(sorted(paths, key=natural_key), start=1)}
         self.headers = sorted(headers, key=lambda h: (self.number[h.path], h.frame))
-        self.findings = [replace(f, id=self.id, file=str(self.number[f.path])) for f in unread]
+        self.findings = [replace(f, id=self.id, file=str(self.number[f.path])) if self.id else f for f in unread]
         self.has_unread = bool(unread)
 
     def plan(self) -> StudyPlan | None:
@@ -90,7 +94,7 @@ class _StudyJudge:
             return self._plan()
         except StudyRefused as refused:
             self.say("refused", refused.reason, refused.what)
-        except _Damaged:
+        except _Refused:
             pass
         return None
 
@@ -106,8 +110,11 @@ class _StudyJudge:
         return self.refuse("not_axial", f"the slices are {degrees:.0f} degrees from axial, {limit}")
 
     def _plan(self) -> StudyPlan:
-        if not self.id:
-            raise self.refuse("invalid_id", REASONS["invalid_id"])
+        if not self.id:  # the number of its first file in the whole source is all that may be told
+            first = min(self.headers, key=lambda header: header.number)
+            self.number[first.path] = first.number
+            self.say("refused", "invalid_id", REASONS["invalid_id"], first)
+            raise _Refused
         if not self.headers:
             raise self.refuse("no_readable_file", REASONS["no_readable_file"])
         headers = self.without_damage(self.choose().headers)
@@ -158,7 +165,7 @@ class _StudyJudge:
             damaged = [h for h in self.headers if h.problems]
             if damaged:
                 self.say_damage(damaged)
-                raise _Damaged
+                raise _Refused
             if stacks:
                 degrees = min(degrees_from_axial(h.orientation) for stack in stacks for h in stack.headers)
                 raise self.refuse_tilt(degrees)
@@ -188,7 +195,7 @@ class _StudyJudge:
         damaged = [h for h in judged if h.problems]
         if damaged:
             self.say_damage(damaged)
-            raise _Damaged
+            raise _Refused
         return judged
 
     def without_copies(self, headers: Sequence[FileHeader]) -> list[FileHeader]:
@@ -246,5 +253,5 @@ class _StudyJudge:
         return list(range(1, len(headers) + 1)), False
 
 
-class _Damaged(Exception):
-    """The study is refused, and the damaged files are already listed."""
+class _Refused(Exception):
+    """The study is refused, and what there is to say is said."""

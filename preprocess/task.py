@@ -1,4 +1,4 @@
-"""What a worker does: read the headers of some files, or turn one planned study into a published one."""
+"""What a worker does: turn one planned study into a published one."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,8 +10,6 @@ from cache_schema.writer import CacheWriter
 from preprocess import open_study
 from preprocess.findings import Finding
 from preprocess.guard import STALL_SECONDS, GuardedPixels, deadline
-from preprocess.header import FileHeader
-from preprocess.inventory import read_headers
 from preprocess.plan import StudyPlan
 from preprocess.pseudonyms import Pseudonyms
 from preprocess.report import BUILD_REASONS, Row
@@ -37,18 +35,6 @@ class Outcome:
 
     refused: Row | None
     rows: tuple[Row, ...]
-
-
-def read_many(numbered: list[tuple[int, Path]]) -> tuple[list[FileHeader], list[Finding]]:
-    """The header pass over some files of a source, numbered as in the whole of it."""
-    headers, findings = [], []
-    for number, path in numbered:
-        found = read_headers(path)
-        if isinstance(found, Finding):
-            findings.append(replace(found, file=str(number)))
-        else:
-            headers.extend(found)
-    return headers, findings
 
 
 def make_study(task: StudyTask) -> Outcome:

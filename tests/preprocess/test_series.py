@@ -246,6 +246,18 @@ def test_a_uid_that_is_no_file_name_is_refused_and_not_repeated(tmp_path, uid):
     assert plans == [] and finding.reason == "invalid_id" and uid not in f"{finding.id}{finding.message}"
 
 
+def test_studies_whose_uids_are_no_ids_are_told_apart_by_their_first_file_in_the_source(tmp_path):
+    for place, (uid, count) in enumerate({"a/b": 2, "1.2.3": 2, "1..2": 3, "": 1}.items()):
+        write_series(tmp_path / str(place), count, StudyInstanceUID=uid)
+    plans, findings = plan_studies(tmp_path)
+    assert len(plans) == 1
+    assert sorted((f.id, f.file, f.reason) for f in findings if f.severity == "refused") == [
+        ("", "1", "invalid_id"),
+        ("", "5", "invalid_id"),
+        ("", "8", "unreadable_header"),
+    ]
+
+
 @pytest.mark.parametrize("uid", ["05fa52f0", "1.02.3"])
 def test_a_uid_that_only_dicom_forbids_is_flagged(tmp_path, uid):
     plan, found = plan_one(write_series(tmp_path, 2, StudyInstanceUID=uid))
