@@ -37,9 +37,9 @@ from preprocess.segmentation import find_segmentation
 from preprocess.series import judge
 from preprocess.task import StudyTask, make_study
 
-FILES_A_TASK = 1024
-FILES_READ_HERE = 4096
-"""a header pass over so few files takes less time than starting the workers"""
+FILES_A_TASK = 128
+FILES_READ_HERE = 256
+"""a header pass over so few files takes less time than asking the workers"""
 
 
 @dataclass(frozen=True)
@@ -211,6 +211,7 @@ class _Job:
             else:
                 task = StudyTask(id, plan, mask, self.writer.path, self.pseudonyms, self.options, sources)
                 tasks.append(task)
+        tasks.sort(key=lambda task: -len(task.plan.slices))  # the longest first, so that the last ones end together
         slices = sum(len(task.plan.slices) for task in tasks)
         self.tell(
             f"{len(plans)} studies: {len(plans) - len(tasks)} there already, {len(tasks)} to decode, {slices} slices"

@@ -100,6 +100,13 @@ def test_labels_and_balanced_folds_are_written(built):
     assert table_meta(built / "labels.parquet")["made_by"] == "preprocess build-cache"
 
 
+def test_headers_read_by_workers_give_the_same_bytes(built, build, tmp_path, monkeypatch):
+    monkeypatch.setattr("preprocess.build.FILES_READ_HERE", 0)
+    monkeypatch.setattr("preprocess.build.FILES_A_TASK", 7)
+    assert build().exit_status == 0
+    assert files_of(tmp_path / "cache") == files_of(built)
+
+
 def test_local_processes_give_the_same_bytes_as_a_running_scheduler(made, built, tmp_path):
     told = []
     result = build_cache(made, tmp_path / "cache", folds=2, workers=1, tell=told.append)
