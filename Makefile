@@ -4,7 +4,7 @@ DEMO ?= work/demo
 BIN := .venv/bin
 SETUP := .venv/.installed
 
-.PHONY: help setup demo test soak bench-cache lint format lock clean-demo
+.PHONY: help setup demo test soak bench-cache bench-loader lint format lock clean-demo
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  *##' $(MAKEFILE_LIST) | sed -E 's/: *[^#]*## */\t/' | sort | awk -F'\t' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -33,6 +33,9 @@ soak: $(SETUP)   ## kills, flipped bits, broken files and random changes by the 
 
 bench-cache: $(SETUP)  ## what the cache costs to build and to read, as ratios of paired rounds
 	$(BIN)/python -m benchmarks.cache --keep
+
+bench-loader: $(SETUP) ## from the cache to the network's input, beside DICOM, PNG, albumentations and OpenCV
+	$(BIN)/python -m benchmarks.loader --keep
 
 lint: $(SETUP)   ## ruff, and the rules between the packages
 	$(BIN)/ruff check .

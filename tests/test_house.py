@@ -13,7 +13,7 @@ FORBIDDEN = {
     "preprocess": {"trainer", "torch", "torchvision", "timm", "accelerate", "nvidia"},
     "trainer": {"preprocess", "pydicom", "dask", "distributed", "nibabel"},
 }
-DOORS = {("trainer/predict.py", "preprocess")}
+DOORS = {("trainer/predict.py", "preprocess"), ("trainer/plan/cluster.py", "distributed")}
 
 
 def imported(path: Path) -> set[str]:
@@ -40,7 +40,15 @@ def test_only_the_graph_names_dali_operators():
 
 
 @pytest.mark.parametrize(
-    "module", ["trainer.config", "trainer.identity", "trainer.run", "trainer.plan.execute", "preprocess.cli"]
+    "module",
+    [
+        "trainer.config",
+        "trainer.identity",
+        "trainer.run",
+        "trainer.plan.execute",
+        "trainer.tables.make",
+        "preprocess.cli",
+    ],
 )
 def test_torch_is_not_imported_before_it_is_needed(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"

@@ -57,9 +57,13 @@ class DataSettings(Section):
     """plain: the same pictures through cv2 and a torch DataLoader, where DALI cannot be had"""
     workers: int = Field(0, ge=0)
     """reading processes per training process; 0 reads in the training process"""
-    resident: Literal["disk", "ram"] = "disk"
-    """ram: each reading process keeps decoded chunks up to data.ram_gb"""
+    resident: Literal["disk", "ram", "gpu"] = "disk"
+    """ram: each reading process keeps decoded chunks up to data.ram_gb; gpu: all crops lie in the GPU's memory, loaded once"""
     ram_gb: float = Field(8.0, gt=0)
+    on_error: Literal["stop", "skip"] = "stop"
+    """a training item that cannot be read: stop, or show another in its place and count it; evaluation always stops"""
+    bank: int = Field(0, ge=0)
+    """study_fracture only: features of this many augmented draws are kept on disk, and epoch e is shown draw e mod bank; 0: none"""
 
 
 class AugmentSettings(Section):
@@ -87,8 +91,11 @@ class TrainSettings(Section):
     epochs: int = Field(3, ge=1)
     batch: int = Field(16, ge=1)
     """items per optimiser step over all processes"""
-    micro_batch: int = Field(2, ge=1)
-    """items per process and forward pass; gradients are accumulated up to `batch`"""
+    micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] = 2
+    """items per process and forward pass; gradients are accumulated up to `batch`. auto: the most that fit a GPU's memory;
+    on a CPU and under deterministic=true the number in configs/<stage>.yaml"""
+    autotune: bool = True
+    """on a GPU spend up to a minute on how the CNN runs fastest; off under deterministic=true"""
     eval_batch: int = Field(2, ge=1)
     lr: float = Field(3e-4, gt=0)
     weight_decay: float = Field(5e-4, ge=0)
@@ -297,6 +304,16 @@ def _check_needs(settings: Settings) -> None:
     if settings.data.eval_stride > settings.data.frames:
         line = f"data.eval_stride={settings.data.eval_stride} leaves slices between windows of {settings.data.frames}"
         raise UsageError(line, expected="at most data.frames")
+    if settings.data.resident == "gpu" and not settings.data.crop:
+        raise UsageError(f"data.resident=gpu keeps crops, and {name} has none", do="give data.resident=ram or disk")
+    if settings.data.resident == "gpu" and settings.data.on_error == "skip":
+        raise UsageError(
+            "data.resident=gpu reads everything first, so nothing can be skipped", do="leave data.on_error out"
+        )
+    if settings.data.bank and settings.stage != "study_fracture":
+        raise UsageError("data.bank keeps features of a frozen CNN", expected="stage=study_fracture")
+    if settings.data.bank and settings.model.batch_norm == "train":
+        raise UsageError("data.bank needs a CNN that never changes", expected="model.batch_norm=eval")
     if settings.mode == "train" and settings.split == "all":
         raise UsageError("split=all belongs to mode=predict", do="leave it out, or give mode=predict")
     if settings.mode == "train" and settings.weights is not None:

@@ -14,6 +14,7 @@ from cache_schema.errors import UsageError
 from cache_schema.tables import table_meta
 from trainer.config import Settings
 from trainer.inputs import Inputs, file_digest, weights_metadata
+from trainer.tables.lineage import RUN_FILE
 
 VERSIONS = {"bbox": 1, "vertebrae": 1, "slice_fracture": 1, "study_fracture": 1}
 """raised when a stage computes something else from the same inputs"""
@@ -22,8 +23,8 @@ OUTSIDE = {"cache", "out", "mode", "boxes", "pseudo", "backbone", "weights", "sp
 """settings that say where things are, or come in by their digests"""
 OUTSIDE_SECTIONS = {
     "model": {"weights_file", "chunk"},
-    "data": {"loader", "workers", "resident", "ram_gb", "eval_stride"},
-    "train": {"checkpoint_minutes", "evaluate_every", "log_every", "eval_batch", "threads"},
+    "data": {"loader", "workers", "resident", "ram_gb", "on_error", "eval_stride"},
+    "train": {"autotune", "checkpoint_minutes", "evaluate_every", "log_every", "eval_batch", "threads"},
 }
 """settings that change no weight, or by no more than rounding"""
 PICTURE = {
@@ -40,13 +41,20 @@ PREDICTIONS_OF_ALL = "predictions-all.parquet"
 
 def run_key(settings: Settings, inputs: Inputs) -> str:
     """sha256 hex of the settings and input digests that decide the weights."""
+    text = json.dumps(
+        [VERSIONS[settings.stage], identity_settings(settings), inputs.training_digests()], sort_keys=True
+    )
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def identity_settings(settings: Settings) -> dict[str, Any]:
+    """The settings that decide the weights, with the digest of a backbone's file in the place of its path."""
     values = {name: value for name, value in settings.dump().items() if name not in OUTSIDE}
     for section, outside in OUTSIDE_SECTIONS.items():
         values[section] = {name: value for name, value in values[section].items() if name not in outside}
     if settings.model.weights_file is not None:
         values["model"]["weights_file"] = file_digest(settings.model.weights_file)
-    text = json.dumps([VERSIONS[settings.stage], values, inputs.training_digests()], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return values
 
 
 def predictions_path(settings: Settings) -> Path:
@@ -55,7 +63,20 @@ def predictions_path(settings: Settings) -> Path:
 
 def prediction_inputs(settings: Settings, inputs: Inputs, key: str) -> dict[str, str]:
     """What a prediction table is made from."""
-    return {"run": key, "split": settings.split, "fold": str(settings.fold), **inputs.prediction_digests()}
+    parts = {"run": key, "split": settings.split, "fold": str(settings.fold), **inputs.prediction_digests()}
+    if settings.stage in ("vertebrae", "slice_fracture"):
+        parts["eval_stride"] = str(settings.data.eval_stride)
+    return parts
+
+
+def run_name(run_dir: Path) -> str:
+    """`<stage>-<variant>/fold<k>-seed<s>`, whatever folder RUNS is."""
+    return f"{run_dir.parent.name}/{run_dir.name}"
+
+
+def exposure_path(run_dir: Path) -> Path:
+    """What the run has seen of whose labels and segmentations (trainer.exposure)."""
+    return run_dir / RUN_FILE
 
 
 def model_key(run_dir: Path) -> str | None:
@@ -65,7 +86,7 @@ def model_key(run_dir: Path) -> str | None:
 
 def is_done(settings: Settings, inputs: Inputs, key: str) -> bool:
     """Whether the run's folder already holds what the settings ask for."""
-    if model_key(settings.run_dir) != key:
+    if model_key(settings.run_dir) != key or not exposure_path(settings.run_dir).is_file():
         return False
     predicts_nothing = settings.fold == "all" and settings.split == "held_out"
     path = predictions_path(settings)

@@ -5,6 +5,7 @@ Nothing here imports torch.
 
 import hashlib
 import json
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 
@@ -23,9 +24,10 @@ from trainer.tables.pseudo import FRACTURES
 class Inputs:
     """Opened once per process. Raises UsageError for what the settings name and is not there."""
 
-    def __init__(self, settings: Settings):
+    def __init__(self, settings: Settings, cache: Cache | None = None):
+        """cache: the one that the settings name, where it is open already."""
         self.settings = settings
-        self.cache = Cache(settings.cache)
+        self.cache = cache or Cache(settings.cache)
         self.index = self.cache.index.set_index("id", drop=False)
         labels = self.cache.labels
         unlabelled = settings.mode == "predict" and settings.split == "all"
@@ -159,8 +161,11 @@ class Inputs:
 
     def training_digests(self) -> dict[str, str]:
         """What the weights depend on, by name: the studies trained on, and the tables and backbone given."""
-        ids = self.train_ids(segmented=self.segmented)
-        return self._digests(ids) | self._source_digests(training=True)
+        return self.cache_digests() | self._source_digests(training=True)
+
+    def cache_digests(self) -> dict[str, str]:
+        """The part of `training_digests` that comes from the cache itself."""
+        return self._digests(self.train_ids(segmented=self.segmented))
 
     def prediction_digests(self) -> dict[str, str]:
         """What a prediction depends on beside its weights."""
@@ -170,19 +175,19 @@ class Inputs:
         index = self.index.loc[ids]
         parts = {
             "pixel_hash": self.cache.pixel_hash,
-            "studies": _digest(index[["id", "content_digest"]].itertuples(index=False)),
+            "studies": digest_rows(index[["id", "content_digest"]].itertuples(index=False)),
         }
         if self.segmented:
-            parts["segmentations"] = _digest(index[["id", "segmentation_digest"]].itertuples(index=False))
+            parts["segmentations"] = digest_rows(index[["id", "segmentation_digest"]].itertuples(index=False))
         if self.settings.stage == "study_fracture":
             labels = self.labels.loc[ids, list(TARGETS)].astype("Int64")
-            parts["labels"] = _digest(labels.reset_index().itertuples(index=False))
+            parts["labels"] = digest_rows(labels.reset_index().itertuples(index=False))
         return parts
 
     def _source_digests(self, *, training: bool) -> dict[str, str]:
         settings, parts = self.settings, {}
         if settings.data.crop or settings.data.stride == "adaptive" or settings.stage == "study_fracture":
-            parts["boxes"] = _digest(self.boxes.reset_index().itertuples(index=False))
+            parts["boxes"] = digest_rows(self.boxes.reset_index().itertuples(index=False))
         if training and settings.stage == "slice_fracture" and settings.pseudo is not None:
             parts["pseudo"] = table_meta(settings.pseudo)["digest"]
         if training and settings.stage == "study_fracture" and settings.backbone is not None:
@@ -214,7 +219,8 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _digest(rows: object) -> str:
+def digest_rows(rows: Iterable[tuple]) -> str:
+    """sha256 hex of rows of plain values."""
     text = "\n".join(json.dumps([None if pd.isna(value) else str(value) for value in row]) for row in rows)
     return hashlib.sha256(text.encode()).hexdigest()
 

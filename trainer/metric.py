@@ -23,15 +23,20 @@ def weighted_log_loss(labels: ArrayLike, probabilities: ArrayLike) -> float:
 
 def study_losses(labels: ArrayLike, probabilities: ArrayLike) -> np.ndarray:
     """(N,) float64 loss of each study, NaN where it has no label. Arguments as in weighted_log_loss."""
+    losses = target_losses(labels, probabilities)
+    return np.where(study_weights(labels).any(1), losses.sum(1), np.nan)
+
+
+def target_losses(labels: ArrayLike, probabilities: ArrayLike) -> np.ndarray:
+    """(N, 8) float64: what each target adds to its study's loss; 0 where its label is NaN. Arguments as in weighted_log_loss."""
     labels, probabilities = np.asarray(labels, np.float64), np.asarray(probabilities, np.float64)
     if labels.ndim != 2 or labels.shape[1] != len(POSITIVE_WEIGHTS) or labels.shape != probabilities.shape:
         raise ValueError(f"labels {labels.shape} and probabilities {probabilities.shape} must both be (N, 8)")
     if np.isnan(probabilities).any():
         raise ValueError("probabilities hold NaN")
-    weights = study_weights(labels)
     clipped = probabilities.clip(CLIP, 1 - CLIP)
     entropy = -np.where(labels > 0.5, np.log(clipped), np.log1p(-clipped))
-    return np.where(weights.any(1), (weights * entropy).sum(1), np.nan)
+    return study_weights(labels) * entropy
 
 
 def study_weights(labels: ArrayLike) -> np.ndarray:

@@ -4,14 +4,16 @@ Settings are checked, and a finished run is recognised, before torch is imported
 """
 
 import os
+import signal
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     # started as a file: its neighbours `config`, `data` and `stages` must not become top-level modules
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from cache_schema.errors import CspineError, UsageError
+from trainer.command import is_main, say, serve
 from trainer.config import STAGES, Settings, load
 
 HELP = f"""usage: accelerate launch trainer/run.py stage={"|".join(STAGES)} [variant=NAME] cache=CACHE out=RUNS
@@ -25,6 +27,7 @@ Exit status: 0 done, 1 a check failed, 2 a wrong setting or nothing to do."""
 
 def run(settings: Settings) -> Path:
     """Trains or predicts, or returns at once where that is already done. Returns the run's folder. Raises CspineError."""
+    from trainer import exposure
     from trainer.identity import check_weights, is_done, run_key
     from trainer.inputs import Inputs
 
@@ -35,39 +38,35 @@ def run(settings: Settings) -> Path:
     if is_done(settings, inputs, key):
         say(f"already done: {settings.run_dir}")
         return settings.run_dir
+    seen = exposure.of_run(settings, inputs)
+    exposure.check_scorable(settings, inputs, seen)
 
     from trainer.loop import Run
 
-    task = Run(settings, inputs, key)
-    if predicting:
-        task.predict_from(weights)
-    else:
-        task.train()
+    with _lease(settings):
+        task = Run(settings, inputs, key)
+        if predicting:
+            task.predict_from(weights)
+        else:
+            task.train()
+        if is_main():
+            exposure.keep(settings, key, seen)
     return settings.run_dir
 
 
-def say(line: str, file: object = None) -> None:
-    """Once, from the main process of however many there are."""
-    if os.environ.get("RANK", "0") == "0":
-        print(line, file=file, flush=True)
+def _lease(settings: Settings) -> AbstractContextManager:
+    """Keeps a second process off the same run; one that lost it in a long sleep ends at once."""
+    from trainer.identity import run_name
+    from trainer.lease import hold, lease_file
+
+    if not is_main():
+        return nullcontext()
+    return hold(lease_file(settings.out, run_name(settings.run_dir)), lost=lambda: os.kill(os.getpid(), signal.SIGTERM))
 
 
 def main(words: list[str]) -> int:
-    if not words or {"-h", "--help", "help"} & set(words):
-        say(HELP)
-        return 0 if words else 2
-    try:
-        run(load(words))
-    except UsageError as error:
-        say(f"error: {error}", sys.stderr)
-        return error.exit_status
-    except CspineError as error:  # what one process alone may have met
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return error.exit_status
-    except KeyboardInterrupt:
-        say("interrupted: the same command goes on from the last checkpoint", sys.stderr)
-        return 130
-    return 0
+    again = "interrupted: the same command goes on from the last checkpoint"
+    return serve(words, HELP, lambda words: run(load(words)), again)
 
 
 def close() -> None:

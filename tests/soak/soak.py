@@ -21,6 +21,7 @@ from memory import peak_of_a_build
 from mutations import build_mutations
 from pytest import fail
 from tiny_rsna import write_rsna
+from trainings import kill_all_stages
 
 from preprocess.build import build_cache
 
@@ -33,6 +34,7 @@ Row = tuple[str, str, bool]
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--training-kills", type=int, default=10, help="of each stage")
     parser.add_argument("--flips", type=int, default=200)
     parser.add_argument("--deletions", type=int, default=50)
     parser.add_argument("--mutations", type=int, default=2000)
@@ -51,6 +53,7 @@ def main() -> int:
             "machine": lambda: _machine(scheduler, given),
             "mutations": lambda: _mutations(folder, scheduler, given),
             "kills": lambda: _kills(source, folder, scheduler, given),
+            "trainings": lambda: _trainings(folder, given),
         }
         good = True
         for name, trial in trials.items():
@@ -144,6 +147,15 @@ def _kills(source: Path, folder: Path, scheduler: str, given: argparse.Namespace
         ),
         ("each followed by a build to the uninterrupted one's bytes", f"{done.differing} not", not done.differing),
     ]
+
+
+def _trainings(folder: Path, given: argparse.Namespace) -> list[Row]:
+    rows = []
+    for stage, done in kill_all_stages(folder / "trainings", given.training_kills, given.seed).items():
+        what = f"{done.kills} kills of {done.trainings} trainings of {stage} ({done.too_late} more had ended)"
+        seen = f"{done.differing} ended with other weights, {done.logs_differing} logged other steps"
+        rows.append((what, seen, not done.differing and not done.logs_differing))
+    return rows
 
 
 if __name__ == "__main__":

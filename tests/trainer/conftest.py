@@ -10,6 +10,8 @@ from cache_schema.tables import write_table
 from preprocess import studies
 from preprocess.phantom.generate import write_phantom
 from trainer.tables.boxes import segmentation_box
+from trainer.tables.pseudo import pseudo_labels
+from trainer.tables.truth import ratio_truth
 
 SETTINGS = """
 model: {name: test_efficientnet_gn, pretrained: false, chunk: 8}
@@ -75,4 +77,19 @@ def true_boxes(tiny_cache, tmp_path_factory) -> Path:
             rows.append(segmentation_box(id, study.slice_box, record.rows, record.columns))
     path = tmp_path_factory.mktemp("boxes") / "study_boxes.parquet"
     write_table(path, pd.DataFrame(rows), "truth", {})
+    return path
+
+
+@pytest.fixture(scope="session")
+def pseudo(tiny_cache, tmp_path_factory):
+    """Pseudo labels from the segmentations, zeros for the other studies."""
+    cache = Cache(tiny_cache)
+    known = ratio_truth(cache.study(id) for id in cache.ids if cache.record(id).segmentation_digest)
+    other = [
+        pd.DataFrame({"id": id, "z_index": range(cache.record(id).slices)}) for id in set(cache.ids) - set(known["id"])
+    ]
+    path = tmp_path_factory.mktemp("pseudo") / "pseudo_labels.parquet"
+    write_table(
+        path, pseudo_labels(pd.concat([known, *other], ignore_index=True).fillna(0.0), cache.labels), "truth", {}
+    )
     return path

@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -5,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from cache_schema.errors import UsageError
-from trainer.config import STAGES, load, stage_file
-from trainer.loop import learning_rate, share
+from trainer.config import STAGES, Settings, load, stage_file
+from trainer.loop import learning_rate
+from trainer.micro_batch import configured, share
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -61,6 +63,10 @@ def test_later_layers_win_and_strings_are_typed_late(tmp_path):
 def test_micro_batch_on_the_command_line_keeps_the_effective_batch():
     s = load(words("bbox", "micro_batch=8"), must_exist=False)
     assert (s.train.micro_batch, s.train.batch) == (8, 32)
+    assert load(words("bbox", "micro_batch=auto"), must_exist=False).train.micro_batch == "auto"
+    assert configured(load(words("vertebrae", "variant=04F", "micro_batch=auto"), must_exist=False)) == 1
+    with pytest.raises(UsageError, match=r"train.micro_batch='many' does not fit"):
+        load(words("bbox", "micro_batch=many"), must_exist=False)
 
 
 @pytest.mark.parametrize(
@@ -128,3 +134,12 @@ def test_the_effective_batch_is_shared_by_processes_and_passes(batch, micro, pro
             share(batch, micro, processes)
     else:
         assert share(batch, micro, processes) == expected
+
+
+def test_the_documented_switches_have_the_documented_defaults():
+    text = (ROOT / "docs/switches.md").read_text()
+    rows = re.findall(r"^\| `(\w+)\.(\w+)` \| `([^`]+)` \|", text, re.MULTILINE)
+    assert len(rows) == 14
+    for section, key, default in rows:
+        field = Settings.model_fields[section].annotation.model_fields[key]
+        assert str(field.default).lower() == default.lower(), f"{section}.{key}"

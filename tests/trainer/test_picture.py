@@ -30,8 +30,8 @@ class Samples:
             raise StopIteration
         return self.samples[info.idx_in_epoch]
 
-    def sample(self, place):
-        return self.samples[place.item.key]
+    def read(self, k):
+        return self.samples[k]
 
 
 def random_samples(count, frames=6, seed=0):
@@ -41,7 +41,7 @@ def random_samples(count, frames=6, seed=0):
         item = Item(k, "a", 0, frames, 200)
         pixels = random.integers(0, 256, (frames, 70 + k, 60)).astype(np.uint8)
         pixels = np.stack([cv2.GaussianBlur(p, (0, 0), 1.5) for p in pixels])
-        samples.append(assemble(pixels, draw(0, 0, item, AugmentSettings(), SIZE)))
+        samples.append(assemble(pixels, draw(0, 0, item, AugmentSettings(), SIZE), k))
         places.append(Place(0, item))
     return Samples(samples, places)
 

@@ -1,5 +1,6 @@
 """Real launches: two CPU processes for every stage, and one line for a user's mistake however many processes there are."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,11 +9,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from cache_schema import Cache
-from cache_schema.tables import read_table, write_table
+from cache_schema.tables import read_table
 from trainer import train
-from trainer.tables.pseudo import pseudo_labels
-from trainer.tables.truth import ratio_truth
+from trainer.config import load
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -33,41 +32,45 @@ def torchrun(words, **kwargs):
     )
 
 
-@pytest.fixture(scope="module")
-def pseudo(tiny_cache, tmp_path_factory):
-    """Pseudo labels from the segmentations, zeros for the other studies."""
-    cache = Cache(tiny_cache)
-    known = ratio_truth(cache.study(id) for id in cache.ids if cache.record(id).segmentation_digest)
-    other = [
-        pd.DataFrame({"id": id, "z_index": range(cache.record(id).slices)}) for id in set(cache.ids) - set(known["id"])
-    ]
-    path = tmp_path_factory.mktemp("pseudo") / "pseudo_labels.parquet"
-    write_table(
-        path, pseudo_labels(pd.concat([known, *other], ignore_index=True).fillna(0.0), cache.labels), "truth", {}
-    )
-    return path
+EPOCHS = {"bbox": 1, "vertebrae": 5, "slice_fracture": 4, "study_fracture": 20}
+"""at least 20 optimiser steps of 4 items each"""
 
 
-def test_two_processes_train_and_predict_all_four_stages(tiny_cache, tiny_settings, true_boxes, pseudo, tmp_path):
-    common = [f"cache={tiny_cache}", f"out={tmp_path}", f"config={tiny_settings}", "fold=0", f"boxes={true_boxes}"]
-    stages = {
-        "bbox": [],
-        "vertebrae": ["variant=04A"],
-        "slice_fracture": [f"pseudo={pseudo}"],
-        "study_fracture": [f"backbone={tmp_path / 'slice_fracture-04F/fold0-seed1'}"],
-    }
-    lines = "\n".join(" ".join([f"stage={stage}", *common, *more]) for stage, more in stages.items())
-    (tmp_path / "stages.txt").write_text(lines)
+def test_two_processes_train_and_predict_as_one_does(tiny_cache, tiny_settings, true_boxes, pseudo, tmp_path):
+    common = [f"cache={tiny_cache}", f"config={tiny_settings}", f"boxes={true_boxes}", "model.dropout=0"]
+    common += ["train.batch=4", "train.micro_batch=4", "train.checkpoint_minutes=9", "fold=all"]
+    needs = {"vertebrae": ["variant=04A"], "slice_fracture": [f"pseudo={pseudo}"]}
+
+    def training(stage, out):
+        backbone = [f"backbone={out / 'slice_fracture-04F/foldall-seed1'}"] if stage == "study_fracture" else []
+        words = [f"stage={stage}", f"out={out}", *common, *needs.get(stage, []), *backbone]
+        return [*words, f"train.epochs={EPOCHS[stage]}"]
+
+    def prediction(stage, out):
+        words = training(stage, tmp_path / "two")
+        weights = load(words, must_exist=False).run_dir
+        return [*words, f"out={out}", "mode=predict", "split=all", f"weights={weights}"]
+
+    both = [make(stage, tmp_path / "two") for stage in EPOCHS for make in (training, prediction)]
+    (tmp_path / "stages.txt").write_text("\n".join(" ".join(words) for words in both))
     done = torchrun([ROOT / "tests/trainer/launch_each.py", tmp_path / "stages.txt"])
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert done.stdout.count("2 process(es)") == 4
-    for stage, more in stages.items():
-        (run,) = tmp_path.glob(f"{stage}-*/fold0-seed1")
-        by_two = read_table(run / "predictions.parquet")
-        again = dict(word.split("=", 1) for word in [*common, *more])
-        again = {**again, "out": tmp_path / "alone", "weights": run, "mode": "predict"}
-        by_one = read_table(train(stage=stage, **again) / "predictions.parquet")
-        pd.testing.assert_frame_equal(by_two, by_one, rtol=1e-4, atol=2e-4)
+    for stage in EPOCHS:
+        by_one = train(**as_keywords(training(stage, tmp_path / "one")))
+        by_two = tmp_path / "two" / by_one.relative_to(tmp_path / "one")
+        assert len(losses(by_one)) >= 20 and losses(by_two) == pytest.approx(losses(by_one), rel=1e-5), stage
+        alone = train(**as_keywords(prediction(stage, tmp_path / "alone")))
+        tables = [read_table(run / "predictions-all.parquet") for run in (by_two, alone)]
+        pd.testing.assert_frame_equal(*tables, rtol=1e-5, atol=1e-5)
+
+
+def as_keywords(words):
+    return dict(word.split("=", 1) for word in words)
+
+
+def losses(run):
+    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_a_mistake_is_one_line_from_one_of_two_processes(tiny_cache, tmp_path):

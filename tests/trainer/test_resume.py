@@ -1,5 +1,6 @@
 """A run that is killed and started again ends as if it had never been."""
 
+import json
 import os
 import signal
 import subprocess
@@ -9,10 +10,12 @@ from pathlib import Path
 
 import pytest
 from safetensors.numpy import load_file
+from trainings import same_weights
 
 from trainer import train
 from trainer.config import load
 from trainer.inputs import Inputs
+from trainer.journal import Journal
 from trainer.loop import Run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,6 +45,10 @@ def test_a_run_stopped_at_a_step_ends_with_the_same_weights_bit_for_bit(
         patched.setattr(Run, "_step", stop_there)
         with pytest.raises(Stopped):
             train(**common, out=tmp_path / "stopped")
+    with (tmp_path / "stopped/vertebrae-04A/fold0-seed1/metrics.jsonl").open("a") as file:
+        file.write(
+            json.dumps({"step": stop + 1, "loss": 0.0}) + '\n{"step": 9, "lo'
+        )  # logged after the last checkpoint
     resumed = train(**common, out=tmp_path / "stopped")
     assert f"resuming at step {stop} of 4" in capsys.readouterr().out
 
@@ -49,10 +56,14 @@ def test_a_run_stopped_at_a_step_ends_with_the_same_weights_bit_for_bit(
     assert expected.keys() == found.keys()
     assert all((expected[name] == found[name]).all() for name in expected)
     assert (whole / "predictions.parquet").read_bytes() == (resumed / "predictions.parquet").read_bytes()
+    logged, expected = (Journal(run).lines() for run in (resumed, whole))
+    assert [line["step"] for line in logged] == [1, 2, 3, 4, 4] and logged[-1] == expected[-1] and "score" in logged[-1]
+    assert [line.get("loss") for line in logged] == [line.get("loss") for line in expected]
 
 
-def test_a_killed_process_leaves_a_run_that_goes_on(tiny_cache, tiny_settings, tmp_path):
+def test_a_killed_process_leaves_a_run_that_goes_on_to_the_same_weights(tiny_cache, tiny_settings, tmp_path):
     words = ["stage=bbox", f"cache={tiny_cache}", f"out={tmp_path}", f"config={tiny_settings}", "train.epochs=4"]
+    words.append("deterministic=true")
     run = load(words).run_dir
     with open(tmp_path / "log", "w") as log:
         child = subprocess.Popen(
@@ -68,8 +79,11 @@ def test_a_killed_process_leaves_a_run_that_goes_on(tiny_cache, tiny_settings, t
         child.wait()
     assert (run / "checkpoint/position.json").exists(), (tmp_path / "log").read_text()
     assert not (run / "model.safetensors").exists()
-    train(**dict(word.split("=", 1) for word in words))
-    assert (run / "predictions.parquet").is_file()
+    given = dict(word.split("=", 1) for word in words)
+    train(**given)
+    whole = train(**{**given, "out": tmp_path / "whole"})
+    assert (run / "predictions.parquet").is_file() and same_weights(whole, run)
+    assert Journal(run).lines()[-1] == Journal(whole).lines()[-1]
 
 
 def test_a_checkpoint_of_other_settings_is_not_used(tiny_cache, tiny_settings, tmp_path):
@@ -83,3 +97,21 @@ def test_a_checkpoint_of_other_settings_is_not_used(tiny_cache, tiny_settings, t
     assert checkpoint.restore(run.accelerator, settings.run_dir, "one key") == 7
     assert checkpoint.restore(run.accelerator, settings.run_dir, "another key") == 0
     del model
+
+
+def test_runs_of_other_precisions_follow_each_other_in_one_process(tiny_cache, tiny_settings, tmp_path):
+    common = dict(stage="bbox", cache=tiny_cache, config=tiny_settings, **{"train.batch": 56, "data.size": 32})
+    losses = []
+    for number, precision in enumerate(["bf16", "no"]):
+        run = train(**common, out=tmp_path / str(number), **{"train.precision": precision})
+        losses.append([line["loss"] for line in Journal(run).lines() if "loss" in line])
+    assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
+def test_a_score_that_is_made_again_stands_once(tmp_path):
+    journal = Journal(tmp_path)
+    journal.rewind(0)
+    journal.append(1, {"loss": 0.5})
+    for value in (0.1, 0.2):
+        journal.score(1, [{"value": value}])
+    assert journal.lines() == [{"step": 1, "loss": 0.5}, {"step": 1, "score": {"value": 0.2}}]

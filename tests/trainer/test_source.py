@@ -1,19 +1,24 @@
 """Pixels from a cache: the same bytes from every reader, worker count and loader, and one line for a damaged chunk."""
 
+import resource
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from cache_schema import Cache
-from cache_schema.errors import CspineError
+from cache_schema.errors import CspineError, UsageError
+from cache_schema.layout import chunk_file
 from cache_schema.study import square_around
 from trainer.config import AugmentSettings, DataSettings
 from trainer.data.draws import Drawing
 from trainer.data.items import triplets, whole_studies, windows
-from trainer.data.loader import Loader
+from trainer.data.loader import Loader, dali_pictures
 from trainer.data.order import Evaluation, Place, Training
+from trainer.data.resident import Crops, ResidentSource
+from trainer.data.shared_memory import workers_with_room
 from trainer.data.source import Source, stretch
 
 AUGMENT = AugmentSettings(reverse=0.5)
@@ -53,39 +58,137 @@ def test_pixels_are_those_of_the_study_whatever_is_kept_in_memory(kind, cropped,
             assert np.array_equal(source.pixels(Place(0, item), draw), expected)
 
 
-@pytest.mark.parametrize("loader", ["dali", "plain"])
-def test_batches_are_the_same_with_and_without_reading_processes(loader, tiny_cache):
-    cache = Cache(tiny_cache)
-    items = triplets(lengths(cache), every=3)
+@pytest.mark.parametrize(
+    ("loader", "others"),
+    [
+        ("dali", [(0, 4, 0), (0, 1, 10**9), (1, 4, 10**9), (3, 1, 10**6)]),
+        ("plain", [(0, 1, 10**9), (1, 4, 0)]),
+    ],
+)
+def test_an_epoch_is_the_same_for_any_number_of_workers_batch_size_and_source(loader, others, tiny_cache):
+    """Byte for byte and in the same order."""
+    items = triplets(lengths(Cache(tiny_cache)), every=3)
 
-    def batches(workers, batch):
-        schedule = Evaluation(items[:16], batch)
-        source = Source(tiny_cache, schedule, Drawing(64, 5, AUGMENT), limit=schedule.steps * batch)
+    def epoch(workers, batch, keep):
+        schedule = Training(items[:20], seed=1, batch=4, by_block=True)
+        source = Source(tiny_cache, schedule, Drawing(64, 5, AUGMENT), keep_bytes=keep, limit=20)
         settings = DataSettings(size=64, loader=loader, workers=workers)
         found = list(Loader(source, batch, settings, torch.device("cpu")))
-        return torch.cat([batch.images for batch in found]), [
-            place.item.key for batch in found for place in batch.places
-        ]
+        order = [place.item.key for batch in found for place in batch.places]
+        return torch.cat([batch.images for batch in found]), order
 
-    pixels, order = batches(0, 4)
-    assert order == list(range(16))
-    for workers, batch in ((1, 4), (0, 1)):
-        again, same = batches(workers, batch)
-        assert same == order and torch.equal(again, pixels)
+    pixels, order = epoch(0, 4, 0)
+    assert sorted(order) == list(range(20)) != order
+    for workers, batch, keep in others:
+        again, same = epoch(workers, batch, keep)
+        assert same == order and torch.equal(again, pixels), (workers, batch, keep)
+
+
+def test_a_loader_that_starts_at_any_step_shows_what_was_due(tiny_cache):
+    """Twice stopped inside an epoch, then across its edge."""
+    items = windows(lengths(Cache(tiny_cache)), 12, 9)
+
+    def shown(first, last):
+        schedule = Training(items, 1, 4, step=first)
+        source = Source(tiny_cache, schedule, Drawing(64, 5, AUGMENT, thin=0.6), limit=(last - first) * 4)
+        found = list(Loader(source, 4, DataSettings(size=64), torch.device("cpu")))
+        return [place for batch in found for place in batch.places], torch.cat([batch.images for batch in found])
+
+    steps = Training(items, 1, 4).steps_per_epoch
+    places, pixels = shown(0, 2 * steps)
+    parts = [shown(*part) for part in ((0, 1), (1, 3), (3, steps + 2), (steps + 2, 2 * steps))]
+    assert [place for part, _ in parts for place in part] == places
+    assert torch.equal(torch.cat([part for _, part in parts]), pixels)
+
+
+@pytest.mark.parametrize("intensity", ["per_slice", "fixed"])
+def test_crops_kept_on_a_device_give_the_same_pictures(intensity, tiny_cache):
+    """On the CPU as the device; on a GPU the same code runs on the GPU's tensors."""
+    cache, cpu, settings = Cache(tiny_cache), torch.device("cpu"), DataSettings(size=64)
+    for items in (triplets(lengths(cache), every=7), windows(lengths(cache), 36, 6)):
+        source = Source(
+            tiny_cache, Training(items, 1, 2), Drawing(64, 5, AUGMENT, thin=0.6), boxes_of(cache), intensity, limit=6
+        )
+        on_device = ResidentSource(source, cpu, source.ids())
+        expected = dali_pictures(source, 2, settings, cpu, 0)
+        for (found, keys), (pictures, same) in zip(
+            dali_pictures(on_device, 2, settings, cpu, 0), expected, strict=True
+        ):
+            assert keys == same and all(torch.equal(a, b) for a, b in zip(found, pictures, strict=True))
+
+
+def test_crops_that_do_not_fit_are_refused_before_anything_is_read(tiny_cache, monkeypatch):
+    monkeypatch.setattr(Crops, "_room", lambda self: 10**6)
+    with pytest.raises(UsageError, match=r"needs 0\.0 GiB for 6 studies"):
+        Crops(tiny_cache, torch.device("cpu")).load(boxes_of(Cache(tiny_cache)))
+
+
+def test_no_gpu_is_one_line_for_crops_in_its_memory(tiny_cache):
+    cache = Cache(tiny_cache)
+    source = Source(tiny_cache, Training(triplets(lengths(cache), every=7), 1, 2), Drawing(64), boxes_of(cache))
+    with pytest.raises(UsageError, match="needs a GPU"):
+        next(iter(Loader(source, 2, DataSettings(size=64, resident="gpu"), torch.device("cpu"))))
+
+
+@pytest.mark.parametrize(("loader", "free"), [("dali", 64 << 20), ("plain", 1 << 20)])
+def test_too_little_shared_memory_means_no_reading_processes(loader, free, tiny_cache, monkeypatch, capfd):
+    cache = Cache(tiny_cache)
+    source = Source(tiny_cache, Training(windows(lengths(cache), 24, 6), 1, 2), Drawing(64))
+    settings = DataSettings(size=64, loader=loader, workers=2)
+    assert source.largest_sample() == 24 * 512 * 512
+    assert workers_with_room(settings, source, 2) == 2
+    monkeypatch.setattr("trainer.data.shared_memory._room", lambda: free)
+    assert workers_with_room(settings, source, 4) == 0
+    assert "--shm-size" in capfd.readouterr().err
+    if loader == "dali":
+        assert workers_with_room(settings, Source(tiny_cache, source.schedule, Drawing(64), boxes_of(cache)), 1) == 2
+
+
+@pytest.mark.parametrize(("loader", "workers"), [("dali", 0), ("plain", 0)])
+def test_items_that_cannot_be_read_give_way_and_are_counted(loader, workers, tiny_cache, tmp_path, capfd):
+    shutil.copytree(tiny_cache, tmp_path / "cache")
+    cache = Cache(tmp_path / "cache")
+    damage(cache.path / cache.ids[0])
+    items = triplets(lengths(cache), every=3)
+    source = Source(cache.path, Training(items, 1, 4), Drawing(64, 5, AUGMENT), limit=len(items), skip=True)
+    loader = Loader(source, 4, DataSettings(size=64, loader=loader, workers=workers), torch.device("cpu"))
+    places = [place for batch in loader for place in batch.places]
+    assert 2 <= loader.skipped < len(items) and len(places) == len(items)
+    lost = {item for item in items if item.id == cache.ids[0]} - {place.item for place in places}
+    assert lost and all(item.start <= 7 for item in lost)
+    told = capfd.readouterr().err
+    assert f"{cache.ids[0]}: slices" in told and f"({loader.skipped} so far)" in told
+    again = Source(tiny_cache, Training(items, 1, 4), source.drawing)
+    for k, place in enumerate(places):
+        assert np.array_equal(source.read(k).pixels, again.sample(place).pixels)
+
+
+def test_memory_stays_flat_over_twenty_epochs(tiny_cache):
+    cache, statm = Cache(tiny_cache), Path("/proc/self/statm")
+    schedule = Training(windows(lengths(cache), 12, 9), 1, 4)
+    epoch, seen = schedule.steps_per_epoch, []
+    source = Source(tiny_cache, schedule, Drawing(64, 5, AUGMENT, thin=0.6), boxes_of(cache))
+    for step, _ in enumerate(Loader(source, 4, DataSettings(size=64), torch.device("cpu"))):
+        if step % epoch == 0:
+            seen.append(int(statm.read_text().split()[1]) * resource.getpagesize() / 2**20)
+        if step == 20 * epoch:
+            break
+    assert max(seen[10:]) - max(seen[2:8]) < 8, seen
+
+
+def damage(study):
+    """One bit of its first chunk."""
+    chunk = study / chunk_file("pixels")
+    data = bytearray(chunk.read_bytes())
+    data[5000] ^= 1
+    chunk.write_bytes(data)
 
 
 @pytest.mark.parametrize(("loader", "workers"), [("dali", 0), ("dali", 1), ("plain", 1)])
 def test_a_damaged_chunk_is_one_line_that_names_the_study(loader, workers, tiny_cache, tmp_path):
     shutil.copytree(tiny_cache, tmp_path / "cache")
     cache = Cache(tmp_path / "cache")
-    chunk = next(
-        path
-        for path in sorted((tmp_path / "cache" / cache.ids[0] / "pixels").rglob("*"))
-        if path.stat().st_size > 10_000
-    )
-    data = bytearray(chunk.read_bytes())
-    data[5000] ^= 1
-    chunk.write_bytes(data)
+    damage(cache.path / cache.ids[0])
     schedule = Evaluation(triplets(lengths(cache)[:1], every=3), 2)
     source = Source(tmp_path / "cache", schedule, Drawing(64), limit=schedule.steps * 2)
     with pytest.raises(CspineError) as error:

@@ -1,11 +1,12 @@
 """The DALI graph: the only file that names DALI operators. One definition for triplets, windows and studies, on CPU and GPU."""
 
-from collections.abc import Callable
+from typing import Any
 
 import cv2
 import numpy as np
 from nvidia.dali import fn, pipeline_def, types
 
+from trainer.data.resident import ResidentSource
 from trainer.data.source import INTERPOLATION, MEAN, STD, Sample
 
 DALI = {"bilinear": types.INTERP_LINEAR, "bicubic": types.INTERP_CUBIC}
@@ -27,21 +28,35 @@ def _remap(pixels: np.ndarray, map_x: np.ndarray, map_y: np.ndarray, interpolati
     return out
 
 
+NUMBERS = {"dtype": [types.FLOAT] * 6 + [types.INT64], "ndim": [2, 2, 2, 1, 1, 1, 1]}
+"""all of a Sample but its pixels"""
+
+
 @pipeline_def
-def graph(source: Callable[..., Sample], size: int, interpolation: str, gpu: bool, workers: int):
-    """(frames / 3, 3, size, size) float16 per sample, normalised."""
-    parallel = {"parallel": True, "prefetch_queue_depth": 2} if workers else {}
-    x, matrix, axis_x, axis_y, gain, hole_start, hole_shape = fn.external_source(
-        source=source,
-        num_outputs=len(Sample._fields),
-        batch=False,
-        layout=["FHWC"] + [""] * 6,
-        dtype=[types.UINT8] + [types.FLOAT] * 6,
-        ndim=[4, 2, 2, 2, 1, 1, 1],
-        **parallel,
-    )
+def graph(source: Any, size: int, interpolation: str, gpu: bool, workers: int):
+    """Per sample: (frames / 3, 3, size, size) float16, normalised; and (1,) int64, the key of the item that was read.
+
+    source: a Source, called in `workers` processes or, with 0, in this one; or a ResidentSource, whose pixels are on the device.
+    """
+    if isinstance(source, ResidentSource):
+        device = "gpu" if gpu else "cpu"
+        x = fn.external_source(source.pixels, batch=False, device=device, layout="FHWC", dtype=types.UINT8, ndim=4)
+        numbers = fn.external_source(source.numbers, num_outputs=len(Sample._fields) - 1, batch=False, **NUMBERS)
+    else:
+        x, *numbers = fn.external_source(
+            source,
+            num_outputs=len(Sample._fields),
+            batch=False,
+            layout=["FHWC"] + [""] * (len(Sample._fields) - 1),
+            dtype=[types.UINT8, *NUMBERS["dtype"]],
+            ndim=[4, *NUMBERS["ndim"]],
+            **({"parallel": True, "prefetch_queue_depth": 2} if workers else {}),
+        )
+        if gpu:
+            x = x.gpu()
+    matrix, axis_x, axis_y, gain, hole_start, hole_shape, key = numbers
     if gpu:
-        x, matrix, axis_x, axis_y = x.gpu(), matrix.gpu(), axis_x.gpu(), axis_y.gpu()
+        matrix, axis_x, axis_y = matrix.gpu(), axis_x.gpu(), axis_y.gpu()
     map_x = matrix[0, 0] * axis_x + matrix[0, 1] * axis_y + (matrix[0, 2] - 0.5)
     map_y = matrix[1, 0] * axis_x + matrix[1, 1] * axis_y + (matrix[1, 2] - 0.5)
     if gpu:
@@ -52,4 +67,5 @@ def graph(source: Callable[..., Sample], size: int, interpolation: str, gpu: boo
     x = fn.brightness_contrast(x, contrast=gain, contrast_center=0.0)
     x = fn.erase(x, anchor=hole_start, shape=hole_shape, axis_names="HW", fill_value=0)
     x = fn.reshape(x, shape=[-1, 3, size, size], layout="FCHW")
-    return fn.crop_mirror_normalize(x, dtype=types.FLOAT16, mean=MEAN.tolist(), std=STD.tolist(), output_layout="FCHW")
+    x = fn.crop_mirror_normalize(x, dtype=types.FLOAT16, mean=MEAN.tolist(), std=STD.tolist(), output_layout="FCHW")
+    return x, key

@@ -66,6 +66,7 @@ def middles(z_index: np.ndarray) -> np.ndarray:
 
 
 def adaptive_stride(z_range: int) -> int:
+    """z_range: the last kept slice minus the first."""
     return max(1, round(ADAPTIVE_WINDOWS / max(1, z_range)))
 
 

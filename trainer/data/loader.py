@@ -4,8 +4,10 @@ A loader holds no position of its own. It starts where its schedule starts and g
 It is not handed to `Accelerator.prepare()`: ranks already read only their own items, and every epoch is whole optimiser steps.
 """
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +16,7 @@ from cache_schema.errors import CacheError, CspineError, StaleStudy, UsageError
 from trainer.config import DataSettings
 from trainer.data.draws import Draw
 from trainer.data.order import Place
+from trainer.data.shared_memory import workers_with_room
 from trainer.data.source import Source
 
 KINDS = {kind.__name__: kind for kind in (CspineError, CacheError, StaleStudy, UsageError)}
@@ -25,7 +28,7 @@ Targets = Callable[[Place, np.ndarray, Draw], dict[str, np.ndarray]]
 @dataclass
 class Batch:
     images: torch.Tensor
-    """(sum of triplets, 3, size, size) float16, the items one after another"""
+    """(sum of triplets, 3, size, size) float16, the items one after another; or their features, (sum of triplets, width) float32"""
     triplets: list[int]
     """triplets of each item"""
     places: list[Place]
@@ -35,7 +38,7 @@ class Batch:
     """(items, ...) float32"""
 
     def windows(self) -> torch.Tensor:
-        """(items, triplets, 3, size, size): for items of one length."""
+        """(items, triplets, 3, size, size), or (items, triplets, width) of features: for items of one length."""
         return self.images.view(len(self.places), -1, *self.images.shape[1:])
 
 
@@ -46,15 +49,28 @@ class Loader:
         self, source: Source, batch: int, settings: DataSettings, device: torch.device, targets: Targets | None = None
     ):
         self.source, self.batch, self.settings, self.device, self.targets = source, batch, settings, device, targets
+        self.skipped = 0
+        """items that could not be read; others were shown in their place (data.on_error=skip)"""
 
     def __iter__(self) -> Iterator[Batch]:
         pictures = {"dali": _dali_pictures, "plain": _plain_pictures}[self.settings.loader]
-        k = 0
-        for images in pictures(self.source, self.batch, self.settings, self.device):
-            yield self._with_targets(images, [self.source.schedule[k + i] for i in range(self.batch)])
+        source, k = self.source, 0
+        for images, keys in pictures(source, self.batch, self.settings, self.device):
+            places = [self._read(source.schedule[k + i], key) for i, key in enumerate(keys)]
+            yield self._with_targets(images, places)
             k += self.batch
-            if self.source.limit is not None and k >= self.source.limit:
+            if source.limit is not None and k >= source.limit:
                 return
+
+    def _read(self, place: Place, key: int) -> Place:
+        """What was read in its place; an item that could not be is counted and named."""
+        while place.item.key != key:
+            self.skipped += 1
+            item = place.item
+            line = f"{item.id}: slices {item.start} to {min(item.slices, item.start + item.frames) - 1} cannot be read and are skipped"
+            print(f"{line} ({self.skipped} so far); preprocess verify names the damage", file=sys.stderr, flush=True)
+            place = self.source.schedule.instead(place)
+        return place
 
     def _with_targets(self, images: list[torch.Tensor], places: list[Place]) -> Batch:
         draws = [self.source.drawing(place.epoch, place.item) for place in places]
@@ -72,9 +88,23 @@ class Loader:
         )
 
 
-def _dali_pictures(
-    source: Source, batch: int, settings: DataSettings, device: torch.device
-) -> Iterator[list[torch.Tensor]]:
+Pictures = Iterator[tuple[list[torch.Tensor], list[int]]]
+"""batches of (frames / 3, 3, size, size) float16 on the device, and the keys of their items"""
+
+
+def _dali_pictures(source: Source, batch: int, settings: DataSettings, device: torch.device) -> Pictures:
+    if settings.resident != "gpu":
+        yield from dali_pictures(source, batch, settings, device, workers_with_room(settings, source, batch))
+        return
+    if device.type != "cuda":
+        raise UsageError("data.resident=gpu needs a GPU", do="give data.resident=ram or disk")
+    from trainer.data.resident import ResidentSource
+
+    yield from dali_pictures(ResidentSource(source, device, source.ids()), batch, settings, device, 0)
+
+
+def dali_pictures(source: Any, batch: int, settings: DataSettings, device: torch.device, workers: int) -> Pictures:
+    """source: a Source, or a ResidentSource on this device."""
     try:
         from nvidia.dali.plugin.pytorch import feed_ndarray
 
@@ -87,11 +117,11 @@ def _dali_pictures(
         settings.size,
         settings.interpolation,
         gpu,
-        settings.workers,
+        workers,
         batch_size=batch,
         num_threads=4 if gpu else 1,
         device_id=device.index or 0 if gpu else None,
-        py_num_workers=max(1, settings.workers),
+        py_num_workers=max(1, workers),
         py_start_method="spawn",
         prefetch_queue_depth=2,
         seed=0,
@@ -100,7 +130,7 @@ def _dali_pictures(
     stream = torch.cuda.current_stream(device) if gpu else None
     while True:
         try:
-            (outputs,) = pipe.run()
+            outputs, keys = pipe.run()
         except StopIteration:
             return
         except CspineError:
@@ -110,23 +140,23 @@ def _dali_pictures(
         images = [torch.empty(tensor.shape(), dtype=torch.float16, device=device) for tensor in outputs]
         for tensor, image in zip(outputs, images, strict=True):
             feed_ndarray(tensor, image, cuda_stream=stream)
-        yield images
+        yield images, keys.as_array().ravel().tolist()
 
 
-def _plain_pictures(
-    source: Source, batch: int, settings: DataSettings, device: torch.device
-) -> Iterator[list[torch.Tensor]]:
+def _plain_pictures(source: Source, batch: int, settings: DataSettings, device: torch.device) -> Pictures:
     from trainer.data.plain import Pictures
 
-    pictures = Pictures(source, settings).batches(batch)
+    if settings.resident == "gpu":
+        raise UsageError("data.resident=gpu belongs to data.loader=dali", do="give data.resident=ram or disk")
+    pictures = Pictures(source, settings).batches(batch, workers_with_room(settings, source, batch))
     while True:
         try:
-            images = next(pictures)
+            found = next(pictures)
         except StopIteration:
             return
         except CspineError as error:
             raise reading_error(error) from error
-        yield [image.to(device) for image in images]
+        yield [image.to(device) for image, _ in found], [key for _, key in found]
 
 
 def reading_error(error: Exception) -> Exception:

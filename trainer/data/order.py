@@ -68,6 +68,12 @@ class Training:
         order = _order(len(self.items), self.seed, epoch, self.by_block)
         return Place(epoch, self.items[order[step * self.batch + turn * self.world + self.rank]])
 
+    def instead(self, place: Place) -> Place:
+        """The item that takes the place of one that cannot be read, drawn among all: its neighbours lie in the same chunks."""
+        return Place(
+            place.epoch, self.items[generator(self.seed, place.epoch, place.item.key, 4).integers(len(self.items))]
+        )
+
 
 @dataclass(frozen=True)
 class Evaluation:

@@ -32,17 +32,16 @@ def picture(sample: Sample, size: int, interpolation: str = "bilinear") -> np.nd
 
 
 class Pictures(Dataset):
-    """Picture k of a source."""
+    """Picture k of a source, and the key of its item."""
 
     def __init__(self, source: Source, settings: DataSettings):
         self.source, self.settings = source, settings
 
-    def __getitem__(self, k: int) -> torch.Tensor:
-        sample = self.source.sample(self.source.schedule[k])
-        return torch.from_numpy(picture(sample, self.settings.size, self.settings.interpolation))
+    def __getitem__(self, k: int) -> tuple[torch.Tensor, int]:
+        sample = self.source.read(k)
+        return torch.from_numpy(picture(sample, self.settings.size, self.settings.interpolation)), int(sample.key[0])
 
-    def batches(self, batch: int) -> Iterator[list[torch.Tensor]]:
-        workers = self.settings.workers
+    def batches(self, batch: int, workers: int) -> Iterator[list[tuple[torch.Tensor, int]]]:
         return iter(
             DataLoader(
                 self,

@@ -13,13 +13,15 @@ import cv2
 import numpy as np
 
 from cache_schema import Cache, Study
-from cache_schema.errors import UsageError
+from cache_schema.errors import CacheError, UsageError
 from cache_schema.layout import CHUNK_SLICES
 from cache_schema.study import Box, square_around
 from trainer.data.draws import Draw, Drawing
 from trainer.data.order import Evaluation, Place, Training
 
 OPEN_STUDIES = 256
+MOST_SKIPPED = 20
+"""items in a row that cannot be read before even `skip` gives up"""
 TRIPLET_CHUNKS_BYTES = 256 << 20
 """decoded chunks a reading process keeps for random triplets: twice what one shuffle buffer touches (trainer.data.order)"""
 
@@ -45,6 +47,8 @@ class Sample(NamedTuple):
     hole_start: np.ndarray
     """(2 n,) float32: y x of each cut-out, in pixels; one empty hole where there is none"""
     hole_shape: np.ndarray
+    key: np.ndarray
+    """(1,) int64: `Item.key` of what was read"""
 
 
 def stretch(pixels: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
@@ -114,6 +118,8 @@ class Source:
     keep_bytes: int = 0
     limit: int | None = None
     """samples after which there are no more"""
+    skip: bool = False
+    """training items that cannot be read give way to the next that can; else the first of them raises CacheError"""
     _reader: Reader | None = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -123,17 +129,50 @@ class Source:
         """DALI's per-sample callback; `info.idx_in_epoch` counts on without end. A plain tuple: DALI's workers rebuild it by its type."""
         if self.limit is not None and info.idx_in_epoch >= self.limit:
             raise StopIteration
-        return tuple(self.sample(self.schedule[info.idx_in_epoch]))
+        return tuple(self.read(info.idx_in_epoch))
+
+    def read(self, k: int) -> Sample:
+        """The k-th sample."""
+        place = self.schedule[k]
+        for _ in range(MOST_SKIPPED if self.skip else 0):
+            try:
+                return self.sample(place)
+            except CacheError:
+                place = self.schedule.instead(place)
+        return self.sample(place)
+
+    def ids(self) -> list[str]:
+        """Studies that items are of."""
+        return sorted({item.id for item in self.schedule.items})
+
+    def most_frames(self) -> int:
+        return max(item.frames for item in self.schedule.items)
+
+    def largest_sample(self) -> int:
+        """Bytes that the pixels of one item take at most."""
+        sizes = Cache(self.cache).index.set_index("id")[["rows", "columns"]].astype(int)
+        areas = []
+        for id in self.ids():
+            rows, columns = sizes.loc[id]
+            x0, y0, x1, y1 = (
+                (0, 0, columns, rows) if self.boxes is None else square_around(self.boxes[id], rows, columns)
+            )
+            areas.append((y1 - y0) * (x1 - x0))
+        return int(max(areas)) * self.most_frames()
 
     def sample(self, place: Place) -> Sample:
         draw = self.drawing(place.epoch, place.item)
-        return assemble(self.pixels(place, draw), draw)
+        return assemble(self.pixels(place, draw), draw, place.item.key)
+
+    def reader(self) -> Reader:
+        """This process's own."""
+        if self._reader is None:
+            self._reader = Reader(self.cache, self.keep_bytes)
+        return self._reader
 
     def pixels(self, place: Place, draw: Draw) -> np.ndarray:
         """(frames, h, w) uint8: cropped and stretched, padding 0."""
-        if self._reader is None:
-            self._reader = Reader(self.cache, self.keep_bytes)
-        item, study = place.item, self._reader.study(place.item.id)
+        item, study = place.item, self.reader().study(place.item.id)
         index = item.z_index(draw.step, draw.phase)
         there = index[index >= 0]
         box = None
@@ -143,7 +182,7 @@ class Source:
             )
         if self.boxes is not None:
             box = square_around(self.boxes[item.id], study.record.rows, study.record.columns)
-        found = self._reader.read(item.id, int(there[0]), int(there[-1]) + 1, box)[:: draw.step]
+        found = self.reader().read(item.id, int(there[0]), int(there[-1]) + 1, box)[:: draw.step]
         if self.intensity == "per_slice":
             if box is None:
                 low, high = study.value_range[there].T
@@ -155,7 +194,7 @@ class Source:
         return found[::-1] if draw.reverse else found
 
 
-def assemble(pixels: np.ndarray, draw: Draw) -> Sample:
+def assemble(pixels: np.ndarray, draw: Draw, key: int = 0) -> Sample:
     """(frames, h, w) uint8 and a draw -> a sample."""
     holes = draw.holes if len(draw.holes) else np.zeros((1, 4), int)
     return Sample(
@@ -166,4 +205,5 @@ def assemble(pixels: np.ndarray, draw: Draw) -> Sample:
         np.float32([draw.gain]),
         np.float32(holes[:, [1, 0]]).ravel(),
         np.float32(holes[:, [3, 2]] - holes[:, [1, 0]]).ravel(),
+        np.int64([key]),
     )

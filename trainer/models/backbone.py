@@ -26,12 +26,20 @@ class Backbone(nn.Module):
         super().__init__()
         self.net = _create(name, pretrained and weights_file is None)
         self.width: int = self.net.num_features
+        self.memory_format = torch.contiguous_format
         if weights_file is not None:
             _load(self.net, Path(weights_file), name)
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, S, S) of any float type -> (N, width) float32. The CNN itself runs under the caller's autocast."""
-        return self.net(images.to(self._dtype(images.device.type))).float()
+        return self.net(images.to(self._dtype(images.device.type), memory_format=self.memory_format)).float()
+
+    def lay_out(self, channels_last: bool, compiled: bool) -> None:
+        """How the CNN runs: its memory layout, and whether each shape of input is compiled. Tensors keep their names."""
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.net.to(memory_format=self.memory_format)
+        if compiled:
+            self.net.compile(dynamic=False)
 
     def _dtype(self, device: str) -> torch.dtype:
         if torch.is_autocast_enabled(device):

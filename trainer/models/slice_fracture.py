@@ -48,6 +48,6 @@ class SliceFractureModel(nn.Module):
             "any": self.any(hidden).squeeze(-1),
         }
 
-    def forward(self, images: Tensor, relative: Tensor | None = None) -> dict[str, Tensor]:
-        """(B, T, 3, S, S) -> as `sequence`, float32."""
-        return self.sequence(self.encode(images), relative)
+    def forward(self, x: Tensor, relative: Tensor | None = None) -> dict[str, Tensor]:
+        """Pictures (B, T, 3, S, S), or their features (B, T, width) -> as `sequence`, float32."""
+        return self.sequence(x if x.ndim == 3 else self.encode(x), relative)

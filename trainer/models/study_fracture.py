@@ -70,6 +70,7 @@ class StudyFractureModel(nn.Module):
         peak = max_pool(hidden, mask if self.mask_pool else None)
         return self.logits(self.dropout(torch.cat([peak, self.attention(hidden, mask)], dim=-1)))
 
-    def forward(self, images: Tensor, lengths: Tensor) -> Tensor:
-        """(sum F, 3, S, S) of all studies one after another, (B,) int F_i -> (B, 8) logits float32."""
-        return self.classify(list(self.encode(images).split(lengths.tolist())))
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """Pictures (sum F, 3, S, S) of all studies one after another, or their features (sum F, width); (B,) int F_i
+        -> (B, 8) logits float32."""
+        return self.classify(list((x if x.ndim == 2 else self.encode(x)).split(lengths.tolist())))

@@ -23,6 +23,8 @@ class Stage(Protocol):
 
     by_block: ClassVar[bool]
     """whether training items overlap so much that they are shuffled by block"""
+    overlapping: ClassVar[bool]
+    """whether the items of a prediction are windows that share triplets"""
 
     def __init__(self, settings: Settings, inputs: Inputs) -> None: ...
 
@@ -38,7 +40,9 @@ class Stage(Protocol):
 
     def model(self) -> nn.Module: ...
 
-    def forward(self, model: nn.Module, batch: Batch) -> Any: ...
+    def forward(self, model: nn.Module, batch: Batch) -> Any:
+        """Outputs of a batch, whose pictures may have been replaced by their features."""
+        ...
 
     def loss(self, outputs: Any, targets: dict[str, torch.Tensor]) -> dict[str, Term]: ...
 

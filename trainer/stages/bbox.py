@@ -21,6 +21,7 @@ from trainer.tables.truth import box_truth, union_box
 
 class BoxStage:
     by_block = True
+    overlapping = False
 
     def __init__(self, settings: Settings, inputs: Inputs):
         self.settings, self.inputs = settings, inputs

@@ -22,6 +22,7 @@ from trainer.tables.scores import Score, score
 
 class SliceFractureStage:
     by_block = False
+    overlapping = True
 
     def __init__(self, settings: Settings, inputs: Inputs):
         self.settings, self.inputs = settings, inputs

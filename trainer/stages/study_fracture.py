@@ -19,6 +19,7 @@ from trainer.tables.scores import Score, score
 
 class StudyFractureStage:
     by_block = False
+    overlapping = False
 
     def __init__(self, settings: Settings, inputs: Inputs):
         self.settings, self.inputs = settings, inputs

@@ -23,13 +23,14 @@ def training_windows(settings: Settings, inputs: Inputs, ids: list[str]) -> list
     stride = settings.data.stride
     if stride == "adaptive":
         inputs.require_boxes(ids)
-        lengths = inputs.boxes["z_to"] - inputs.boxes["z_from"]
+        lengths = inputs.boxes["z_to"] - 1 - inputs.boxes["z_from"]
         stride = {id: adaptive_stride(int(lengths[id])) for id in ids}
     return windows(inputs.lengths(ids), settings.data.frames, stride)
 
 
 class VertebraStage:
     by_block = False
+    overlapping = True
 
     def __init__(self, settings: Settings, inputs: Inputs):
         self.settings, self.inputs = settings, inputs

@@ -1,0 +1,101 @@
+"""How many items a second the loader can give without a network, from disk, RAM and GPU memory: `python -m benchmarks.ceiling`.
+
+On the GPU where there is one, with reading processes; there the pictures are compared with the CPU's as well.
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.rounds import machine, table
+from cache_schema import Cache
+from preprocess.build import build_cache
+from preprocess.phantom.generate import write_phantom
+from trainer.config import DataSettings, load
+from trainer.data.draws import Drawing
+from trainer.data.items import triplets, windows
+from trainer.data.loader import Loader
+from trainer.data.order import Training
+from trainer.data.source import STD, TRIPLET_CHUNKS_BYTES, Source
+
+BOX = (100, 110, 400, 410)
+RAM_BYTES = 16 << 30
+KINDS = {"windows": ("vertebrae", 4), "triplets": ("bbox", 64)}
+"""kind of item -> the stage whose augmentation it gets, items a batch"""
+
+
+def loader(cache: Path, kind: str, resident: str, device: torch.device, workers: int) -> Loader:
+    stage, batch = KINDS[kind]
+    studies = [(row.id, int(row.slices)) for row in Cache(cache).index.itertuples()]
+    items = windows(studies, 96, 12) if kind == "windows" else triplets(studies, every=1)
+    drawing = Drawing(512, 1, load([f"stage={stage}", "cache=.", "out=."], must_exist=False).augment)
+    keep = {"disk": TRIPLET_CHUNKS_BYTES if kind == "triplets" else 0, "ram": RAM_BYTES, "gpu": 0}[resident]
+    schedule = Training(items, 1, batch, by_block=kind == "triplets")
+    source = Source(cache, schedule, drawing, dict.fromkeys(Cache(cache).ids, BOX), keep_bytes=keep)
+    return Loader(source, batch, DataSettings(workers=workers, resident=resident), device)
+
+
+def pace(found: Loader, seconds: float) -> float:
+    """Items a second, after the first batches."""
+    batches = iter(found)
+    for _ in islice(batches, 4):
+        pass
+    _wait(found.device)
+    count, began = 0, time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        count += len(next(batches).places)
+    _wait(found.device)
+    return count / (time.perf_counter() - began)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def levels_apart(cache: Path, kind: str, device: torch.device) -> tuple[float, float]:
+    """(largest, share over one) difference in grey levels between the device's pictures and the CPU's."""
+    cpu = next(iter(loader(cache, kind, "disk", torch.device("cpu"), 0))).images.float().numpy()
+    there = next(iter(loader(cache, kind, "disk", device, 0))).images.float().cpu().numpy()
+    apart = np.abs(cpu - there) * STD[:, None, None]
+    return float(apart.max()), float((apart > 1.3).mean())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--studies", type=int, default=8)
+    parser.add_argument("--slices", type=int, default=256)
+    parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 1) - 2), help="reading processes")
+    parser.add_argument("--seconds", type=float, default=10, help="of each measurement")
+    parser.add_argument("--cache", type=Path, help="a cache instead of phantoms")
+    given = parser.parse_args()
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "no GPU"
+    print(f"{machine()}; {name}; {given.workers} reading processes; 512 px, full augmentation", flush=True)
+    with tempfile.TemporaryDirectory(prefix="ceiling-") as folder:
+        cache = given.cache
+        if cache is None:
+            cache = Path(folder) / "cache"
+            write_phantom(Path(folder) / "rsna", given.studies, given.slices, 0, syntax="explicit", progress=False)
+            build_cache(Path(folder) / "rsna", cache, folds=2, tell=lambda line: None)
+        rows = []
+        for kind in KINDS:
+            for resident in ("disk", "ram", *(["gpu"] if device.type == "cuda" else [])):
+                workers = 0 if resident == "gpu" else given.workers
+                rows.append(
+                    (kind, resident, f"{pace(loader(cache, kind, resident, device, workers), given.seconds):.1f}")
+                )
+        print(table("items a second without a network", ("items", "source", "a second"), rows), flush=True)
+        if device.type == "cuda":
+            apart = [(kind, *(f"{value:.4f}" for value in levels_apart(cache, kind, device))) for kind in KINDS]
+            print(table("GPU's pictures against the CPU's, grey levels", ("items", "largest", "share over 1.3"), apart))
+
+
+if __name__ == "__main__":
+    main()

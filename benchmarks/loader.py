@@ -1,0 +1,258 @@
+"""From the cache to the network's input, beside what people would use instead: `make bench-loader`.
+
+CPU time of one process, without reading processes. Every method makes the same items in the same round; the windows are four whose last
+augmentations are those that the probabilities ask for on average: a grid distortion, a random affine and twice neither.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from time import process_time
+
+import cv2
+import numpy as np
+import torch
+
+from benchmarks.others import Albumentations, cropped, decoded, from_png
+from benchmarks.rounds import Cost, Ratio, cores, cost_of, cpu_name, machine, run_rounds, table
+from benchmarks.sources import write_sources
+from cache_schema import Cache
+from cache_schema.study import Box, square_around
+from preprocess.build import build_cache
+from preprocess.series import plan_studies
+from trainer.config import AugmentSettings, DataSettings, load
+from trainer.data.draws import Drawing
+from trainer.data.graph import remap_bilinear
+from trainer.data.items import Item, triplets, windows
+from trainer.data.loader import Loader
+from trainer.data.order import Place, Training, generator
+from trainer.data.plain import picture
+from trainer.data.source import TRIPLET_CHUNKS_BYTES, Source, stretch
+
+STUDIES, SLICES, ROUNDS = 4, 128, 7
+BOX = (100, 110, 400, 410)
+"""300 x 300: about the median of what training cuts"""
+TRIPLETS_A_ROUND = 16
+RESULTS = Path(__file__).parent / "results"
+
+
+class Cycle:
+    """The same few items over and over."""
+
+    def __init__(self, items: Sequence[Item]):
+        self.items = items
+
+    def __getitem__(self, k: int) -> Place:
+        return Place(0, self.items[k % len(self.items)])
+
+
+@dataclass
+class Ways:
+    """One kind of item, made in every way. Each way gives all of a round's items; costs are per item."""
+
+    files: dict[str, list[Path]]
+    """DICOM files by study, head to feet"""
+    png: Path
+    source: Source
+    places: Callable[[], list[Place]]
+    """the items of the round"""
+    batch: int
+    warp_of: Callable[[Item], str]
+    box: Box | None
+
+    def __post_init__(self):
+        self.albumentations = Albumentations(self.source.drawing.augment)
+        self.cache = Cache(self.source.cache)
+        settings = DataSettings(size=self.source.drawing.size)
+        self._loader = iter(Loader(self.source, self.batch, settings, torch.device("cpu")))
+
+    def ways(self) -> dict[str, Callable[[], Cost]]:
+        return {
+            "the reference's way": self._each(self._reference),
+            "albumentations on this cache": self._each(self._albumentations),
+            "PNG files and albumentations": self._each(self._png),
+            "cv2 on this cache": self._each(self._plain),
+            "this path": lambda: cost_of(lambda: next(self._loader), self.batch),
+        }
+
+    def _each(self, way: Callable[[Place], object]) -> Callable[[], Cost]:
+        places = self.places
+        return lambda: cost_of(lambda: [way(place) for place in places()], self.batch)
+
+    def _slices(self, item: Item) -> range:
+        return range(item.start, item.start + item.frames)
+
+    def _reference(self, place: Place) -> np.ndarray:
+        item = place.item
+        slices = decoded([self.files[item.id][z] for z in self._slices(item)], self.box)
+        return self.albumentations.reference(slices, self.warp_of(item), item.key)
+
+    def _albumentations(self, place: Place) -> np.ndarray:
+        item = place.item
+        slices = self.cache.read(item.id, item.start, item.start + item.frames)
+        return self.albumentations(cropped(slices, self.box), self.warp_of(item))
+
+    def _png(self, place: Place) -> np.ndarray:
+        item = place.item
+        slices = from_png(self.png / item.id, item.start, item.start + item.frames)
+        return self.albumentations(cropped(slices, self.box), self.warp_of(item))
+
+    def _plain(self, place: Place) -> np.ndarray:
+        return picture(self.source.sample(place), self.source.drawing.size)
+
+    def split(self) -> dict[str, float]:
+        """CPU milliseconds an item of the steps of this path, done one after another."""
+        spent = dict.fromkeys(("read", "stretch", "draw", "warp"), 0.0)
+        places = self.places()
+        for place in places:
+            item, clock = place.item, _Clock(spent)
+            draw = self.source.drawing(0, item)
+            clock("draw")
+            study = self.cache.study(item.id)
+            box = self.box and square_around(self.box, study.record.rows, study.record.columns)
+            pixels = self.source.reader().read(item.id, item.start, item.start + item.frames, box)
+            clock("read")
+            pixels = stretch(pixels, pixels.min(axis=(1, 2)), pixels.max(axis=(1, 2)))[..., None]
+            clock("stretch")
+            matrix, x, y = draw.map_from_crop(*pixels.shape[1:3]), draw.axis_x[None], draw.axis_y[:, None]
+            maps = [np.float32(row[0] * x + row[1] * y + row[2] - 0.5) for row in matrix]
+            remap_bilinear(pixels, *maps)
+            clock("warp")
+        return {name: ms / len(places) for name, ms in spent.items()}
+
+
+class _Clock:
+    def __init__(self, spent: dict[str, float]):
+        self.spent, self.last = spent, process_time()
+
+    def __call__(self, step: str) -> None:
+        now = process_time()
+        self.spent[step] += (now - self.last) * 1e3
+        self.last = process_time()
+
+
+def write_inputs(folder: Path, studies: int, slices: int) -> tuple[Path, dict[str, list[Path]]]:
+    """(cache, DICOM files by study) of JPEG Lossless phantoms; their pixels as PNG files in `png` too."""
+    source = write_sources(folder, studies, slices)["sv1"]
+    build_cache(source, folder / "cache", folds=2, tell=lambda line: None)
+    files = {plan.id: [Path(place.path) for place in plan.slices] for plan in plan_studies(source)[0]}
+    cache = Cache(folder / "cache")
+    for id in cache.ids:
+        (folder / "png" / id).mkdir(parents=True)
+        for z, one in enumerate(cache.read(id, 0, cache.record(id).slices)):
+            cv2.imwrite(f"{folder}/png/{id}/{z}.png", one)
+    return cache.path, files
+
+
+def warp_of(drawing: Drawing, item: Item) -> str:
+    """Which of its last geometric augmentations an item is drawn with in the first epoch."""
+    happens, which = generator(drawing.seed, 0, item.key, 3).random(11)[9:]
+    return "none" if happens >= drawing.augment.warp else "grid" if which < 0.5 else "affine"
+
+
+def window_ways(cache: Path, files: dict[str, list[Path]], png: Path) -> Ways:
+    drawing = Drawing(512, 1, _augment("vertebrae"))
+    lengths = [(row.id, int(row.slices)) for row in Cache(cache).index.itertuples() if row.slices >= 96]
+    wanted, chosen = ["none", "none", "grid", "affine"], []
+    for item in windows(lengths, 96, 4):
+        if (kind := warp_of(drawing, item)) in wanted:
+            wanted.remove(kind)
+            chosen.append(item)
+    cycle = Cycle(chosen)
+    source = Source(cache, cycle, drawing, dict.fromkeys(Cache(cache).ids, BOX))
+    return Ways(files, png, source, lambda: [cycle[k] for k in range(4)], 4, lambda item: warp_of(drawing, item), BOX)
+
+
+def triplet_ways(cache: Path, files: dict[str, list[Path]], png: Path) -> Ways:
+    drawing = Drawing(512, 1, _augment("bbox"))
+    lengths = [(row.id, int(row.slices)) for row in Cache(cache).index.itertuples()]
+    schedule = Training(triplets(lengths, every=1), 1, TRIPLETS_A_ROUND, by_block=True)
+    source = Source(cache, schedule, drawing, keep_bytes=TRIPLET_CHUNKS_BYTES)
+    some = [schedule[k] for k in range(TRIPLETS_A_ROUND)]
+    return Ways(files, png, source, lambda: some, TRIPLETS_A_ROUND, lambda item: "none", None)
+
+
+def _augment(stage: str) -> AugmentSettings:
+    """The stage's own, as training has it."""
+    words = [f"stage={stage}", "cache=.", "out=."]
+    return load(words, must_exist=False).augment
+
+
+def reading_a_triplet(ways: Ways) -> float:
+    """CPU milliseconds of reading, without stretching, amortised over an epoch in one process that begins with nothing."""
+    schedule, source = ways.source.schedule, ways.source
+    reader = Source(source.cache, schedule, source.drawing, keep_bytes=TRIPLET_CHUNKS_BYTES).reader()
+    count = schedule.steps_per_epoch * schedule.batch
+    places = [schedule[k] for k in range(count)]
+    began = process_time()
+    for place in places:
+        reader.read(place.item.id, place.item.start, place.item.start + 3, None)
+    return (process_time() - began) * 1e3 / count
+
+
+def measure(name: str, ways: Ways, rounds: int, aims: dict[str, dict[str, float]]) -> tuple[list[Ratio], list[tuple]]:
+    """Ratios of every way's cost over this path's, and CPU milliseconds an item."""
+    costs = {way: [cost.cpu_ms for cost in found] for way, found in run_rounds(ways.ways(), rounds).items()}
+    ours = costs.pop("this path")
+    ratios = [
+        Ratio.of(f"{name}: {way}, over this path", found, ours, **aims.get(way, {})) for way, found in costs.items()
+    ]
+    return ratios, [(way, f"{median(found):.1f}") for way, found in [*costs.items(), ("this path", ours)]]
+
+
+def report(studies: int, slices: int, rounds: int) -> Iterator[str]:
+    yield machine()
+    yield f"{2 * studies} phantoms of {slices} slices, JPEG Lossless, 512 x 512; medians and ranges of {rounds} paired rounds\n"
+    with tempfile.TemporaryDirectory(prefix="bench-loader-") as folder:
+        folder = Path(folder)
+        cache, files = write_inputs(folder, studies, slices)
+        aims = {
+            "the reference's way": {"at_least": 20},
+            "albumentations on this cache": {"at_least": 2.5},
+            "cv2 on this cache": {"at_least": 1 / 1.15},
+        }
+        both = {
+            "window": window_ways(cache, files, folder / "png"),
+            "triplet": triplet_ways(cache, files, folder / "png"),
+        }
+        ratios, rows, splits = [], [], []
+        for name, ways in both.items():
+            found, costs = measure(name, ways, rounds, aims if name == "window" else {})
+            ratios += found
+            rows += [(f"{name}: {way}", ms) for way, ms in costs]
+            whole = float(costs[-1][1])
+            steps = [ways.split() for _ in range(rounds)]
+            split = {step: median(each[step] for each in steps) for step in steps[0]}
+            splits.append((name, *(f"{ms:.2f}" for ms in split.values()), f"{whole - sum(split.values()):.2f}"))
+        reading = [reading_a_triplet(both["triplet"]) for _ in range(rounds)]
+    one = Ratio("random triplet: CPU-ms of reading, amortised over an epoch", reading, at_most=1)
+    yield table("ratios", ("what", "median", "range", "aim", "met"), [ratio.row() for ratio in [*ratios, one]])
+    yield table("CPU-ms an item (a window has 96 slices, a triplet 3)", ("what", "CPU-ms"), rows)
+    yield table("this path's steps, CPU-ms an item", ("what", "read", "stretch", "draw", "warp", "rest"), splits)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--studies", type=int, default=STUDIES, help="phantoms, each of them twice")
+    parser.add_argument("--slices", type=int, default=SLICES, help="of each phantom, 96 or more")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--keep", action="store_true", help="write the output to benchmarks/results too")
+    given = parser.parse_args()
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+    text = []
+    for part in report(given.studies, given.slices, given.rounds):
+        print(part, flush=True)
+        text.append(part)
+    if given.keep:
+        name = "-".join(cpu_name().lower().split())
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"loader-{name}-{cores()}core.txt").write_text("\n".join(text))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,71 @@
+"""What the reference's 83 trainings ask for, in pictures and floating-point operations; nothing of it is measured."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import timm
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from trainer.config import CONFIGS, Settings, load
+from trainer.data.items import adaptive_stride, triplets, whole_studies, windows
+from trainer.plan.graph import read_plan
+from trainer.prediction import distinct
+
+STUDIES, SEGMENTED, SLICES, Z_RANGE, FOLDS = 2019, 87, 352, 0.76, 5
+"""reference 13; every study is taken to be as long as their mean"""
+PLAN = CONFIGS / "plan" / "rsna22.yaml"
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """That go through a CNN, of one run: forward and backward, and forward only."""
+
+    trained: float
+    shown: float
+
+    def flops(self, forward: float) -> float:
+        """forward: floating-point operations of one picture; backward takes twice as many."""
+        return forward * (3 * self.trained + self.shown)
+
+
+def runs() -> list[Settings]:
+    """Of the plan, one a training; nothing they name is opened."""
+    plan = read_plan(PLAN, Path("CACHE"), Path("RUNS"))
+    return [load(node.words, must_exist=False) for node in plan.runs]
+
+
+def pictures(settings: Settings) -> Pictures:
+    """Of one training with its evaluations and its prediction of the held-out fold."""
+    data, train, stage = settings.data, settings.train, settings.stage
+    every = STUDIES if stage in ("slice_fracture", "study_fracture") else SEGMENTED
+    studies = every if settings.fold == "all" else every * (1 - 1 / FOLDS)
+    length, z_range = [("", SLICES)], round(Z_RANGE * SLICES)
+    if stage == "bbox":
+        items = triplets(length, every=1)
+        evaluated = len(triplets(length, every=3))
+    elif stage == "study_fracture":
+        items = whole_studies(length, {"": (0, z_range)})
+        evaluated = items[0].frames // 3
+    else:
+        stride = adaptive_stride(z_range) if data.stride == "adaptive" else data.stride
+        items = windows(length, data.frames, stride)
+        evaluated = len(distinct(windows(length, data.frames, data.eval_stride)))
+    seen = train.epochs * studies * sum(item.frames // 3 for item in items)
+    held_out = 0.0
+    if settings.fold != "all":
+        evaluations = (train.epochs - 1) // train.evaluate_every if train.evaluate_every else 0
+        held_out = evaluated * (STUDIES / FOLDS + evaluations * every / FOLDS)
+    return Pictures(0, seen + held_out) if stage == "study_fracture" else Pictures(seen, held_out)
+
+
+@lru_cache
+def forward_flops(name: str, size: int) -> int:
+    """Of one picture through a timm model without its classifier; a multiplication and its addition are two."""
+    with torch.device("meta"):
+        net = timm.create_model(name, num_classes=0).eval()
+        picture = torch.zeros(1, 3, size, size)
+    with torch.no_grad(), FlopCounterMode(display=False) as counted:
+        net(picture)
+    return counted.get_total_flops()

@@ -1,0 +1,104 @@
+"""Pictures as people make them without this project: from DICOM as the reference does, and with albumentations from arrays or PNG files."""
+
+from pathlib import Path
+
+import albumentations as A
+import cv2
+import numpy as np
+import pydicom
+import torch
+from scipy.ndimage import gaussian_filter
+from torch.nn.functional import interpolate
+
+from cache_schema.study import Box
+from trainer.config import AugmentSettings
+from trainer.data.source import MEAN, STD
+
+SIZE = 512
+SIGMA, ALPHA = 50, 1
+"""reference 5: the elastic field"""
+
+
+def decoded(files: list[Path], box: Box | None) -> np.ndarray:
+    """(n, SIZE, SIZE) uint8 as reference 2: rescaled, cropped, resized in floating point, windowed, stretched slice by slice."""
+    slices = []
+    for file in files:
+        dataset = pydicom.dcmread(file)
+        slices.append(dataset.pixel_array * float(dataset.RescaleSlope) + float(dataset.RescaleIntercept))
+    hu = np.stack(slices)
+    if box is not None:
+        x0, y0, x1, y1 = box
+        crop = torch.from_numpy(hu[:, y0:y1, x0:x1])[None]
+        hu = interpolate(crop, (SIZE, SIZE), mode="bilinear", align_corners=False)[0].numpy()
+    window = np.clip(hu, -500, 1300)
+    low = window.min(axis=(1, 2), keepdims=True)
+    return ((window - low) / (window.max(axis=(1, 2), keepdims=True) - low) * 255).astype(np.uint8)
+
+
+def from_png(folder: Path, z0: int, z1: int) -> np.ndarray:
+    return np.stack([cv2.imread(f"{folder}/{z}.png", cv2.IMREAD_UNCHANGED) for z in range(z0, z1)])
+
+
+def cropped(slices: np.ndarray, box: Box | None) -> np.ndarray:
+    """(n, SIZE, SIZE) uint8: crop, resize by OpenCV and stretch."""
+    if box is not None:
+        x0, y0, x1, y1 = box
+        slices = np.stack([cv2.resize(one[y0:y1, x0:x1], (SIZE, SIZE)) for one in slices])
+    low, high = slices.min(axis=(1, 2), keepdims=True), slices.max(axis=(1, 2), keepdims=True)
+    return ((slices - low).astype(np.float32) * (255 / np.maximum(1, high - low))).astype(np.uint8)
+
+
+class Albumentations:
+    """The augmentations of the settings with albumentations, one draw for all pictures of an item; `warp` names the last geometric one."""
+
+    def __init__(self, settings: AugmentSettings):
+        s = settings
+        before = [
+            A.HorizontalFlip(p=s.flip),
+            A.RandomBrightnessContrast(0, s.contrast_range, ensure_safe_range=False, p=s.contrast),
+            A.Affine(
+                scale=(1 - s.scale, 1 + s.scale),
+                translate_percent=(-s.shift, s.shift),
+                rotate=(-s.rotate, s.rotate),
+                balanced_scale=False,
+                p=s.affine,
+            ),
+        ]
+        holes = (
+            A.CoarseDropout((s.holes, s.holes), (s.hole_size,) * 2, (s.hole_size,) * 2, p=s.cutout) if s.holes else None
+        )
+        after = [holes] if holes else []
+        self._normalise = A.Normalize(MEAN / 255, STD / 255, max_pixel_value=255)
+        reflect = cv2.BORDER_REFLECT_101
+        warps = {
+            "none": [],
+            "grid": [A.GridDistortion(5, 0.05, border_mode=reflect, p=1)],
+            "affine": [A.Affine(shear=(-8, 8), scale=(0.9, 1.1), border_mode=reflect, p=1)],
+        }
+        self._compose = {name: A.Compose([*before, *warp, *after]) for name, warp in warps.items()}
+
+    def __call__(self, slices: np.ndarray, warp: str) -> np.ndarray:
+        """(n, SIZE, SIZE) uint8 -> (n / 3, 3, SIZE, SIZE) float16."""
+        images = np.ascontiguousarray(slices.reshape(-1, 3, SIZE, SIZE).transpose(0, 2, 3, 1))
+        images = self._compose[warp](images=images)["images"]
+        return self.normalised(images)
+
+    def reference(self, slices: np.ndarray, warp: str, seed: int) -> np.ndarray:
+        """The same in the reference's order, with its elastic field where it has the random affine, made anew for every picture."""
+        images = np.ascontiguousarray(slices.reshape(-1, 3, SIZE, SIZE).transpose(0, 2, 3, 1))
+        images = self._compose[warp](images=images)["images"]
+        if warp == "affine":
+            images = np.stack([elastic(image, seed) for image in images])
+        return self.normalised(images)
+
+    def normalised(self, images: np.ndarray) -> np.ndarray:
+        return self._normalise(images=images)["images"].transpose(0, 3, 1, 2).astype(np.float16)
+
+
+def elastic(image: np.ndarray, seed: int) -> np.ndarray:
+    """A displacement field of smoothed noise. Its largest displacement is about 0.01 pixel; it is made and applied all the same."""
+    random = np.random.default_rng(seed)
+    dx, dy = (gaussian_filter(random.random((SIZE, SIZE)) * 2 - 1, SIGMA) * ALPHA for _ in range(2))
+    x, y = np.meshgrid(np.arange(SIZE), np.arange(SIZE))
+    maps = (x + dx).astype(np.float32), (y + dy).astype(np.float32)
+    return cv2.remap(image, *maps, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)

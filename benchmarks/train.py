@@ -1,0 +1,265 @@
+"""What a training step costs, for each of the eight variants on whatever device there is: `python -m benchmarks.train`.
+
+Every step is the trainer's own, fed by the real loader and, in turn with it, by one batch kept on the device: the ratio
+says what loading costs. Options choose the variants; words `section.key=value` change their settings, which by default
+are the full ones on a GPU, and sizes small enough to end within minutes on a CPU. What was run stands in the first lines.
+"""
+
+import argparse
+import itertools
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import nn
+
+from benchmarks.matrix import PLAN, forward_flops, pictures, runs
+from benchmarks.phantoms import write_inputs
+from benchmarks.rounds import Cost, Ratio, machine, run_rounds, table
+from trainer.choice import apply, choose
+from trainer.config import STAGES, Settings, load, stage_file
+from trainer.data.order import Training
+from trainer.inputs import Inputs
+from trainer.loop import BETAS, EPSILON, Run
+from trainer.micro_batch import share
+from trainer.prediction import predict
+
+SMALL = "model.name=test_efficientnet_gn model.chunk=8 data.size=64 data.frames=12 data.eval_stride=8 train.batch=4 train.micro_batch=2"
+"""a CPU's defaults; nothing about them says what the real networks cost"""
+AIMS = {"bbox": 0.95, "vertebrae": 0.99, "slice_fracture": 0.99, "study_fracture": 0.99}
+"""of the speed with a kept batch, at full size on a GPU; nothing is aimed at elsewhere"""
+MATRIX_SIDE = {"cuda": 8192, "cpu": 1024}
+
+
+@dataclass(frozen=True)
+class Measured:
+    settings: Settings
+    layout: str
+    real: list[float]
+    """seconds per optimiser step, one a round"""
+    kept: list[float]
+    pictures: int
+    """in one step, on average"""
+    flops: float
+    """of the CNN in one step: three times those of its forward pass, once where it is frozen. Recurrence and heads,
+    under 1 % at full size, are left out"""
+    peak_gib: float
+    predicted: float
+    """pictures per second in prediction"""
+
+    @property
+    def name(self) -> str:
+        return f"{self.settings.stage} {self.settings.variant}"
+
+    @property
+    def rate(self) -> float:
+        """Floating-point operations per second."""
+        return self.flops / median(self.real)
+
+
+def main(words: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.train", description=__doc__)
+    parser.add_argument("--variants", nargs="+", metavar="STAGE:VARIANT", help="all eight, if left out")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=10,
+        help="optimiser steps a round; the loader has up to two batches ready when one begins",
+    )
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--studies", type=int, default=12, help="phantoms to make")
+    parser.add_argument("--slices", type=int, help="of each phantom")
+    parser.add_argument(
+        "words", nargs="*", metavar="KEY=VALUE", help="settings; cache=, boxes= and pseudo= of real data"
+    )
+    given = parser.parse_args(words)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    slices = given.slices or (352 if device == "cuda" else 40)
+    chosen = given.words if device == "cuda" else [*SMALL.split(), *given.words]
+    variants = [name.split(":") for name in given.variants or all_variants()]
+    with tempfile.TemporaryDirectory(prefix="bench-train-") as folder:
+        if not any(word.startswith("cache=") for word in given.words):
+            chosen = [*write_inputs(Path(folder), given.studies, slices), *chosen]
+            print(f"{given.studies} phantoms of {slices} slices", flush=True)
+        name = torch.cuda.get_device_name() if device == "cuda" else "no GPU"
+        print(
+            f"{name}; {machine()}; torch {torch.__version__}\nsettings: {' '.join(given.words) or 'as they stand in configs'}"
+        )
+        if device == "cpu":
+            print(f"SMALL SIZES, since there is no GPU, where nothing else is given: {SMALL}")
+        found = []
+        for stage, variant in variants:
+            settings = settings_of(stage, variant, chosen, Path(folder))
+            found.append(measure(settings, given.steps, given.rounds))
+            print(f"{found[-1].name}: {median(found[-1].real):.3g} s per step", flush=True)
+        print("\n" + report(found, matrix_flops(device, found[0].settings)))
+        print(estimate(found))
+    return 0
+
+
+def all_variants() -> list[str]:
+    return [f"{stage}:{variant}" for stage in STAGES for variant in stage_file(stage)[1]]
+
+
+def settings_of(stage: str, variant: str, words: list[str], out: Path) -> Settings:
+    """Without weights: neither pretrained ones nor, for stage 4, those of a stage-3 run."""
+    needs = [f"stage={stage}", f"variant={variant}", f"out={out}", "fold=0", "tracker=none", "model.pretrained=false"]
+    settings = load([*needs, f"backbone={out}", *words], must_exist=False)
+    return settings.model_copy(update={"backbone": None})
+
+
+def measure(settings: Settings, steps: int, rounds: int) -> Measured:
+    """Steps on real batches and on a kept one, in turn; then a prediction of the held-out fold."""
+    run = Run(settings, Inputs(settings), "")
+    accelerator, train = run.accelerator, settings.train
+    on_gpu = accelerator.device.type == "cuda"
+    ids = run.inputs.train_ids(segmented=run.inputs.segmented)
+    items, model = run.stage.train_items(ids), run.stage.model()
+    if len(items) < train.batch:
+        raise SystemExit(f"{settings.stage}: {len(items)} items for a step of {train.batch}; give more by --studies")
+    choice = choose(run, model, items)
+    apply(choice, run, model)
+    micro, passes = share(train.batch, choice.micro_batch, accelerator.num_processes)
+    accelerator.gradient_accumulation_steps = passes
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.AdamW(trained, lr=train.lr, betas=BETAS, eps=EPSILON, weight_decay=train.weight_decay)
+    model, optimiser = accelerator.prepare(model, optimiser)
+    model.train()
+    schedule = Training(items, settings.seed, train.batch, by_block=run.stage.by_block)
+    loader = run.loader(schedule, micro, run.drawing(), ids, targets=True, keep_chunks=run.stage.by_block)
+    batches = iter(loader)
+    shown = [0, 0]
+    real = _counting(batches, shown)
+    kept = itertools.repeat(next(batches))
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+
+    def cost(source: Iterator) -> Cost:
+        _wait(on_gpu)
+        cpu, wall = time.process_time(), time.perf_counter()
+        for _ in range(steps):
+            run._step(model, optimiser, source, passes, 0, 1)
+        _wait(on_gpu)
+        return Cost((time.process_time() - cpu) * 1e3 / steps, (time.perf_counter() - wall) * 1e3 / steps)
+
+    costs = run_rounds({"real": lambda: cost(real), "kept": lambda: cost(kept)}, rounds)
+    peak = torch.cuda.max_memory_allocated() / 2**30 if on_gpu else _resident_gib()
+    batches.close()
+    each = shown[0] / shown[1] * passes
+    forward = forward_flops(settings.model.name, settings.data.size)
+    return Measured(
+        settings,
+        f"{choice.micro_batch} at once" + ", channels last" * choice.channels_last + ", compiled" * choice.compiled,
+        [cost.wall_ms / 1e3 for cost in costs["real"]],
+        [cost.wall_ms / 1e3 for cost in costs["kept"]],
+        round(each),
+        each * forward * (1 if settings.stage == "study_fracture" else 3),
+        peak,
+        _prediction_rate(run, model),
+    )
+
+
+def _counting(batches: Iterator, shown: list[int]) -> Iterator:
+    """The same batches; shown: pictures and batches so far."""
+    for batch in batches:
+        shown[0] += len(batch.images)
+        shown[1] += 1
+        yield batch
+
+
+def _prediction_rate(run: Run, model: nn.Module) -> float:
+    """Pictures per second of the trainer's own prediction, tables and all."""
+    seen = []
+    watch = run.accelerator.unwrap_model(model).backbone.register_forward_hook(
+        lambda module, given, made: seen.append(len(made))
+    )
+    began = time.perf_counter()
+    predict(run, model)
+    watch.remove()
+    return sum(seen) / (time.perf_counter() - began)
+
+
+def matrix_flops(device: str, settings: Settings) -> float:
+    """Floating-point operations per second that a large matrix product reaches here, in the precision of training."""
+    half = device == "cuda" and settings.train.precision != "no"
+    dtype = {"bf16": torch.bfloat16}.get(settings.train.precision, torch.float16) if half else torch.float32
+    side = MATRIX_SIDE[device]
+    a = torch.randn(side, side, device=device).to(dtype)
+    took = []
+    for _ in range(10):
+        _wait(device == "cuda")
+        began = time.perf_counter()
+        a @ a
+        _wait(device == "cuda")
+        took.append(time.perf_counter() - began)
+    return 2 * side**3 / min(took)
+
+
+def report(found: list[Measured], reachable: float) -> str:
+    rows = []
+    for each in found:
+        aimed = torch.cuda.is_available() and is_full_size(each.settings)
+        aims = {"at_least": AIMS[each.settings.stage]} if aimed else {}
+        step, ratio = median(each.real), Ratio.of("", each.kept, each.real, **aims)
+        _, value, spread, aim, met = ratio.row()
+        train = each.settings.train
+        numbers = (
+            f"{step:.3g}",
+            f"{each.pictures / step:.4g}",
+            f"{each.rate / 1e12:.3g}",
+            f"{each.rate / reachable:.0%}",
+        )
+        numbers += (f"{each.peak_gib:.1f}", f"{each.predicted:.4g}", f"{value} ({spread})", f"{aim} {met}".strip())
+        rows.append((each.name, each.settings.model.name, f"{train.batch} ({each.layout})", *numbers))
+    head = ("variant", "backbone", "items a step", "s/step", "images/s", "TFLOP/s", "of matmul", "peak GiB")
+    head += ("predicted/s", "real over kept", "aim")
+    title = (
+        f"Training steps, size {found[0].settings.data.size}; a matrix product reaches {reachable / 1e12:.3g} TFLOP/s"
+    )
+    return table(title, head, rows)
+
+
+def estimate(found: list[Measured]) -> str:
+    """Hours that the reference's plan takes on one such device, from the operations per second reached here."""
+    rates = {(each.settings.stage, each.settings.variant): each.rate for each in found}
+    hours: dict[tuple[str, str], float] = {}
+    operations = 0.0
+    for run in runs():
+        name = (run.stage, run.variant)
+        if name not in rates:
+            return f"no estimate for {PLAN.name}: {name[0]} {name[1]} was not measured"
+        needed = pictures(run).flops(forward_flops(run.model.name, run.data.size))
+        operations += needed
+        hours[name] = hours.get(name, 0.0) + needed / rates[name] / 3600
+    parts = ", ".join(f"{stage} {variant} {value:.3g}" for (stage, variant), value in hours.items())
+    said = f"{PLAN.name}: {operations / 1e18:.1f} EFLOP, {sum(hours.values()):.4g} hours on one such device ({parts})"
+    if not all(is_full_size(each.settings) for each in found):
+        said += "\nmeasured on small networks and pictures, which reach other rates than the real ones: an order of magnitude only"
+    return said
+
+
+def is_full_size(settings: Settings) -> bool:
+    """Whether network and picture are those of the project's own settings."""
+    words = [f"cache={settings.cache}", "boxes=b", "pseudo=p"]
+    full = settings_of(settings.stage, settings.variant, words, settings.out)
+    return (settings.model.name, settings.data.size) == (full.model.name, full.data.size)
+
+
+def _resident_gib() -> float:
+    """The most memory this process ever had, whatever for."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def _wait(on_gpu: bool) -> None:
+    if on_gpu:
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

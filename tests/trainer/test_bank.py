@@ -1,0 +1,50 @@
+"""Features kept on disk stand for the pictures they were made from."""
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from cache_schema.errors import UsageError
+from cache_schema.tables import read_table
+from trainer import train
+
+
+@pytest.fixture(scope="module")
+def given(tiny_cache, tiny_settings, true_boxes, pseudo, tmp_path_factory):
+    """Settings of a study_fracture run on a backbone that was trained a little."""
+    common = dict(cache=tiny_cache, config=tiny_settings, boxes=true_boxes)
+    out = tmp_path_factory.mktemp("backbone")
+    backbone = train(stage="slice_fracture", out=out, pseudo=pseudo, **common, **{"train.epochs": 1})
+    return dict(stage="study_fracture", backbone=backbone, **common, **{"train.epochs": 3, "data.loader": "plain"})
+
+
+def kept(out):
+    return {path.name: path.stat().st_mtime_ns for path in out.glob("bank/*/*.npy")}
+
+
+def test_a_bank_of_as_many_draws_as_epochs_changes_nothing_and_is_used_again(given, tmp_path, capsys):
+    plain, banked = (train(out=tmp_path / str(draws), **given, **{"data.bank": draws}) for draws in (0, 3))
+    expected, found = (load_file(run / "model.safetensors") for run in (plain, banked))
+    assert max(np.abs(found[name] - expected[name]).max() for name in expected) < 1e-5
+    tables = [read_table(run / "predictions.parquet").drop(columns="id") for run in (plain, banked)]
+    assert np.abs(tables[0] - tables[1]).to_numpy().max() < 1e-5
+    files = kept(banked.parents[1])
+    assert len(files) == 3 * 3  # studies, draws
+    assert np.load(next((tmp_path / "3/bank").glob("*/*.npy"))).dtype == np.float32
+    assert capsys.readouterr().out.count("bank: features of draw") == 3
+    train(out=tmp_path / "3", **given, **{"data.bank": 3, "train.lr": 1e-3})
+    assert kept(tmp_path / "3") == files and "bank: features" not in capsys.readouterr().out
+    train(out=tmp_path / "3", **given, **{"data.bank": 2, "seed": 2})
+    assert len(kept(tmp_path / "3")) == 9 + 3 * 2
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"model.batch_norm": "train"}, "data.bank needs a CNN that never changes; expected model.batch_norm=eval"),
+        ({"stage": "bbox"}, "data.bank keeps features of a frozen CNN; expected stage=study_fracture"),
+    ],
+)
+def test_a_bank_is_refused_where_features_do_not_last(change, line, given, tmp_path):
+    with pytest.raises(UsageError, match=line):
+        train(out=tmp_path, **{**given, "data.bank": 2, **change})

@@ -1,0 +1,73 @@
+"""What a run finds out before its first step: kept in config.yaml under `chosen`, and used again when it goes on."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import nn
+
+from trainer import micro_batch
+from trainer.autotune import LAYOUTS, Layout, fastest, pictures_at_once, seconds_per_pass
+from trainer.data.items import Item
+from trainer.session import Session
+
+
+@dataclass(frozen=True)
+class Choice:
+    micro_batch: int
+    """items per process and forward pass, before `micro_batch.share`"""
+    channels_last: bool = False
+    compiled: bool = False
+
+    def dump(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def choose(session: Session, model: nn.Module, items: Sequence[Item]) -> Choice:
+    """Tried out on this GPU with the longest of these items. All processes call it, and get the same.
+
+    On a CPU and under deterministic=true nothing is tried.
+    """
+    train, tries = session.settings.train, tries_out(session)
+    given = micro_batch.configured(session.settings) if train.micro_batch == "auto" else train.micro_batch
+    if train.micro_batch == "auto" and not tries:
+        session.say(
+            f"micro_batch=auto: {given}, the stage's own; nothing is tried on a CPU or under deterministic=true"
+        )
+    if not tries:
+        return Choice(given)
+    model.to(session.accelerator.device)
+    if train.micro_batch == "auto":
+        given = min(gather_object([micro_batch.find(session, model, items)]))
+        session.say(f"micro_batch=auto: {given}, the most that fit this GPU")
+    layout = Layout()
+    if train.autotune and session.is_main:
+        layout = tune(session, model, given)
+        torch.compiler.reset()  # lets go of the copies that were compiled
+    (layout,) = broadcast_object_list([layout])
+    return Choice(given, *layout)
+
+
+def tries_out(session: Session) -> bool:
+    return session.accelerator.device.type == "cuda" and not session.settings.deterministic
+
+
+def tune(session: Session, model: nn.Module, given: int, layouts: Sequence[Layout] = LAYOUTS) -> Layout:
+    """The fastest layout of the model's CNN at the number of pictures that training gives it."""
+    settings, accelerator = session.settings, session.accelerator
+    micro, _ = micro_batch.share(settings.train.batch, given, accelerator.num_processes)
+    count, size = pictures_at_once(settings, micro), settings.data.size
+    numbers = torch.Generator(accelerator.device).manual_seed(0)  # its own, so that the run's are left alone
+    images = torch.randn(count, 3, size, size, device=accelerator.device, generator=numbers).half()
+    model.train()
+    return fastest(
+        layouts, lambda layout: seconds_per_pass(model.backbone, images, layout, accelerator.autocast), session.say
+    )
+
+
+def apply(choice: Choice, session: Session, model: nn.Module) -> None:
+    """Lays the model's CNN out as chosen. Another machine's layout is of no use on a CPU."""
+    if session.accelerator.device.type == "cuda":
+        model.backbone.lay_out(choice.channels_last, choice.compiled)

@@ -1,0 +1,110 @@
+"""Crops of whole studies in a GPU's memory (`data.resident=gpu`): decoded and copied once, sliced and stretched there for every item."""
+
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cache_schema import Cache
+from cache_schema.errors import UsageError
+from cache_schema.study import Box, square_around
+from trainer.data.draws import Draw
+from trainer.data.order import Place
+from trainer.data.source import Source, assemble
+
+SHARE = 0.7
+"""of the memory that is free when loading begins; the rest is for the network"""
+
+
+class Crops:
+    """(slices, h, w) uint8 of each study loaded, on one device."""
+
+    def __init__(self, cache: Path, device: torch.device):
+        self.cache, self.device = Cache(cache), device
+        self._crops: dict[tuple[str, Box], torch.Tensor] = {}
+
+    def load(self, boxes: dict[str, Box]) -> None:
+        """Those that are not there yet. Raises UsageError, before anything is read, where they do not fit."""
+        index = self.cache.index.set_index("id")
+        missing, need = [], 0
+        for id, box in boxes.items():
+            rows, columns, slices = (int(index.at[id, name]) for name in ("rows", "columns", "slices"))
+            x0, y0, x1, y1 = square = square_around(box, rows, columns)
+            if (id, square) not in self._crops:
+                missing.append((id, square))
+                need += slices * (y1 - y0) * (x1 - x0)
+        room = self._room()
+        if need > room:
+            line = f"data.resident=gpu needs {need / 2**30:.1f} GiB for {len(missing)} studies, and {room / 2**30:.1f} GiB may be used"
+            raise UsageError(line, where=str(self.device), do="give data.resident=ram or disk")
+        for id, square in missing:
+            study = self.cache.study(id)
+            self._crops[id, square] = torch.from_numpy(study.read(0, study.record.slices, square)).to(self.device)
+
+    def _room(self) -> float:
+        return torch.cuda.mem_get_info(self.device)[0] * SHARE if self.device.type == "cuda" else float("inf")
+
+    def frames(self, id: str, square: Box, index: np.ndarray) -> torch.Tensor:
+        """(n, h, w) uint8: slices of a study that lie evenly apart."""
+        step = int(index[1] - index[0]) if len(index) > 1 else 1
+        return self._crops[id, square][int(index[0]) : int(index[-1]) + 1 : step]
+
+
+@lru_cache(maxsize=1)
+def crops_on(cache: Path, device: torch.device) -> Crops:
+    """The process's only ones: training and evaluation share them."""
+    return Crops(cache, device)
+
+
+class ResidentSource:
+    """A Source whose pixels come as device tensors, for DALI's external sources that run in the training process."""
+
+    def __init__(self, source: Source, device: torch.device, ids: Iterable[str]):
+        if source.boxes is None:
+            raise UsageError(
+                "data.resident=gpu keeps crops, and this variant has none", do="give data.resident=ram or disk"
+            )
+        self.source, self.crops = source, crops_on(source.cache, device)
+        self.crops.load({id: source.boxes[id] for id in ids})
+        index = self.crops.cache.index.set_index("id")
+        self._squares = {
+            id: square_around(source.boxes[id], int(index.at[id, "rows"]), int(index.at[id, "columns"])) for id in ids
+        }
+
+    def pixels(self, info: Any) -> torch.Tensor | np.ndarray:
+        """(frames, h, w, 1) uint8 on the device (an array where that is the CPU), equal to those of `Source.pixels`."""
+        place, draw = self._at(info)
+        item, square = place.item, self._squares[place.item.id]
+        index = item.z_index(draw.step, draw.phase)
+        found = self.crops.frames(item.id, square, index[index >= 0])
+        if self.source.intensity == "per_slice":
+            found = stretch(found)
+        if len(found) < item.frames:
+            found = torch.cat([found, found.new_zeros(item.frames - len(found), *found.shape[1:])])
+        found = (found.flip(0) if draw.reverse else found)[..., None].contiguous()
+        if not found.is_cuda:
+            return found.numpy()
+        torch.cuda.current_stream(found.device).synchronize()  # DALI copies it on a stream of its own
+        return found
+
+    def numbers(self, info: Any) -> tuple[np.ndarray, ...]:
+        """All of a Sample but the pixels."""
+        place, draw = self._at(info)
+        x0, y0, x1, y1 = self._squares[place.item.id]
+        return tuple(assemble(np.empty((0, y1 - y0, x1 - x0), np.uint8), draw, place.item.key)[1:])
+
+    def _at(self, info: Any) -> tuple[Place, Draw]:
+        k = info.idx_in_epoch
+        if self.source.limit is not None and k >= self.source.limit:
+            raise StopIteration
+        place = self.source.schedule[k]
+        return place, self.source.drawing(place.epoch, place.item)
+
+
+def stretch(pixels: torch.Tensor) -> torch.Tensor:
+    """(n, h, w) uint8 -> the same: `trainer.data.source.stretch` by each slice's own minimum and maximum."""
+    low, high = pixels.amin((1, 2), keepdim=True).int(), pixels.amax((1, 2), keepdim=True).int()
+    return ((pixels.int() - low) * 255 // (high - low).clamp(min=1)).to(torch.uint8)

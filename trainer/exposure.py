@@ -1,0 +1,85 @@
+"""What a run has seen of whose labels and segmentations, from its settings and what stands beside its inputs. No torch."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from cache_schema.errors import CspineError
+from cache_schema.tables import table_meta, write_table
+from trainer.config import Settings
+from trainer.identity import MODEL_FILE, PREDICTIONS, exposure_path, model_key, run_name
+from trainer.inputs import Inputs
+from trainer.tables import lineage
+
+
+def of_run(settings: Settings, inputs: Inputs) -> pd.DataFrame:
+    """The exposure of the weights, and of the held-out rows that they predict (columns: trainer.tables.lineage)."""
+    name = run_name(settings.run_dir)
+    if settings.mode == "predict":
+        weights = settings.weights or settings.run_dir
+        seen = [lineage.into_weights(name, kept(weights), role="weights")]
+    else:
+        seen = _of_training(name, settings, inputs)
+    if uses_boxes(settings):
+        seen.append(lineage.into_rows(name, _boxes(settings), inputs.eval_ids()))
+    return lineage.merged(seen)
+
+
+def _of_training(name: str, settings: Settings, inputs: Inputs) -> list[pd.DataFrame]:
+    ids = inputs.train_ids(segmented=inputs.segmented)
+    seen = []
+    if inputs.segmented:
+        seen.append(lineage.used(name, ids, lineage.SEGMENTATION))
+    if settings.stage == "study_fracture":
+        seen.append(lineage.used(name, ids, lineage.LABEL))
+    if settings.pseudo is not None and settings.stage == "slice_fracture":
+        pseudo = lineage.kept_for_table(settings.pseudo)
+        if pseudo is None:
+            # whatever else they come from, pseudo labels are made from their own study's labels
+            pseudo = lineage.own_labels("pseudo_labels", ids)
+            seen.append(lineage.unknown(name, f"pseudo={settings.pseudo.name}"))
+        seen.append(lineage.into_weights(name, pseudo, rows=ids))
+    if settings.backbone is not None and settings.stage == "study_fracture":
+        seen.append(lineage.into_weights(name, kept(settings.backbone), role="backbone"))
+    if uses_boxes(settings):
+        boxes = _boxes(settings)
+        seen.append(lineage.into_weights(name, boxes, rows=ids))
+        if boxes.empty:
+            seen.append(lineage.unknown(name, f"boxes={settings.boxes.name}"))
+    return seen
+
+
+def check_scorable(settings: Settings, inputs: Inputs, exposure: pd.DataFrame) -> None:
+    """Raises ForbiddenScore before anything is trained, where the held-out studies could not be scored (design 8)."""
+    if settings.split == "held_out":
+        lineage.refuse_exposed(settings.stage, exposure, inputs.eval_ids(segmented=inputs.segmented))
+
+
+def keep(settings: Settings, key: str, exposure: pd.DataFrame) -> None:
+    """Beside the run's weights; a prediction with the run's own weights adds nothing to what lies there."""
+    path = exposure_path(settings.run_dir)
+    own = settings.mode == "predict" and settings.weights in (None, settings.run_dir)
+    if not (own and path.is_file()):
+        write_table(path, exposure, f"exposure of {run_name(settings.run_dir)}", {"run": key})
+
+
+def kept(run_dir: Path) -> pd.DataFrame:
+    """What lies beside a run's weights, or beside its predictions with another run's; `unknown` where nothing does."""
+    try:
+        key = model_key(run_dir) or table_meta(run_dir / PREDICTIONS)["inputs"].get("run")
+        found = lineage.kept_for_run(run_dir, key)
+    except CspineError:
+        found = None
+    return lineage.unknown(run_name(run_dir), MODEL_FILE) if found is None else found
+
+
+def uses_boxes(settings: Settings) -> bool:
+    return settings.boxes is not None and (
+        settings.data.crop or settings.data.stride == "adaptive" or settings.stage == "study_fracture"
+    )
+
+
+def _boxes(settings: Settings) -> pd.DataFrame:
+    """Empty where the boxes come without a lineage."""
+    found = None if str(settings.boxes) == "cache" else lineage.kept_for_table(settings.boxes)
+    return lineage.merged([]) if found is None else found

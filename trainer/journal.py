@@ -1,0 +1,49 @@
+"""metrics.jsonl: one line for each logged step and each score, none of them twice however often a run was killed."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class Journal:
+    """A file that one process writes. Every line has `step`; a line of scores also `score`."""
+
+    def __init__(self, run_dir: Path):
+        self.path = run_dir / METRICS_FILE
+
+    def lines(self) -> list[dict[str, Any]]:
+        """What was written; a line that a kill cut short is left out."""
+        if not self.path.is_file():
+            return []
+        return [line for line in map(_parsed, self.path.read_text().splitlines()) if line is not None]
+
+    def rewind(self, step: int) -> None:
+        """Forgets what was logged after a step, before a run goes on from there."""
+        self._keep(lambda line: line["step"] <= step)
+
+    def append(self, step: int, values: dict[str, Any]) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+
+    def score(self, step: int, scores: list[dict[str, Any]]) -> None:
+        """The scores of a step, in place of those it may have already."""
+        self._keep(lambda line: "score" not in line or line["step"] != step)
+        for score in scores:
+            self.append(step, {"score": score})
+
+    def _keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
+        if not self.path.is_file():
+            return
+        new = self.path.with_name(f".{METRICS_FILE}.new")
+        new.write_text("".join(json.dumps(line) + "\n" for line in self.lines() if wanted(line)))
+        new.rename(self.path)
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None

@@ -1,0 +1,88 @@
+"""What one training or prediction holds open in this process: settings, inputs, stage, Accelerate, and the loaders it opens."""
+
+import os
+
+import cv2
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import GradientAccumulationPlugin, set_seed
+
+from trainer.config import Settings
+from trainer.data.draws import Drawing
+from trainer.data.loader import Loader
+from trainer.data.order import Evaluation, Training
+from trainer.data.source import TRIPLET_CHUNKS_BYTES, Source
+from trainer.inputs import Inputs
+from trainer.stages import STAGES, Stage
+
+THREADS = torch.get_num_threads()
+"""what torch chooses for this process; a run may set another number for itself"""
+
+
+class Session:
+    """Built from settings that were checked. A process may have one after another, each with a precision of its own."""
+
+    def __init__(self, settings: Settings, inputs: Inputs, key: str):
+        self.settings, self.inputs, self.key = settings, inputs, key
+        self.accelerator = accelerator(settings)
+        self.stage: Stage = STAGES[settings.stage](settings, inputs)
+        set_seed(settings.seed, deterministic=False)
+
+    @property
+    def is_main(self) -> bool:
+        return self.accelerator.is_main_process
+
+    def say(self, line: str) -> None:
+        """Once, from the main process."""
+        self.accelerator.print(line, flush=True)
+
+    def drawing(self) -> Drawing:
+        """How training items are drawn."""
+        settings = self.settings
+        return Drawing(settings.data.size, settings.seed, settings.augment, settings.data.thin)
+
+    def still(self) -> Drawing:
+        """Without augmentation."""
+        return Drawing(self.settings.data.size)
+
+    def loader(
+        self,
+        schedule: Training | Evaluation,
+        batch: int,
+        drawing: Drawing,
+        ids: list[str],
+        *,
+        limit: int | None = None,
+        targets: bool = False,
+        keep_chunks: bool = False,
+    ) -> Loader:
+        """Batches of a schedule's items, all of studies in `ids`.
+
+        limit: items after which there are no more. keep_chunks: neighbouring items share chunks, which are worth keeping.
+        """
+        data = self.settings.data
+        kept = int(data.ram_gb * 2**30) if data.resident == "ram" else TRIPLET_CHUNKS_BYTES if keep_chunks else 0
+        boxes, skip = self.inputs.crop_boxes(ids), data.on_error == "skip" and isinstance(schedule, Training)
+        source = Source(self.settings.cache, schedule, drawing, boxes, data.intensity, kept, limit, skip)
+        return Loader(source, batch, data, self.accelerator.device, self.stage.targets if targets else None)
+
+
+def accelerator(settings: Settings) -> Accelerator:
+    """Accelerate as the settings ask for it, and with it the process-wide switches of torch and OpenCV."""
+    train = settings.train
+    torch.set_num_threads(train.threads or THREADS)
+    cv2.setNumThreads(train.threads or -1)
+    torch.use_deterministic_algorithms(settings.deterministic, warn_only=True)
+    torch.backends.cudnn.benchmark = not settings.deterministic
+    on_gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("true", "1", "yes")
+    precision = ("fp16" if on_gpu else "no") if train.precision == "auto" else train.precision
+    # Accelerate keeps the first run's precision for the whole process; its process group stays
+    AcceleratorState._reset_state()
+    return Accelerator(
+        cpu=not on_gpu,
+        mixed_precision=precision,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1, sync_with_dataloader=False),
+        log_with=None if settings.tracker == "none" else settings.tracker,
+        project_dir=str(settings.run_dir),
+    )
