@@ -1,0 +1,207 @@
+"""Contact sheets and figures: what is drawn lies where the truth lies, for every stage, the same each time."""
+
+import json
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+
+from cache_schema import LEVELS, Cache, CacheWriter, Study
+from cache_schema.tables import write_table
+from trainer.config import load
+from trainer.data.order import Training
+from trainer.inputs import Inputs
+from trainer.look import learning
+from trainer.look.__main__ import main
+from trainer.look.drawing import GREY, YELLOW, blank
+from trainer.look.plot import Axes, ticks
+from trainer.stages import STAGES
+from trainer.tables.pseudo import pseudo_labels
+from trainer.tables.truth import ratio_truth, union_box
+
+
+class Painted:
+    """White inside each slice's box, black elsewhere."""
+
+    def __init__(self, study):
+        self.boxes, self.shape = study.slice_box, study.record.shape
+
+    def read(self, z0, z1, box=None):
+        out = np.zeros((z1 - z0, *self.shape[1:]), np.uint8)
+        for picture, (x0, y0, x1, y1) in zip(out, self.boxes[z0:z1], strict=True):
+            picture[max(y0, 0) : max(y1, 0), max(x0, 0) : max(x1, 0)] = 255
+        return out if box is None else out[:, box[1] : box[3], box[0] : box[2]]
+
+
+@pytest.fixture(scope="module")
+def painted_cache(tiny_cache, tmp_path_factory):
+    cache, writer = Cache(tiny_cache), CacheWriter(tmp_path_factory.mktemp("painted") / "cache")
+    segmented = [id for id in cache.ids if cache.study(id).slice_box is not None]
+    for id in segmented:
+        study = cache.study(id)
+        record = study.record.model_copy(update={"content_digest": None})
+        boxes, ratios = study.slice_box, study.vertebra_ratio
+        writer.publish(Study(record, study.z, study.slice_number, Painted(study), boxes, ratios))
+    writer.finish(labels=cache.labels[cache.labels["id"].isin(segmented)])
+    return writer.path
+
+
+@pytest.fixture(scope="module")
+def pseudo(tiny_cache, tmp_path_factory):
+    """Ratios and pseudo labels of every study: the truth where there is one, else a half of each level; one label unknown."""
+    cache, rows = Cache(tiny_cache), []
+    for id in cache.ids:
+        study = cache.study(id)
+        if study.vertebra_ratio is not None:
+            rows.append(ratio_truth([study]))
+        else:
+            z = np.arange(study.record.slices)
+            rows.append(pd.DataFrame({"id": id, "z_index": z, **dict.fromkeys(LEVELS, 0.5)}))
+    ratios = pd.concat(rows, ignore_index=True)
+    labels = cache.labels.assign(C1=1)
+    labels.loc[0, "C7"] = pd.NA
+    folder = tmp_path_factory.mktemp("tables")
+    write_table(folder / "vertebra_ratios.parquet", ratios, "truth", {})
+    write_table(folder / "pseudo_labels.parquet", pseudo_labels(ratios, labels), "truth", {})
+    return folder / "pseudo_labels.parquet"
+
+
+def hull(mask):
+    """x0 y0 x1 y1 of what is true, exclusive ends."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
+
+
+def test_the_box_drawn_lies_on_the_moved_truth(painted_cache, tiny_settings, tmp_path):
+    from trainer.look.pictures import shown
+    from trainer.look.sheets import HEADER, triplet_block
+
+    words = ["stage=bbox", f"cache={painted_cache}", f"out={tmp_path}", f"config={tiny_settings}", "data.size=128"]
+    settings = load([*words, "augment.affine=1", "augment.warp=0.5"])
+    tile, apart = 256, []
+    for item in shown(settings, epoch=0, count=24, still=False):
+        bright = (item.frames > 100).any(0)
+        if not bright.any() or bright[[0, -1]].any() or bright[:, [0, -1]].any():
+            continue
+        canvas = triplet_block(item, tile, 0)
+        for left in range(0, canvas.shape[1], tile + 8):
+            picture = canvas[HEADER : HEADER + tile, left : left + tile]
+            drawn = hull((picture == YELLOW).all(-1)) * 128 / tile
+            apart.append(np.abs(drawn - hull(bright)).max())
+    # in pixels of the picture; the tip of a turned corner is too faint to count as bright
+    assert len(apart) >= 24 and np.mean(apart) < 1.2 and max(apart) <= 3.5
+
+
+def test_sheets_show_the_items_that_training_is_fed(tiny_cache, tiny_settings, tmp_path):
+    from trainer.look.pictures import shown
+
+    settings = load(["stage=bbox", f"cache={tiny_cache}", f"out={tmp_path}", f"config={tiny_settings}"])
+    inputs = Inputs(settings)
+    items = STAGES["bbox"](settings, inputs).train_items(inputs.train_ids(segmented=True))
+    order = Training(items, settings.seed, 16, step=len(items) // 16, by_block=True)
+    for still in (False, True):
+        found = list(shown(settings, epoch=1, count=5, still=still))
+        assert [item.item for item in found] == [order[k].item for k in range(5)]
+        for item in found if still else []:
+            study, z = inputs.study(item.item.id), item.z_index
+            assert (union_box(study.slice_box[z]) is not None) == bool(item.targets["has_box"])
+            pixels = study.read(int(z[1]), int(z[1]) + 1)[0]
+            expected = cv2.resize(pixels, (64, 64), interpolation=cv2.INTER_LINEAR)
+            assert np.corrcoef(expected.ravel(), item.frames[1].ravel())[0, 1] > 0.99
+
+
+def test_every_stage_gives_sheets_that_are_the_same_each_time(
+    tiny_cache, tiny_settings, true_boxes, pseudo, tmp_path, capsys
+):
+    given = {
+        "bbox": [],
+        "vertebrae": ["variant=02G", "data.frames=42"],
+        "slice_fracture": [f"pseudo={pseudo}", f"boxes={true_boxes}"],
+        "study_fracture": [f"boxes={true_boxes}"],
+    }
+    for stage, needs in given.items():
+        words = [f"stage={stage}", f"cache={tiny_cache}", f"config={tiny_settings}", "items=2", "tile=128", *needs]
+        outs = [tmp_path / "one", tmp_path / "two"] if stage == "slice_fracture" else [tmp_path / "one"]
+        for out in outs:
+            assert main([*words, f"out={out}"]) == 0
+        (page,) = (tmp_path / "one").glob(f"{stage}-*.png")
+        assert f"{page.name} in {tmp_path / 'one'}" in capsys.readouterr().out
+        picture = cv2.imread(str(page))
+        assert picture.std() > 10
+        if stage == "slice_fracture":
+            assert page.read_bytes() == (tmp_path / "two" / page.name).read_bytes()
+        if stage == "vertebrae":  # 30 slices in a window of 42: the last picture is padding
+            last = picture[58 + 24 : 58 + 24 + 128, -16 - 128 : -16]
+            assert (last == GREY).all(-1).sum() > 100
+    assert (
+        main(
+            [
+                f"stage={stage}",
+                f"cache={tiny_cache}",
+                f"config={tiny_settings}",
+                "mode=predict",
+                *needs,
+                f"out={tmp_path}",
+            ]
+        )
+        == 0
+    )
+    assert (tmp_path / "study_fracture-04F-predict-01.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("stage=slice_fracture boxes=cache", "trains on pseudo labels and was given none; add pseudo=TABLE"),
+        ("stage=study_fracture", "works on study boxes and was given none; add boxes=TABLE or boxes=cache"),
+        ("stage=bbox draw=stil", "draw=stil does not fit; expected train or still"),
+        ("stage=bbox draw=train mode=predict", "draw=train does not fit; expected still"),
+        ("stage=bbox items=0", "items=0 does not fit; expected a whole number from 1"),
+        ("stage=bbox itms=3", "no setting itms; did you mean items?"),
+        ("tables=nowhere", "tables=nowhere: no such folder"),
+        ("bbox", "cannot read 'bbox'"),
+    ],
+)
+def test_a_mistake_is_one_line(words, line, tiny_cache, tmp_path, capsys):
+    more = [] if "=" not in words or "tables" in words else [f"cache={tiny_cache}", f"out={tmp_path}"]
+    assert main([*words.split(), *more]) == 2
+    error = capsys.readouterr().err
+    assert line in error and error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_tables_become_figures(tiny_cache, true_boxes, pseudo, tmp_path, capsys):
+    runs, truth = tmp_path / "runs", Cache(tiny_cache)
+    (runs / "tables").mkdir(parents=True)
+    for path in (true_boxes, pseudo, pseudo.with_name("vertebra_ratios.parquet")):
+        (runs / "tables" / path.name).write_bytes(path.read_bytes())
+    folder = runs / "bbox-01B" / "fold0-seed1"
+    folder.mkdir(parents=True)
+    score = {"split": "held_out", "metric": "iou", "value": 0.6, "baseline": "training mean box", "baseline_value": 0.4}
+    lines = [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 9.0}, {"step": 2, "loss": 0.4}, {"step": 2, "score": score}]
+    (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 3, "lo')
+
+    assert main([f"tables={runs}", f"cache={tiny_cache}"]) == 0
+    names = ["curves-01.png", "boxes-01.png", "z-range-01.png", "learning-01.png"]
+    assert capsys.readouterr().out == f"{', '.join(names)} in {runs / 'look'}\n"
+    first = {name: (runs / "look" / name).read_bytes() for name in names}
+    assert main([f"tables={runs}", f"cache={tiny_cache}", f"out={tmp_path}"]) == 0
+    assert first == {name: (tmp_path / name).read_bytes() for name in names}
+    assert learning.histories(runs)[0].loss == {1: 0.5, 2: 0.4}
+
+    without = tmp_path / "without"
+    assert main([f"tables={runs}", f"out={without}", "items=1"]) == 0
+    assert not (without / "boxes-01.png").exists() and (without / "z-range-01.png").is_file()
+    assert len(truth.ids) > 1 and (without / "curves-01.png").stat().st_size < len(first["curves-01.png"])
+
+
+def test_lines_lie_at_their_values_and_break_where_unknown():
+    canvas = blank(120, 220)
+    axes = Axes(canvas, (10, 10, 200, 100), (0, 100), (0, 1))
+    axes.line([0, 40, 50, 60, 100], [0.5, 0.5, np.nan, 0.25, 0.25], YELLOW)
+    drawn = (canvas == YELLOW).all(-1)
+    for x, y in ((20, 0.5), (80, 0.25)):
+        column = np.flatnonzero(drawn[:, 10 + 2 * x])
+        assert abs(column.mean() - (110 - 100 * y)) <= 1
+    assert not drawn[:, 112].any()
+    assert ticks(0, 1, 5) == [0, 0.2, 0.4, 0.6, 0.8, 1] and ticks(0, 96, 8) == [0, 20, 40, 60, 80]

@@ -1,0 +1,116 @@
+"""`python -m trainer.look`: contact sheets of what a model is shown, or figures of the tables that runs made."""
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from cache_schema import Cache
+from cache_schema.errors import UsageError
+from trainer.command import one_of, say, serve
+from trainer.config import STAGES, Settings, load, nearest
+
+HELP = f"""usage: python -m trainer.look stage={"|".join(STAGES)} [variant=NAME] cache=CACHE out=FOLDER
+           [boxes=TABLE|cache] [pseudo=TABLE] [fold=0|all] [seed=1] [config=FILE] [section.key=value ...]
+           [draw=train|still] [epoch=0] [items=12] [slices=6] [tile=256]
+       python -m trainer.look tables=RUNS [cache=CACHE] [out=FOLDER] [items=12]
+
+With stage=: contact sheets (PNG) of what that stage's model is shown under these settings, out of the training loader: the first
+items of an epoch, in training's order and with its draws, boxes and targets drawn in.
+  draw=still     the same items without augmentation
+  mode=predict   a sample of what is predicted on (split=held_out|all), never augmented; another for each epoch=
+  epoch, items   which epoch; how many items
+  slices         pictures in the row of a window or study: middle slices of triplets, evenly spaced
+  tile           side of a picture on the sheet, in pixels
+A backbone is not needed: it shapes no picture.
+
+With tables=: figures (PNG) of the tables under RUNS, into RUNS/look unless out= is given: ratio and fracture curves over z and, with
+cache=, boxes on slices, of `items` studies; the histogram of the kept z-range; learning curves of all runs.
+
+Exit status: 0 drawn, 1 a check failed, 2 a wrong setting or nothing to draw."""
+
+OWN = ("draw", "epoch", "items", "slices", "tile")
+
+
+def main(words: list[str]) -> int:
+    return serve(words, HELP, _look, "interrupted")
+
+
+def _look(words: list[str]) -> None:
+    given = {}
+    for word in words:
+        key, equals, value = word.lstrip("-").partition("=")
+        if not equals:
+            raise UsageError(f"cannot read {word!r}", expected="key=value", do="see --help")
+        given[key] = value
+    out, made = (_tables if "tables" in given else _sheets)(given)
+    say(f"{', '.join(made)} in {out}")
+
+
+def _sheets(given: dict[str, str]) -> tuple[Path, list[str]]:
+    names = (*Settings.model_fields, *OWN, "config", "micro_batch")
+    for key in given:
+        if key.partition(".")[0] not in names:
+            raise UsageError(f"no setting {key}", do=nearest(key, names))
+    if "out" not in given:
+        raise UsageError("no out given", expected="out=FOLDER", do="see --help")
+    own = {key: given.pop(key) for key in OWN if key in given}
+    settings = load(["backbone=.", *(f"{key}={value}" for key, value in given.items())])
+    predicting = settings.mode == "predict"
+    draw = one_of(own, "draw", ("still",) if predicting else ("train", "still"))
+    count, slices = _whole(own, "items", 12), _whole(own, "slices", 6, least=3)
+    epoch, tile = _whole(own, "epoch", 0, least=0), _whole(own, "tile", 256, least=128)
+
+    from trainer.look.pictures import shown
+    from trainer.look.sheets import sheets
+
+    items = shown(settings, epoch=epoch, count=count, still=draw == "still")
+    name = "predict" if predicting else f"epoch{epoch}-{draw}"
+    held = f"fold={settings.fold}, seed={settings.seed}, {settings.data.size} px"
+    what = f"items of prediction (split={settings.split})" if predicting else f"training items of epoch {epoch}"
+    how = "augmented" if draw == "train" else "not augmented"
+    heading = f"{settings.stage} {settings.variant}: {what}, {how}; {held}"
+    pages = sheets(items, settings, heading=heading, tile=tile, slices=slices)
+    return settings.out, _save(settings.out, f"{settings.stage}-{settings.variant}-{name}", pages)
+
+
+def _tables(given: dict[str, str]) -> tuple[Path, list[str]]:
+    from trainer.look.figures import figures
+
+    names = ("tables", "cache", "out", "items")
+    for key in given:
+        if key not in names:
+            raise UsageError(f"tables= takes no {key}", do=nearest(key, names))
+    runs = Path(given["tables"])
+    if not runs.is_dir():
+        raise UsageError("no such folder", where=f"tables={runs}", expected="the out= of runs")
+    cache = Cache(Path(given["cache"])) if "cache" in given else None
+    out = Path(given.get("out", runs / "look"))
+    made = []
+    for name, pages in figures(runs, cache, _whole(given, "items", 12)):
+        made += _save(out, name, pages)
+    if not made:
+        raise UsageError("no table and no training to draw", where=runs)
+    return out, made
+
+
+def _save(out: Path, name: str, pages: Iterable[np.ndarray]) -> list[str]:
+    from trainer.look.drawing import save
+
+    made = []
+    for number, page in enumerate(pages, 1):
+        made.append(f"{name}-{number:02}.png")
+        save(out / made[-1], page)
+    return made
+
+
+def _whole(given: dict[str, str], key: str, default: int, least: int = 1) -> int:
+    value = given.get(key, str(default))
+    if not value.isdecimal() or int(value) < least:
+        raise UsageError(f"{key}={value} does not fit", expected=f"a whole number from {least}")
+    return int(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

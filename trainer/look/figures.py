@@ -1,0 +1,57 @@
+"""Which figures the tables and trainings under RUNS allow, each with its pages."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from cache_schema import Cache
+from cache_schema.tables import read_table
+from trainer.identity import PREDICTIONS
+from trainer.look import boxes, curves, learning
+from trainer.tables.make import held_out_runs
+from trainer.tables.runs import mean_over_runs
+
+Pages = Iterator[np.ndarray]
+
+
+def figures(runs: Path, cache: Cache | None, count: int) -> Iterator[tuple[str, Pages]]:
+    """(name, pages) of each. count: studies in the figures that show single ones, evenly spread over all sorted by id."""
+    known = {
+        name: read_table(path) if (path := runs / "tables" / f"{name}.parquet").is_file() else None
+        for name in ("study_boxes", "vertebra_ratios", "pseudo_labels", "study_predictions")
+    }
+    ratios, study_boxes = known["vertebra_ratios"], known["study_boxes"]
+    tables = curves.Tables(**known, slice_fractures=slice_fractures(runs))
+    over_z = ratios if ratios is not None else tables.slice_fractures
+    if over_z is not None:
+        yield "curves", curves.pages(tables, cache, _some(over_z, cache, count))
+    if study_boxes is not None and cache is not None:
+        yield "boxes", boxes.pages(study_boxes, cache, _some(study_boxes, cache, count))
+    lengths = slices_of(cache, ratios)
+    if study_boxes is not None and lengths is not None:
+        yield "z-range", iter([boxes.z_range_histogram(study_boxes, lengths)])
+    histories = learning.histories(runs)
+    if histories:
+        yield "learning", iter([learning.page(histories)])
+
+
+def slice_fractures(runs: Path) -> pd.DataFrame | None:
+    """Held-out predictions of stage 3, averaged over seeds and variants; None where there are none."""
+    own = [run for run in held_out_runs(runs) if run.parent.name.rpartition("-")[0] == "slice_fracture"]
+    return mean_over_runs([read_table(run / PREDICTIONS) for run in own], ["id", "z_index"]) if own else None
+
+
+def slices_of(cache: Cache | None, ratios: pd.DataFrame | None) -> pd.Series | None:
+    """id -> slices of the study: from the cache, else from the ratios, which cover every slice."""
+    if cache is not None:
+        return cache.index.set_index("id")["slices"]
+    return None if ratios is None else ratios.groupby("id")["z_index"].max() + 1
+
+
+def _some(table: pd.DataFrame, cache: Cache | None, count: int) -> list[str]:
+    """At most `count` of a table's studies, of those in the cache where there is one."""
+    ids = sorted(set(table["id"]) if cache is None else set(table["id"]).intersection(cache.ids))
+    count = min(count, len(ids))
+    return [ids[place * len(ids) // count] for place in range(count)]
