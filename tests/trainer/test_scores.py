@@ -18,6 +18,7 @@ from trainer.tables.scores import (
     bbox_scores,
     read_scores,
     render,
+    render_levels,
     score_folds,
     slice_fracture_scores,
     study_fracture_scores,
@@ -203,14 +204,15 @@ def test_each_fold_is_held_against_the_baseline_of_the_others():
     folds = pd.Series(np.arange(40) % 2, index=labels["id"])
     labels.loc[folds.to_numpy() == 0, list(TARGETS)] = 1.0
     predicted = labels.assign(**dict.fromkeys(TARGETS, 0.5))
-    (score,) = score_folds("study_fracture", predicted, labels, folds)
+    score, *by_target = score_folds("study_fracture", predicted, labels, folds)
+    assert [row.target for row in by_target] == list(TARGETS)
     losses = []
     for fold in (0, 1):
         own, others = (labels.loc[folds.to_numpy() == k, list(TARGETS)].to_numpy() for k in (fold, 1 - fold))
         constants = best_constants(others, study_weights(others)).clip(1 / 22, 21 / 22)
         losses.append(weighted_log_loss(own, np.tile(constants, (20, 1))))
     assert score.n == 40 and score.baseline_value == pytest.approx(np.mean(losses))
-    (one,) = score_folds("study_fracture", predicted[folds.to_numpy() == 0], labels, folds)
+    one, *_ = score_folds("study_fracture", predicted[folds.to_numpy() == 0], labels, folds)
     assert one.n == 20 and one.baseline_value == pytest.approx(losses[0])
 
 
@@ -279,3 +281,29 @@ def test_the_table_shows_every_number_on_one_line_a_score():
     line = next(line for line in text.splitlines() if line.strip().startswith("bbox"))
     assert " ".join(line.split()) == "bbox 01B held_out 8 iou 0.8123 training mean box 0.5500 1.477 1.400 - 1.550"
     assert "\x1b" not in text and max(map(len, text.splitlines())) <= 140
+
+
+def test_what_the_targets_add_is_the_score_and_each_has_its_own_bound():
+    labels = labelled([f"s{i}" for i in range(60)])
+    folds = pd.Series(np.arange(60) % 2, index=labels["id"])
+    predicted = labels.assign(**{target: RNG.random(60) for target in TARGETS})
+    predicted["C3"] = labels["C3"].astype(float)
+    score, *by_target = score_folds("study_fracture", predicted, labels, folds)
+    assert sum(row.value for row in by_target) == pytest.approx(score.value)
+    assert sum(row.baseline_value for row in by_target) == pytest.approx(score.baseline_value)
+    levels = {row.target: row for row in by_target}
+    assert levels["C3"].value == pytest.approx(0, abs=1e-9) and levels["C3"].high < 0.01
+    assert all(row.low <= row.ratio <= row.high for row in by_target)
+    text = render_levels([score, *by_target])
+    assert "study_fracture" in text and f"{levels['C5'].ratio:.2f} {levels['C5'].low:.2f}" in text
+    assert render([score, *by_target]).count("study_fracture") == 1
+
+
+def test_stage_3_has_a_score_for_the_fracture_of_each_level():
+    truth = pd.concat([pseudo("a", 9, 1.0), pseudo("b", 9, 0.0)])
+    predicted = truth.assign(any_frac=truth[list(FRACTURES)].max(axis=1))
+    predicted["C2_frac"] += 0.5
+    folds = pd.Series({"a": 0, "b": 1})
+    rows = {row.target: row for row in score_folds("slice_fracture", predicted, truth, folds)}
+    assert set(rows) == {None, "any", *LEVELS}
+    assert rows["C1"].value == 0 and rows["C2"].value == pytest.approx((2 + 1) / 2 * 0.25)

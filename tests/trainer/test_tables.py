@@ -6,9 +6,10 @@ import pytest
 
 from cache_schema import LEVELS, TARGETS
 from cache_schema.errors import CacheError
-from trainer.tables.boxes import COLUMNS, outliers, segmentation_box, study_boxes, z_range
+from trainer.tables.boxes import COLUMNS, outliers, report, segmentation_box, study_boxes, z_range
 from trainer.tables.pseudo import FRACTURES, pseudo_labels
 from trainer.tables.ratios import vertebra_ratios
+from trainer.tables.settings import table_settings
 from trainer.tables.studies import study_predictions, submission
 
 BOX = ["x0", "y0", "x1", "y1"]
@@ -136,6 +137,24 @@ def test_outliers_in_area_and_aspect_are_named():
     assert set(zip(found["id"], found["quantity"], strict=True)) == {("large", "area"), ("flat", "aspect")}
     assert found.set_index("id").at["flat", "value"] == 4.0
     assert outliers(pd.DataFrame([], columns=COLUMNS)).empty
+
+
+def test_what_is_unusual_about_boxes_is_said_in_lines():
+    rows = [(f"s{i}", 100, 100, 200 + i, 200, 0, 9, "model", 1) for i in range(20)]
+    assert report(pd.DataFrame(rows, columns=COLUMNS)) == ""
+    rows += [("flat", 100, 100, 300, 150, 0, 9, "model", 1), ("whole", 0, 0, 512, 512, 0, 9, "full_frame", 1)]
+    lines = report(pd.DataFrame(rows, columns=COLUMNS)).splitlines()
+    assert lines[0] == "study_boxes: 1 of 22 studies keep the full frame, first whole"
+    assert lines[1].startswith("study_boxes: the box of flat has aspect 4 beside the median 1.1, ")
+
+
+def test_every_threshold_can_be_set():
+    frame = bbox_run("a", [0.3] * 2 + [0.5] + [0.3] * 8)
+    assert study_boxes([frame], studies(a=33)).loc[0, "source"] == "full_frame"
+    table = study_boxes([frame], studies(a=33), presence=0.4, z_presence=0.45, rolling_rows=1)
+    assert table.loc[0, ["source", "z_from", "z_to"]].tolist() == ["model", 7, 8]
+    assert table_settings({"presence": "0.4"}).of("study_boxes")["presence"] == "0.4"
+    assert table_settings({"presence": "0.4"}).of("pseudo_labels") == {}
 
 
 # ratios and pseudo labels

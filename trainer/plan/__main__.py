@@ -1,56 +1,79 @@
-"""`python -m trainer.plan PLAN.yaml cache=CACHE out=RUNS [dry_run=true] [section.key=value ...]`"""
+"""`python -m trainer.plan PLAN.yaml cache=CACHE out=RUNS [dry_run=true] [scheduler=tcp://HOST:PORT] [format=sh|slurm|json] ...`"""
 
 import sys
 from pathlib import Path
 
-from cache_schema.errors import CspineError, UsageError
+from cache_schema.errors import UsageError
+from trainer.command import one_of, serve, take
+from trainer.config import Settings, nearest
 
-HELP = """usage: python -m trainer.plan PLAN.yaml cache=CACHE out=RUNS [dry_run=true] [section.key=value ...]
+HELP = """usage: python -m trainer.plan PLAN.yaml cache=CACHE out=RUNS [dry_run=true] [scheduler=tcp://HOST:PORT]
+           [format=sh|slurm|json] [costs=FILE] [only=NODE] [config=FILE] [tables.key=value ...] [section.key=value ...]
 
-Makes every run and table of the plan in order, several runs at a time where there are several GPUs, and skips what is done.
-dry_run=true lists the nodes with their state and command. section.key=value goes to every run.
+Makes every run and table of the plan, several runs at a time where there are several GPUs, and skips what is done.
+dry_run=true lists the nodes with state, cost and command. format= prints the same graph as commands instead of running it.
+scheduler=  makes the runs on the workers of a Dask cluster that shares these folders.
+costs=      seconds by node name, <stage>-<variant> or stage: what goes first [configs/costs.yaml].
+only=       makes one node whose needs are there. section.key=value goes to every run, tables.key=value to the tables.
 Exit status: 0 all made, 1 something failed, 2 a wrong plan or setting."""
+
+OWN = ("cache", "out", "dry_run", "scheduler", "format", "costs", "only")
 
 
 def main(words: list[str]) -> int:
-    if not words or {"-h", "--help", "help"} & set(words):
-        print(HELP)
-        return 0 if words else 2
-    try:
-        _main(words)
-    except CspineError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_status
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on", file=sys.stderr)
-        return 130
-    return 0
+    return serve(words, HELP, _main, "interrupted: the same command goes on")
 
 
 def _main(words: list[str]) -> None:
     from cache_schema import Cache
-    from trainer.plan.execute import describe, run_plan
+    from trainer.plan import formats
+    from trainer.plan.execute import run_plan
     from trainer.plan.graph import read_plan
+    from trainer.plan.keys import cache_digests, node_keys, states
+    from trainer.plan.pools import LocalPool
+    from trainer.plan.schedule import DEFAULT_COSTS, read_costs
     from trainer.tables import make
 
-    plans = [word for word in words if "=" not in word]
-    if len(plans) != 1:
-        raise UsageError(f"{len(plans)} plans given", expected="one PLAN.yaml", do="see --help")
-    given = dict(word.split("=", 1) for word in words if "=" in word)
-    own = {key: given.pop(key, None) for key in ("cache", "out", "dry_run")}
-    if own["cache"] is None or own["out"] is None:
-        raise UsageError(f"no {'cache' if own['cache'] is None else 'out'} given", expected="cache=CACHE out=RUNS")
-    cache, out = Path(own["cache"]), Path(own["out"])
-    plan = read_plan(Path(plans[0]), cache, out, [f"{key}={value}" for key, value in given.items()])
-    Cache(cache)
-    dry_run = (own["dry_run"] or "false").lower()
-    if dry_run not in ("true", "false"):
-        raise UsageError(f"dry_run={dry_run} does not fit", expected="true or false")
-    if dry_run == "true":
-        print(describe(plan))
-        return
-    run_plan(plan, cache, out)
-    print(make.summary(out), end="")
+    known = [*OWN, *Settings.model_fields, "config", "micro_batch", "."]
+    file, given = take(words, "PLAN.yaml", known, needed=("cache", "out"))
+    own = {key: given.pop(key) for key in OWN if key in given}
+    dry_run = one_of(own, "dry_run", ("false", "true")) == "true"
+    style = one_of(own, "format", formats.FORMATS) if "format" in own else None
+    scheduler = own.get("scheduler")
+    # workers of a cluster start elsewhere
+    place = Path.absolute if scheduler else Path
+    path, cache_path, out = (place(Path(word)) for word in (file, own["cache"], own["out"]))
+    plan = read_plan(path, cache_path, out, [f"{key}={value}" for key, value in given.items()])
+    if "only" in own and own["only"] not in (names := [node.name for node in plan.nodes]):
+        raise UsageError(f"the plan has no {own['only']}", where=path, do=nearest(own["only"], names))
+    costs = read_costs(Path(own["costs"]) if "costs" in own else DEFAULT_COSTS, plan)
+    cache = Cache(cache_path)
+
+    again = formats.again(path, [word for word in words if word.partition("=")[0] in ("cache", "out", *given)])
+    if style == "sh":
+        print(formats.as_shell(plan, again))
+    elif style == "slurm":
+        print(formats.as_slurm(plan, again))
+    elif style == "json":
+        keys = node_keys(plan, cache_digests(plan, cache))
+        print(formats.as_json(plan, costs, states(plan, cache), keys, again))
+    elif dry_run:
+        pool = LocalPool(plan.jobs)
+        print(formats.listing(plan, costs, states(plan, cache), pool.slots, pool.spreads))
+    else:
+        run_plan(plan, cache, out, _pool(scheduler, plan.jobs), costs, own.get("only"))
+        if "only" not in own:
+            print(make.summary(out), end="")
+
+
+def _pool(scheduler: str | None, jobs: int | None):
+    from trainer.plan.pools import LocalPool
+
+    if scheduler is None:
+        return LocalPool(jobs)
+    from trainer.plan.cluster import DaskPool
+
+    return DaskPool(scheduler)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,17 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from cache_schema.errors import UsageError
 from trainer.config import STAGES, load, nearest, read_yaml
+from trainer.identity import run_name
+from trainer.tables.settings import TableSettings, table_settings
 
-RUN_KEYS = ("stage", "variant", "folds", "seeds", "set")
-PLAN_KEYS = ("runs", "config", "jobs")
+RUN_KEYS = ("stage", "variant", "folds", "seeds", "set", "processes")
+PLAN_KEYS = ("runs", "config", "jobs", "tables")
 
 
 @dataclass(frozen=True)
@@ -20,10 +23,17 @@ class Node:
     needs: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
     """a run's settings as `key=value`; none for a table"""
+    processes: int = 1
+    """the most GPUs that a run may share its batch over; the executor chooses"""
 
     @property
     def is_run(self) -> bool:
         return bool(self.words)
+
+    @property
+    def kind(self) -> str:
+        """`<stage>-<variant>` of a run, the name of a table: nodes of a kind cost the same."""
+        return self.name.partition("/")[0]
 
 
 @dataclass(frozen=True)
@@ -32,18 +42,38 @@ class Plan:
     """in an order in which each comes after what it needs"""
     jobs: int | None
     """runs at a time; None: one for each GPU, one on a CPU"""
+    tables: TableSettings
 
     def __getitem__(self, name: str) -> Node:
-        return next(node for node in self.nodes if node.name == name)
+        return self._by_name[name]
+
+    @cached_property
+    def _by_name(self) -> dict[str, Node]:
+        return {node.name: node for node in self.nodes}
+
+    @property
+    def runs(self) -> list[Node]:
+        return [node for node in self.nodes if node.is_run]
+
+    def downstream(self, name: str) -> set[str]:
+        """Names of all nodes that depend on this one, itself left out."""
+        found = {name}
+        for node in self.nodes:
+            if found.intersection(node.needs):
+                found.add(node.name)
+        return found - {name}
 
 
 def read_plan(path: Path, cache: Path, out: Path, extra: Iterable[str] = ()) -> Plan:
-    """PLAN.yaml -> its graph. extra: `section.key=value` words for every run. Raises UsageError naming what does not fit."""
+    """PLAN.yaml -> its graph. extra: `section.key=value` words for every run, `tables.key=value` for the tables.
+
+    Raises UsageError naming what does not fit.
+    """
     content = read_yaml(path)
     for key in content:
         if key not in PLAN_KEYS:
             raise UsageError(f"a plan has no {key}", where=path, do=nearest(key, PLAN_KEYS))
-    common = [f"cache={cache}", f"out={out}"]
+    common, thresholds = [f"cache={cache}", f"out={out}"], dict(_mapping(content.get("tables"), f"{path}, tables"))
     extra, files = list(extra), [str(path.parent / content["config"])] if "config" in content else []
     for word in list(extra):
         key, _, value = word.partition("=")
@@ -52,6 +82,9 @@ def read_plan(path: Path, cache: Path, out: Path, extra: Iterable[str] = ()) -> 
         if key == "config":
             files.append(value)
             extra.remove(word)
+        if key.startswith("tables."):
+            thresholds[key.removeprefix("tables.")] = value
+            extra.remove(word)
     if files:
         common.append(f"config={','.join(files)}")
     runs: list[Node] = []
@@ -59,16 +92,30 @@ def read_plan(path: Path, cache: Path, out: Path, extra: Iterable[str] = ()) -> 
     for place, row in enumerate(content.get("runs") or []):
         runs += _runs(row, common, extra, out, tables, f"{path}, run {place + 1}")
     jobs = content.get("jobs")
-    if jobs is not None and not (isinstance(jobs, str) and jobs.isdigit() and int(jobs) > 0):
-        raise UsageError(f"jobs={jobs!r} does not fit", where=path, expected="how many runs at a time")
-    return Plan(tuple(_in_order([*runs, *_tables(runs, tables)])), int(jobs) if jobs is not None else None)
+    jobs = None if jobs is None else _count(jobs, "jobs", path, "how many runs at a time")
+    nodes = tuple(_in_order([*runs, *_tables(runs, tables)]))
+    return Plan(nodes, jobs, table_settings(thresholds))
+
+
+def _mapping(value: Any, where: str) -> Mapping[str, Any]:
+    if value is not None and not isinstance(value, Mapping):
+        raise UsageError("does not hold settings", where=where, expected="a mapping of key to value")
+    return value or {}
+
+
+def _count(value: Any, name: str, where: object, expected: str) -> int:
+    if not (isinstance(value, str) and value.isdigit() and int(value) > 0):
+        raise UsageError(f"{name}={value!r} does not fit", where=where, expected=expected)
+    return int(value)
 
 
 def _runs(
     row: Mapping[str, Any], common: list[str], extra: list[str], out: Path, tables: Path, where: str
 ) -> list[Node]:
-    if not isinstance(row, Mapping) or not isinstance(row.get("set", {}), Mapping):
+    if not isinstance(row, Mapping):
         raise UsageError("cannot be read as a run", where=where, expected="{stage: ..., folds: [...], seeds: [...]}")
+    own = [f"{key}={value}" for key, value in _mapping(row.get("set"), f"{where}, set").items()]
+    processes = _count(row.get("processes", "1"), "processes", where, "the most GPUs a run may use")
     for key in ("folds", "seeds"):
         if not isinstance(row.get(key, []), list):
             raise UsageError(f"{key}: {row[key]} is no list", where=where, expected=f"{key}: [{row[key]}]")
@@ -83,7 +130,7 @@ def _runs(
         for seed in row.get("seeds", ["1"]):
             words = [f"stage={stage}", f"fold={fold}", f"seed={seed}", *common]
             words += [f"variant={row['variant']}"] if "variant" in row else []
-            words += [f"{key}={value}" for key, value in (row.get("set") or {}).items()] + extra
+            words += own + extra
             needs = []
             if stage == "slice_fracture":
                 needs, words = ["pseudo_labels"], [*words, f"pseudo={tables / 'pseudo_labels.parquet'}"]
@@ -92,13 +139,9 @@ def _runs(
                 needs, words = [*needs, "study_boxes"], [*words, f"boxes={tables / 'study_boxes.parquet'}"]
             if stage == "study_fracture":
                 backbone = settings.model_copy(update={"stage": "slice_fracture"}).run_dir
-                needs, words = [*needs, _name(backbone)], [*words, f"backbone={backbone}"]
-            nodes.append(Node(_name(settings.run_dir), settings.run_dir, tuple(needs), tuple(words)))
+                needs, words = [*needs, run_name(backbone)], [*words, f"backbone={backbone}"]
+            nodes.append(Node(run_name(settings.run_dir), settings.run_dir, tuple(needs), tuple(words), processes))
     return nodes
-
-
-def _name(run_dir: Path) -> str:
-    return f"{run_dir.parent.name}/{run_dir.name}"
 
 
 def _tables(runs: list[Node], tables: Path) -> list[Node]:
@@ -116,7 +159,8 @@ def _tables(runs: list[Node], tables: Path) -> list[Node]:
     if studies := held_out("study_fracture"):
         nodes.append(Node("study_predictions", tables / "study_predictions.parquet", studies))
     if scored := tuple(name for stage in STAGES for name in held_out(stage)):
-        nodes.append(Node("scores", tables / "scores.json", scored))
+        pseudo = ("pseudo_labels",) if held_out("slice_fracture") else ()
+        nodes.append(Node("scores", tables / "scores.json", (*scored, *pseudo)))
     return nodes
 
 

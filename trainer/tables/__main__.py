@@ -1,43 +1,41 @@
-"""`python -m trainer.tables RUNS cache=CACHE`: every table that the finished runs allow, and the scores."""
+"""`python -m trainer.tables RUNS cache=CACHE [export=rsna22]`: every table that the finished runs allow, and the scores."""
 
 import sys
 from pathlib import Path
 
-from cache_schema import Cache
-from cache_schema.errors import CspineError, UsageError
+from cache_schema.errors import UsageError
+from trainer.command import one_of, serve, take
 
-HELP = """usage: python -m trainer.tables RUNS cache=CACHE
+HELP = """usage: python -m trainer.tables RUNS cache=CACHE [export=rsna22] [tables.key=value ...]
 
 Makes RUNS/tables from the held-out predictions of the runs under RUNS: study_boxes, vertebra_ratios, pseudo_labels,
 study_predictions, submission.csv and scores.json, and prints the scores.
-Exit status: 0 made, 2 a wrong setting or no finished run."""
+export=rsna22 writes them in the reference's own formats as well, into RUNS/tables/rsna22.
+tables.over_seeds=mean|extreme, tables.presence, tables.z_presence, tables.rolling_rows: thresholds of study_boxes [those it was made with].
+Exit status: 0 made, 1 a score was refused, 2 a wrong setting or no finished run."""
 
 
 def main(words: list[str]) -> int:
-    if not words or {"-h", "--help", "help"} & set(words):
-        print(HELP)
-        return 0 if words else 2
-    try:
-        _main(words)
-    except CspineError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_status
-    return 0
+    return serve(words, HELP, _main, "interrupted: the same command goes on")
 
 
 def _main(words: list[str]) -> None:
-    from trainer.tables import make
+    from cache_schema import Cache
+    from trainer.tables import export, make
+    from trainer.tables.settings import table_settings
 
-    places = [word for word in words if "=" not in word]
-    given = dict(word.split("=", 1) for word in words if "=" in word)
-    cache = given.pop("cache", None)
-    if len(places) != 1 or cache is None or given:
-        raise UsageError("cannot read " + " ".join(words), expected="RUNS cache=CACHE", do="see --help")
-    out = Path(places[0])
-    made = make.make_all(out, Cache(Path(cache)))
-    if not made:
+    place, given = take(words, "RUNS", ("cache", "export", "tables."), needed=("cache",))
+    form = one_of(given, "export", export.FORMATS) if "export" in given else None
+    thresholds = {key.removeprefix("tables."): value for key, value in given.items() if key.startswith("tables.")}
+    out, cache = Path(place), Cache(Path(given["cache"]))
+    made = make.make_all(out, cache, table_settings(thresholds) if thresholds else None)
+    if not made and form is None:
         raise UsageError("no finished run with held-out predictions", where=out)
-    print(f"{', '.join(made)} in {out / 'tables'}")
+    if made:
+        print(f"{', '.join(made)} in {out / 'tables'}")
+    if form:
+        files = export.write(out / "tables", cache)
+        print(f"{', '.join(file.name for file in files)} in {files[0].parent}")
     print(make.summary(out), end="")
 
 

@@ -21,16 +21,21 @@ OUTLIER_SPREAD = 0.05
 
 
 def study_boxes(
-    predictions: list[pd.DataFrame], studies: pd.DataFrame, over_seeds: Literal["mean", "extreme"] = "mean"
+    predictions: list[pd.DataFrame],
+    studies: pd.DataFrame,
+    over_seeds: Literal["mean", "extreme"] = "mean",
+    presence: float = PRESENCE,
+    z_presence: float = Z_PRESENCE,
+    rolling_rows: int = ROLLING_ROWS,
 ) -> pd.DataFrame:
     """The `study_boxes` table, a row for each of `studies`, sorted by id.
 
     predictions: one frame a run (id, z_index, x0, y0, x1, y1 in native pixels, has_box); runs of a study are averaged.
     studies: id, rows, columns, slices.
-    over_seeds: `mean` averages the runs' boxes slice by slice, then takes the hull of the slices above 0.5; `extreme`
-    takes the hull of every run's rows above 0.5, as the reference does.
+    over_seeds: `mean` averages the runs' boxes slice by slice, then takes the hull of the slices above `presence`;
+    `extreme` takes the hull of every run's rows above it, as the reference does. The z-range is of the mean in both.
     x0 y0 x1 y1: whole native pixels, exclusive ends. z_from, z_to: z_index of the kept middle slices, exclusive end.
-    A study with no row above 0.5 gets the full frame and all its slices, source `full_frame`.
+    A study with no row above `presence` gets the full frame and all its slices, source `full_frame`.
     Raises CacheError where a study has no prediction.
     """
     every = pooled(predictions)
@@ -42,7 +47,7 @@ def study_boxes(
         raise CacheError(
             f"{len(missing)} studies have no bbox prediction, first {missing[0]}", do="run stage=bbox on them"
         )
-    hulls = _hulls(shaping[shaping["has_box"] > PRESENCE])
+    hulls = _hulls(shaping[shaping["has_box"] > presence])
     slices = dict(iter(per_slice.groupby("id")))
     rows = []
     for study in studies.sort_values("id").itertuples():
@@ -50,19 +55,23 @@ def study_boxes(
         if box is None:
             rows.append((study.id, 0, 0, study.columns, study.rows, 0, study.slices, "full_frame", runs[study.id]))
         else:
-            rows.append((study.id, *box, *z_range(slices[study.id]), "model", runs[study.id]))
+            kept = z_range(slices[study.id], z_presence, rolling_rows)
+            rows.append((study.id, *box, *kept, "model", runs[study.id]))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def z_range(per_slice: pd.DataFrame) -> tuple[int, int]:
+def z_range(
+    per_slice: pd.DataFrame, z_presence: float = Z_PRESENCE, rolling_rows: int = ROLLING_ROWS
+) -> tuple[int, int]:
     """One study's rows (z_index of the middle slices, has_box) -> (z_from, z_to) of those kept, the end exclusive.
 
-    From the first to the last row whose centred rolling mean of has_box over 5 rows (at least 3) exceeds 0.1;
-    all rows where none does.
+    From the first to the last row whose centred rolling mean of has_box over `rolling_rows` rows (at least 3, where
+    there are as many) exceeds `z_presence`; all rows where none does.
     """
     ordered = per_slice.sort_values("z_index")
-    smooth = ordered["has_box"].rolling(ROLLING_ROWS, min_periods=ROLLING_MINIMUM, center=True).mean()
-    kept = ordered["z_index"][smooth > Z_PRESENCE]
+    least = min(rolling_rows, ROLLING_MINIMUM)
+    smooth = ordered["has_box"].rolling(rolling_rows, min_periods=least, center=True).mean()
+    kept = ordered["z_index"][smooth > z_presence]
     if kept.empty:
         kept = ordered["z_index"]
     return int(kept.iloc[0]), int(kept.iloc[-1]) + 1
@@ -96,6 +105,18 @@ def outliers(boxes: pd.DataFrame) -> pd.DataFrame:
         for id, value, deviations in zip(own["id"][far], values[far], distance[far] / spread, strict=True):
             found.append((id, quantity, float(value), float(values.median()), float(deviations)))
     return pd.DataFrame(found, columns=["id", "quantity", "value", "median", "deviations"])
+
+
+def report(boxes: pd.DataFrame) -> str:
+    """Lines on studies that keep the full frame for want of a box, and on outliers; "" where there are none."""
+    whole = sorted(boxes.loc[boxes["source"] == "full_frame", "id"])
+    lines = (
+        [f"study_boxes: {len(whole)} of {len(boxes)} studies keep the full frame, first {whole[0]}"] if whole else []
+    )
+    for far in outliers(boxes).itertuples():
+        beside = f"the median {far.median:.4g}, {far.deviations:.1f} deviations off"
+        lines.append(f"study_boxes: the box of {far.id} has {far.quantity} {far.value:.4g} beside {beside}")
+    return "\n".join(lines)
 
 
 def _hulls(rows: pd.DataFrame) -> dict[str, tuple[float, ...]]:

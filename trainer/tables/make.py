@@ -1,95 +1,176 @@
 """Makes the tables of RUNS/tables from finished runs, each only where what it is made from has changed."""
 
 import hashlib
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
 from cache_schema import TARGETS, Cache
-from cache_schema.tables import read_table, table_meta, write_table
+from cache_schema.tables import content_digest, read_table, table_meta, write_table
+from trainer import exposure
 from trainer.identity import PREDICTIONS
-from trainer.tables import boxes, pseudo, ratios, runs, studies
-from trainer.tables.scores import HELD_OUT, Score, read_scores, render, score_folds, write_scores
-from trainer.tables.truth import box_truth, ratio_truth
+from trainer.tables import boxes, lineage, pseudo, ratios, scoring, studies
+from trainer.tables.scores import read_scores, render, render_levels, write_scores
+from trainer.tables.settings import TableSettings
 
-UNSEGMENTED = "held_out_unsegmented"
-VERSION = "1"
+VERSION = "2"
 """raised when a table is computed differently from the same inputs"""
 
 
-def study_boxes(out: Path, cache: Cache, run_dirs: list[Path]) -> bool:
-    def make(predictions: list[pd.DataFrame]) -> pd.DataFrame:
-        known = cache.index[["id", "rows", "columns", "slices"]]
-        return boxes.study_boxes(predictions, known[known["id"].isin(set(pd.concat(predictions)["id"]))])
+@dataclass(frozen=True)
+class Sources:
+    """Where tables come from: RUNS, the cache, the folders of the runs that are pooled, and the thresholds."""
 
-    return _from_runs(out, "study_boxes", run_dirs, make)
+    out: Path
+    cache: Cache
+    run_dirs: tuple[Path, ...]
+    settings: TableSettings
 
+    def path(self, name: str) -> Path:
+        return self.out / "tables" / f"{name}.parquet"
 
-def vertebra_ratios(out: Path, cache: Cache, run_dirs: list[Path]) -> bool:
-    return _from_runs(out, "vertebra_ratios", run_dirs, ratios.vertebra_ratios)
+    def predictions(self) -> list[pd.DataFrame]:
+        return [read_table(run_dir / PREDICTIONS) for run_dir in self.run_dirs]
 
-
-def pseudo_labels(out: Path, cache: Cache, run_dirs: list[Path]) -> bool:
-    source = _path(out, "vertebra_ratios")
-    labels = cache.labels
-    label_rows = labels[["id", *TARGETS]].astype({target: "Int64" for target in TARGETS}).to_csv(index=False)
-    inputs = {"vertebra_ratios": table_meta(source)["digest"], "labels": _text_digest(label_rows)}
-    return _make(out, "pseudo_labels", inputs, lambda: pseudo.pseudo_labels(read_table(source), labels))
-
-
-def study_predictions(out: Path, cache: Cache, run_dirs: list[Path]) -> bool:
-    """study_predictions.parquet, and submission.csv from it."""
-    made = _from_runs(
-        out, "study_predictions", run_dirs, lambda predictions: studies.study_predictions(predictions, cache.labels)
-    )
-    submission = studies.submission(read_table(_path(out, "study_predictions")))
-    _write_text(out / "tables" / "submission.csv", submission.to_csv(index=False))
-    return made
+    def run_digests(self) -> dict[str, str]:
+        """Of each run's predictions and of what the run has seen."""
+        digests = {}
+        for run_dir in self.run_dirs:
+            name = str(run_dir.relative_to(self.out))
+            digests[name] = table_meta(run_dir / PREDICTIONS)["digest"]
+            digests[f"{name} exposure"] = content_digest(exposure.kept(run_dir))
+        return digests
 
 
-def scores(out: Path, cache: Cache, run_dirs: list[Path]) -> bool:
-    """scores.json: every stage and variant that has held-out predictions, seeds averaged, folds together."""
-    by_variant: dict[tuple[str, str], list[Path]] = {}
-    for run_dir in run_dirs:
-        stage, _, variant = run_dir.parent.name.rpartition("-")
-        by_variant.setdefault((stage, variant), []).append(run_dir)
-    rows: list[Score] = []
-    for (stage, variant), own in by_variant.items():
-        rows += _score(stage, variant, out, cache, [read_table(run_dir / PREDICTIONS) for run_dir in own])
-    write_scores(out / "tables" / "scores.json", rows)
-    return True
+@dataclass(frozen=True)
+class Recipe:
+    inputs: Callable[[Sources], dict[str, str]]
+    """name -> digest of what the table is made from"""
+    frame: Callable[[Sources], pd.DataFrame]
+    exposure: Callable[[Sources], pd.DataFrame]
 
 
-TABLES: dict[str, Callable[[Path, Cache, list[Path]], bool]] = {
-    "study_boxes": study_boxes,
-    "vertebra_ratios": vertebra_ratios,
-    "pseudo_labels": pseudo_labels,
-    "study_predictions": study_predictions,
-    "scores": scores,
+def _box_frame(sources: Sources) -> pd.DataFrame:
+    predictions = sources.predictions()
+    known = sources.cache.index[["id", "rows", "columns", "slices"]]
+    predicted = known[known["id"].isin(set(pd.concat(predictions)["id"]))]
+    return boxes.study_boxes(predictions, predicted, **dict(sources.settings))
+
+
+def _pseudo_inputs(sources: Sources) -> dict[str, str]:
+    labels = sources.cache.labels[["id", *TARGETS]].astype({target: "Int64" for target in TARGETS})
+    path = sources.path("vertebra_ratios")
+    return {
+        "vertebra_ratios": table_meta(path)["digest"],
+        "vertebra_ratios exposure": table_meta(lineage.table_file(path))["digest"],
+        "labels": hashlib.sha256(labels.to_csv(index=False).encode()).hexdigest(),
+    }
+
+
+def _pseudo_exposure(sources: Sources) -> pd.DataFrame:
+    path = sources.path("vertebra_ratios")
+    rows = set(read_table(path)["id"])
+    seen = lineage.kept_for_table(path)
+    through = [] if seen is None else [lineage.into_rows("pseudo_labels", seen, rows)]
+    return lineage.merged([lineage.own_labels("pseudo_labels", rows), *through])
+
+
+def _exposure_of_runs(name: str) -> Callable[[Sources], pd.DataFrame]:
+    def of(sources: Sources) -> pd.DataFrame:
+        seen = [exposure.kept(run_dir) for run_dir in sources.run_dirs]
+        predicted = [set(frame["id"]) for frame in sources.predictions()]
+        return lineage.of_predictions(name, zip(seen, predicted, strict=True))
+
+    return of
+
+
+RECIPES = {
+    "study_boxes": Recipe(Sources.run_digests, _box_frame, _exposure_of_runs("study_boxes")),
+    "vertebra_ratios": Recipe(
+        Sources.run_digests,
+        lambda sources: ratios.vertebra_ratios(sources.predictions()),
+        _exposure_of_runs("vertebra_ratios"),
+    ),
+    "pseudo_labels": Recipe(
+        _pseudo_inputs,
+        lambda sources: pseudo.pseudo_labels(read_table(sources.path("vertebra_ratios")), sources.cache.labels),
+        _pseudo_exposure,
+    ),
+    "study_predictions": Recipe(
+        Sources.run_digests,
+        lambda sources: studies.study_predictions(sources.predictions(), sources.cache.labels),
+        _exposure_of_runs("study_predictions"),
+    ),
 }
-"""name -> (RUNS, cache, the runs it is made from) -> whether it had to be made"""
 
-MADE_FROM = {"study_boxes": "bbox", "vertebra_ratios": "vertebrae", "study_predictions": "study_fracture"}
+POOLS = {"study_boxes": "bbox", "vertebra_ratios": "vertebrae", "study_predictions": "study_fracture"}
 """the stage whose held-out predictions a table pools"""
 
 
-def make_all(out: Path, cache: Cache) -> list[str]:
-    """Every table that the runs found under RUNS allow; returns their names."""
-    found = held_out_runs(out)
+def is_made(name: str, sources: Sources) -> bool:
+    """Whether the table is there, with its lineage, made from these very inputs by this version."""
+    path = sources.path(name)
+    if not path.is_file() or lineage.kept_for_table(path) is None:
+        return False
+    meta = table_meta(path)
+    return meta["made_by"] == f"{name} {VERSION}" and meta["inputs"] == _inputs(name, sources)
+
+
+def make(
+    name: str, out: Path, cache: Cache, run_dirs: Iterable[Path] = (), settings: TableSettings | None = None
+) -> bool:
+    """Writes one table, or scores.json, unless it is made already. Returns whether it had to be made."""
+    sources = Sources(out, cache, tuple(run_dirs), settings or TableSettings())
+    if name == "scores":
+        return _scores(sources)
+    made = not is_made(name, sources)
+    if made:
+        path, frame = sources.path(name), RECIPES[name].frame(sources)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lineage.keep_for_table(path, content_digest(frame), RECIPES[name].exposure(sources))
+        write_table(path, frame, f"{name} {VERSION}", _inputs(name, sources))
+    if name == "study_predictions":
+        submission = studies.submission(read_table(sources.path(name)))
+        _write_text(out / "tables" / "submission.csv", submission.to_csv(index=False))
+    return made
+
+
+study_boxes = partial(make, "study_boxes")
+vertebra_ratios = partial(make, "vertebra_ratios")
+pseudo_labels = partial(make, "pseudo_labels")
+study_predictions = partial(make, "study_predictions")
+scores = partial(make, "scores")
+
+
+def make_all(out: Path, cache: Cache, settings: TableSettings | None = None) -> list[str]:
+    """Every table that the runs found under RUNS allow; returns their names.
+
+    settings: by default those that study_boxes was made with before.
+    """
+    found, settings = held_out_runs(out), settings or _made_with(out)
     made = []
-    for name, stage in MADE_FROM.items():
+    for name, stage in POOLS.items():
         own = [run_dir for run_dir in found if run_dir.parent.name.rpartition("-")[0] == stage]
         if own:
-            TABLES[name](out, cache, own)
+            make(name, out, cache, own, settings)
             made.append(name)
             if name == "vertebra_ratios":
-                pseudo_labels(out, cache, own)
+                make("pseudo_labels", out, cache)
                 made.append("pseudo_labels")
     if found:
-        scores(out, cache, found)
+        make("scores", out, cache, found)
         made.append("scores")
     return made
+
+
+def _made_with(out: Path) -> TableSettings:
+    path = out / "tables" / "study_boxes.parquet"
+    inputs = table_meta(path)["inputs"] if path.is_file() else {}
+    return TableSettings.model_validate(json.loads(inputs.get("settings", "{}")))
 
 
 def held_out_runs(out: Path) -> list[Path]:
@@ -99,57 +180,36 @@ def held_out_runs(out: Path) -> list[Path]:
 
 
 def summary(out: Path) -> str:
-    path = out / "tables" / "scores.json"
-    return render(read_scores(path)) + "\n" if path.is_file() else ""
+    """What is to be read after a plan: scores, scores by level, unusual boxes, segmentations that reached what is scored."""
+    tables, parts = out / "tables", []
+    if (tables / "scores.json").is_file():
+        rows = read_scores(tables / "scores.json")
+        parts += [render(rows), render_levels(rows)]
+    if (tables / "study_boxes.parquet").is_file():
+        parts.append(boxes.report(read_table(tables / "study_boxes.parquet")))
+    if (tables / scoring.EXPOSED_FILE).is_file():
+        parts.append(scoring.exposure_report(pd.read_csv(tables / scoring.EXPOSED_FILE, dtype=str).fillna("")))
+    return "".join(f"{part}\n" for part in parts if part)
 
 
-def _score(stage: str, variant: str, out: Path, cache: Cache, predictions: list[pd.DataFrame]) -> list[Score]:
-    folds = cache.labels.set_index("id")["fold"].dropna().astype(int)
-    segmented = cache.index.loc[cache.index["segmentation_digest"].notna(), "id"]
-    every = set(folds.index)
-    splits = {HELD_OUT: every}
-    if stage == "bbox":
-        pooled, truth = runs.mean_over_runs(predictions, ["id", "z_index"]), box_truth(map(cache.study, segmented))
-    elif stage == "vertebrae":
-        pooled, truth = ratios.vertebra_ratios(predictions), ratio_truth(map(cache.study, segmented))
-    else:
-        splits[UNSEGMENTED] = every - set(segmented)
-        if stage == "slice_fracture":
-            if not _path(out, "pseudo_labels").is_file():
-                return []  # trained on pseudo labels from elsewhere
-            pooled, truth = runs.mean_over_runs(predictions, ["id", "z_index"]), read_table(_path(out, "pseudo_labels"))
-        else:
-            pooled, truth = studies.study_predictions(predictions, cache.labels), cache.labels[["id", *TARGETS]]
-    return score_folds(stage, pooled, truth, folds, variant=variant, splits=splits)
-
-
-def _from_runs(out: Path, name: str, run_dirs: list[Path], make: Callable[[list[pd.DataFrame]], pd.DataFrame]) -> bool:
-    paths = [run_dir / PREDICTIONS for run_dir in run_dirs]
-    inputs = {str(path.parent.relative_to(out)): table_meta(path)["digest"] for path in paths}
-    return _make(out, name, inputs, lambda: make([read_table(path) for path in paths]))
-
-
-def _make(out: Path, name: str, inputs: dict[str, str], make: Callable[[], pd.DataFrame]) -> bool:
-    """Writes the table unless it is there, made from these very inputs by this version."""
-    path, made_by = _path(out, name), f"{name} {VERSION}"
-    if path.is_file():
-        meta = table_meta(path)
-        if meta["inputs"] == inputs and meta["made_by"] == made_by:
-            return False
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_table(path, make(), made_by, inputs)
+def _scores(sources: Sources) -> bool:
+    """scores.json of what may be scored. Raises ForbiddenScore, once the rest is written, for what may not."""
+    found = scoring.score_runs(sources.cache, sources.run_dirs, sources.path("pseudo_labels"))
+    tables = sources.out / "tables"
+    tables.mkdir(parents=True, exist_ok=True)
+    write_scores(tables / "scores.json", found.rows)
+    _write_text(tables / scoring.EXPOSED_FILE, found.exposed.to_csv(index=False))
+    if found.refused:
+        raise found.refused[0]
     return True
 
 
-def _path(out: Path, name: str) -> Path:
-    return out / "tables" / f"{name}.parquet"
+def _inputs(name: str, sources: Sources) -> dict[str, str]:
+    inputs, own = RECIPES[name].inputs(sources), sources.settings.of(name)
+    return inputs | ({"settings": json.dumps(own, sort_keys=True)} if own else {})
 
 
 def _write_text(path: Path, text: str) -> None:
     beside = path.with_name(f".{path.name}.new")
     beside.write_text(text)
     beside.replace(path)
-
-
-def _text_digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -13,7 +13,7 @@ import pandas as pd
 
 from cache_schema import LEVELS, TARGETS
 from cache_schema.errors import CacheError
-from trainer.metric import study_losses, study_weights
+from trainer.metric import study_weights, target_losses
 from trainer.tables.baselines import best_constants, fit_curve, mean_box
 from trainer.tables.boxes import BOX
 from trainer.tables.pseudo import FRACTURES
@@ -24,7 +24,10 @@ NONZERO_WEIGHT = 2.0
 
 @dataclass(frozen=True)
 class Parts:
-    """One row a study, one column a term of the score. A term is sum / count over studies, a score the sum of terms."""
+    """One row a study, one column a term. A term is sum / count over studies, a score the sum of terms.
+
+    The first terms are those of the stage's own score; what follows is there for the scores by target.
+    """
 
     ids: np.ndarray
     value: np.ndarray
@@ -65,7 +68,8 @@ def vertebra_parts(predictions: pd.DataFrame, truth: pd.DataFrame, training: pd.
 
 
 def slice_fracture_parts(predictions: pd.DataFrame, truth: pd.DataFrame, training: pd.DataFrame) -> Parts:
-    """Stage 3: its three weighted squared errors (ratios, fractures, any), at the slices that are predicted.
+    """Stage 3: its three weighted squared errors (ratios, fractures, any), at the slices that are predicted; then the
+    fractures' of C1..C7 each.
 
     Truth: the pseudo labels (id, z_index, C1..C7, C1_frac..C7_frac); unknown fractures do not count.
     """
@@ -76,13 +80,12 @@ def slice_fracture_parts(predictions: pd.DataFrame, truth: pd.DataFrame, trainin
     true = rows[[f"{name}_true" for name in names]].to_numpy(np.float64)
     targets = training[names].to_numpy(np.float64)
     baseline = best_constants(targets, _weights(targets))[None]
-    return _squared_error(
-        rows["id"], rows[names].to_numpy(), baseline, true, [slice(0, 7), slice(7, 14), slice(14, 15)]
-    )
+    terms = [slice(0, 7), slice(7, 14), slice(14, 15), *(slice(7 + level, 8 + level) for level in range(len(LEVELS)))]
+    return _squared_error(rows["id"], rows[names].to_numpy(), baseline, true, terms)
 
 
 def study_fracture_parts(predictions: pd.DataFrame, truth: pd.DataFrame, training: pd.DataFrame) -> Parts:
-    """Stage 4: weighted log loss. Truth: labels (id, patient_overall, C1..C7), null where unknown.
+    """Stage 4: weighted log loss, a term for each target. Truth: labels (id, patient_overall, C1..C7), null where unknown.
 
     The baseline's constants stay within 1 / (n + 2) of 0 and 1, n the training studies with that label.
     """
@@ -93,9 +96,9 @@ def study_fracture_parts(predictions: pd.DataFrame, truth: pd.DataFrame, trainin
     labelled = truth[truth[list(TARGETS)].notna().any(axis=1)]
     rows = _matched(predictions, labelled[["id", *TARGETS]], ["id"])
     true = _floats(rows[[f"{name}_true" for name in TARGETS]])
-    value = study_losses(true, rows[list(TARGETS)].to_numpy(np.float64))
-    baseline = study_losses(true, np.broadcast_to(constants, true.shape))
-    return _by_study(rows["id"], value[:, None], baseline[:, None], np.ones((len(rows), 1)))
+    value = target_losses(true, rows[list(TARGETS)].to_numpy(np.float64))
+    baseline = target_losses(true, np.broadcast_to(constants, true.shape))
+    return _by_study(rows["id"], value, baseline, np.ones(true.shape))
 
 
 def across_folds(parts_of: PartsOf, predictions: pd.DataFrame, truth: pd.DataFrame, folds: pd.Series) -> Parts:

@@ -14,6 +14,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from cache_schema import LEVELS, TARGETS
 from trainer.tables.parts import (
     Parts,
     PartsOf,
@@ -36,6 +37,7 @@ class Score(NamedTuple):
     """One row of scores.json. ratio = value / baseline_value; low and high bound the ratio, not the value.
 
     `iou` is better above its baseline, every other metric is a loss and better below. n counts studies.
+    `<metric>:<target>` is what one target adds to the metric (study_fracture), or has of its own (slice_fracture).
     """
 
     stage: str
@@ -54,18 +56,29 @@ class Score(NamedTuple):
     def higher_is_better(self) -> bool:
         return self.metric == "iou"
 
+    @property
+    def target(self) -> str | None:
+        """patient_overall, any or C1..C7; None for the stage's own score."""
+        return self.metric.partition(":")[2] or None
+
 
 class Measure(NamedTuple):
     metric: str
     baseline: str
     parts: PartsOf
+    terms: int = 1
+    """how many of the parts' first terms make up the stage's own score"""
+    targets: tuple[str, ...] = ()
+    """of the last terms, a score each"""
 
 
 MEASURES = {
     "bbox": Measure("iou", "training mean box", bbox_parts),
     "vertebrae": Measure("weighted_squared_error", "training curve", vertebra_parts),
-    "slice_fracture": Measure("weighted_squared_error", "training constants", slice_fracture_parts),
-    "study_fracture": Measure("weighted_log_loss", "training constants", study_fracture_parts),
+    "slice_fracture": Measure(
+        "weighted_squared_error", "training constants", slice_fracture_parts, 3, ("any", *LEVELS)
+    ),
+    "study_fracture": Measure("weighted_log_loss", "training constants", study_fracture_parts, len(TARGETS), TARGETS),
 }
 
 
@@ -86,7 +99,8 @@ def score(
     """
     if truth.empty or training.empty:
         return []
-    return _summaries(stage, variant, MEASURES[stage].parts(predictions, truth, training), splits)
+    rows = _summaries(stage, variant, MEASURES[stage].parts(predictions, truth, training), splits)
+    return [row for row in rows if row.target is None]
 
 
 def score_folds(
@@ -98,7 +112,7 @@ def score_folds(
     variant: str = "",
     splits: Mapping[str, Collection[str]] | None = None,
 ) -> list[Score]:
-    """Out-of-fold predictions scored together, each fold beside the baseline of the others. folds: id -> fold."""
+    """Out-of-fold predictions scored together and by target, each fold beside the baseline of the others. folds: id -> fold."""
     return _summaries(stage, variant, across_folds(MEASURES[stage].parts, predictions, truth, folds), splits)
 
 
@@ -108,14 +122,20 @@ slice_fracture_scores = partial(score, "slice_fracture")
 study_fracture_scores = partial(score, "study_fracture")
 
 
-def bootstrap(parts: Parts, seed: int = 0) -> tuple[float, float]:
-    """95 % bound of value / baseline over studies drawn with replacement; the same seed gives the same bound."""
+def bootstrap(parts: Parts, terms: Iterable[slice] = (slice(None),), seed: int = 0) -> list[tuple[float, float]]:
+    """For each group of terms the 95 % bound of value / baseline over studies drawn with replacement.
+
+    The same seed gives the same bounds.
+    """
     n = len(parts.ids)
     draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=BOOTSTRAPS).astype(np.float64)
-    counts = draws @ parts.count
-    ratios = _means(draws @ parts.value, counts) / _positive(_means(draws @ parts.baseline, counts))
-    low, high = np.nanpercentile(ratios, BOUNDS) if np.isfinite(ratios).any() else (math.nan, math.nan)
-    return float(low), float(high)
+    value, baseline, counts = draws @ parts.value, draws @ parts.baseline, draws @ parts.count
+    bounds = []
+    for own in terms:
+        ratios = _means(value[:, own], counts[:, own]) / _positive(_means(baseline[:, own], counts[:, own]))
+        known = np.isfinite(ratios).any()
+        bounds.append(tuple(map(float, np.nanpercentile(ratios, BOUNDS))) if known else (math.nan, math.nan))
+    return bounds
 
 
 def write_scores(path: Path, scores: Iterable[Score]) -> None:
@@ -132,7 +152,7 @@ def read_scores(path: Path) -> list[Score]:
 
 
 def render(scores: Iterable[Score]) -> str:
-    """A plain text table, one line a score, and a line that says how to read it."""
+    """A plain text table of the stages' own scores, one line each, and a line that says how to read it."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in ("stage", "variant", "split"):
         table.add_column(name)
@@ -142,38 +162,56 @@ def render(scores: Iterable[Score]) -> str:
     table.add_column("baseline")
     for name in ("its value", "ratio", "95 % of ratio"):
         table.add_column(name, justify="right")
-    for s in scores:
+    for s in (score for score in scores if score.target is None):
         numbers = (f"{s.baseline_value:.4f}", f"{s.ratio:.3f}", f"{s.low:.3f} - {s.high:.3f}")
         table.add_row(s.stage, s.variant, s.split, str(s.n), s.metric, f"{s.value:.4f}", s.baseline, *numbers)
+    return "\n".join(
+        [*_lines(table), "iou: better above a ratio of 1; losses and errors: better below. n: held-out studies."]
+    )
+
+
+def render_levels(scores: Iterable[Score]) -> str:
+    """Ratio to the training constants by target, with its 95 % bound; "" where no score is by target."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in ("ratio by level", "variant", "split", "overall", *LEVELS):
+        table.add_column(name)
+    by_split: dict[tuple[str, ...], list[str]] = {}
+    for s in scores:
+        if s.target is not None:
+            by_split.setdefault(s[:3], []).append(f"{s.ratio:.2f} {s.low:.2f}-{s.high:.2f}")
+    for key, cells in by_split.items():
+        table.add_row(*key, *cells)
+    return "\n".join(_lines(table)) if by_split else ""
+
+
+def _lines(table: Table) -> list[str]:
     text = io.StringIO()
-    console = Console(file=text, width=TABLE_WIDTH, color_system=None, force_terminal=False)
-    console.print(table)
-    lines = [line.rstrip() for line in text.getvalue().splitlines() if line.strip()]
-    return "\n".join([*lines, "iou: better above a ratio of 1; losses and errors: better below. n: held-out studies."])
+    Console(file=text, width=TABLE_WIDTH, color_system=None, force_terminal=False).print(table)
+    return [line.rstrip() for line in text.getvalue().splitlines() if line.strip()]
 
 
 def _summaries(stage: str, variant: str, parts: Parts, splits: Mapping[str, Collection[str]] | None) -> list[Score]:
+    """The stage's own score and those by target, for each split that has a study."""
     chosen = {HELD_OUT: parts} if splits is None else {name: parts.of(ids) for name, ids in splits.items()}
-    return [_summary(stage, variant, name, own) for name, own in chosen.items() if len(own.ids)]
+    return [row for name, own in chosen.items() if len(own.ids) for row in _summary(stage, variant, name, own)]
 
 
-def _summary(stage: str, variant: str, split: str, parts: Parts) -> Score:
-    counts = parts.count.sum(0)
-    value, baseline = (float(_means(sums.sum(0), counts)) for sums in (parts.value, parts.baseline))
+def _summary(stage: str, variant: str, split: str, parts: Parts) -> list[Score]:
     measure = MEASURES[stage]
-    ratio = value / baseline if baseline > 0 else math.nan
-    return Score(
-        stage,
-        variant,
-        split,
-        len(parts.ids),
-        measure.metric,
-        value,
-        measure.baseline,
-        baseline,
-        ratio,
-        *bootstrap(parts),
-    )
+    terms, columns = len(measure.targets), parts.value.shape[1]
+    groups = {measure.metric: slice(0, measure.terms)}
+    groups |= {
+        f"{measure.metric}:{name}": slice(columns - terms + i, columns - terms + i + 1)
+        for i, name in enumerate(measure.targets)
+    }
+    counts, rows = parts.count.sum(0), []
+    for (metric, own), bounds in zip(groups.items(), bootstrap(parts, groups.values()), strict=True):
+        value, baseline = (float(_means(sums.sum(0)[own], counts[own])) for sums in (parts.value, parts.baseline))
+        ratio = value / baseline if baseline > 0 else math.nan
+        rows.append(
+            Score(stage, variant, split, len(parts.ids), metric, value, measure.baseline, baseline, ratio, *bounds)
+        )
+    return rows
 
 
 def _means(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:

@@ -1,0 +1,117 @@
+"""What must hold on a phantom's truth. Pure functions, but for reading the truth's label volumes."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from cache_schema import LEVELS
+from cache_schema.study import Box, square_around
+from trainer.data.items import whole_studies
+from trainer.tables.boxes import BOX
+from trainer.tables.scores import HELD_OUT, Score
+
+KEPT_AT_LEAST = 0.999
+STUDY_AIM = 0.85
+
+
+class Check(NamedTuple):
+    what: str
+    found: str
+    well: bool
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.found}"
+
+
+def beats_baselines(scores: list[Score]) -> list[Check]:
+    """One for each stage: on held-out studies, with the whole 95 % bound on the right side."""
+    found = []
+    for score in scores:
+        if score.split == HELD_OUT and score.target is None:
+            well = score.low > 1 if score.higher_is_better else score.high < 1
+            aim = f", aim {STUDY_AIM}" if score.stage == "study_fracture" else ""
+            bound = f"{score.ratio:.3f} ({score.low:.3f} - {score.high:.3f}){aim}"
+            found.append(Check(f"{score.stage} beats the {score.baseline}", f"{score.metric} ratio {bound}", well))
+    return found
+
+
+def boxes_keep_the_neck(boxes: pd.DataFrame, truth: Path, index: pd.DataFrame) -> Check:
+    """The share of C1..C7 voxels inside each study's box and the triplets of its z-range; also inside what stage 4 is shown.
+
+    boxes: study_boxes, out of fold. index: id, rows, columns, slices.
+    """
+    known, inside, shown, worst = index.set_index("id"), 0, 0, (1.0, "")
+    total = 0
+    for row in boxes.itertuples():
+        labels = _labels(truth, row.id)
+        neck = (labels > 0) & (labels <= len(LEVELS))
+        box: Box = tuple(getattr(row, name) for name in BOX)
+        # z_from and z_to name middle slices: their triplets reach one slice further
+        kept = _count(neck, box, max(0, row.z_from - 1), row.z_to + 1)
+        study = known.loc[row.id]
+        (item,) = whole_studies([(row.id, study["slices"])], {row.id: (row.z_from, row.z_to)})
+        square = square_around(box, study["rows"], study["columns"])
+        shown += _count(neck, square, item.start, item.start + item.frames)
+        inside, total = inside + kept, total + int(neck.sum())
+        worst = min(worst, (kept / max(1, int(neck.sum())), row.id))
+    share = inside / total
+    found = f"{share:.3%} of voxels, {shown / total:.3%} in what stage 4 is shown; least {worst[0]:.3%} in {worst[1]}"
+    return Check(f"study boxes and z-range keep at least {KEPT_AT_LEAST:.1%} of C1..C7", found, share >= KEPT_AT_LEAST)
+
+
+def levels_are_found(ratios: pd.DataFrame, truth: Path) -> Check:
+    """Among slices that show any of C1..C7: how often the level with the highest predicted ratio has the highest true one.
+
+    ratios: vertebra_ratios, out of fold.
+    """
+    right = shown = 0
+    for id, rows in ratios.groupby("id"):
+        true = true_ratios(_labels(truth, id))[rows["z_index"]]
+        there = true.max(axis=1) > 0
+        guess = rows[list(LEVELS)].to_numpy()[there].argmax(axis=1)
+        right += int((guess == true[there].argmax(axis=1)).sum())
+        shown += int(there.sum())
+    return Check(
+        "the level with the highest ratio is right in most slices", f"{right / shown:.1%} of {shown}", 2 * right > shown
+    )
+
+
+def true_ratios(labels: np.ndarray) -> np.ndarray:
+    """(slices, rows, columns) labels -> (slices, 7): area of C1..C7 over its largest (reference 3.4)."""
+    area = np.stack([(labels == level).sum(axis=(1, 2)) for level in range(1, len(LEVELS) + 1)], axis=1)
+    return area / np.maximum(area.max(axis=0), 1)
+
+
+def permuted_labels_teach_nothing(scores: list[Score]) -> Check:
+    """Stage 4 on shuffled labels: the 95 % bound of its ratio must not lie below 1 as a whole."""
+    (score,) = [row for row in scores if row.stage == "study_fracture" and row.split == HELD_OUT and row.target is None]
+    bound = f"ratio {score.ratio:.3f} ({score.low:.3f} - {score.high:.3f}) on {score.n} studies"
+    return Check("shuffled labels teach stage 4 nothing", bound, score.high >= 1)
+
+
+def twins_rank(predictions: pd.DataFrame, twins: pd.DataFrame) -> Check:
+    """In most pairs the fractured twin has the higher probability at its fractured level.
+
+    predictions: id, patient_overall, C1..C7. twins: whole, broken (ids), level.
+    """
+    by_id = predictions.set_index("id")
+    level = [by_id.at[pair.broken, pair.level] - by_id.at[pair.whole, pair.level] for pair in twins.itertuples()]
+    overall = by_id.loc[twins["broken"], "patient_overall"].array - by_id.loc[twins["whole"], "patient_overall"].array
+    higher, higher_overall = int((np.array(level) > 0).sum()), int((np.array(overall) > 0).sum())
+    found = (
+        f"{higher} of {len(twins)} at its level (median difference {np.median(level):.3f}), {higher_overall} overall"
+    )
+    return Check("of twins the fractured one scores higher", found, 2 * higher > len(twins))
+
+
+def _labels(truth: Path, id: str) -> np.ndarray:
+    """(slices, rows, columns) uint8, head to feet; 1..7 = C1..C7."""
+    with np.load(truth / f"{id}.npz") as file:
+        return file["labels"]
+
+
+def _count(neck: np.ndarray, box: Box, z_from: int, z_to: int) -> int:
+    x0, y0, x1, y1 = box
+    return int(neck[z_from:z_to, y0:y1, x0:x1].sum())

@@ -1,0 +1,66 @@
+"""Fracture twins: the same phantom, voxel for voxel, with and without one fracture."""
+
+import dataclasses
+import os
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import cv2
+import pandas as pd
+
+from cache_schema import LEVELS, Cache
+from cache_schema.tables import read_table, write_table
+from preprocess.phantom.dicom import plan_files, write_dicom
+from preprocess.phantom.study import make_study
+from trainer import train
+from trainer.identity import PREDICTIONS_OF_ALL
+from trainer.plan.graph import Plan
+from trainer.tables.boxes import study_boxes
+from trainer.tables.studies import study_predictions
+
+CACHE, RUNS = "cache-twins", "runs-twins"
+SEED = 0
+
+
+def write_twins(out: Path, pairs: int, first: int, slices: int) -> None:
+    """OUT/train_images and OUT/twins.csv (whole, broken, level): persons from number `first` on, whom no model has seen."""
+    if (out / "twins.csv").is_file():
+        return
+    orders = [(out, first + pair, slices, pair % len(LEVELS) + 1) for pair in range(pairs)]
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+        rows = list(pool.map(_write_pair, orders))
+    pd.DataFrame(rows, columns=["whole", "broken", "level"]).to_csv(out / "twins.csv", index=False)
+
+
+def _write_pair(order: tuple[Path, int, int, int]) -> tuple[str, str, str]:
+    out, index, slices, level = order
+    cv2.setNumThreads(1)
+    plan = plan_files(SEED, index)
+    twins = [(plan, ()), (dataclasses.replace(plan, study_uid=f"{plan.study_uid}.{level}"), (level,))]
+    for own, levels in twins:
+        study = make_study(SEED, index, slices, levels)
+        write_dicom(out / "train_images" / own.study_uid, study.hu, study.scan, own)
+    return twins[0][0].study_uid, twins[1][0].study_uid, LEVELS[level - 1]
+
+
+def predict_twins(out: Path, plan: Plan, settings: list[str]) -> pd.DataFrame:
+    """id, patient_overall, C1..C7: the mean over the plan's stage-4 runs, on boxes from its stage-1 runs."""
+    common = dict(word.split("=", 1) for word in settings) | {"mode": "predict", "split": "all", "tracker": "none"}
+    common |= {"cache": out / CACHE, "out": out / RUNS}
+    boxes = out / RUNS / "study_boxes.parquet"
+    index = Cache(out / CACHE).index
+    found = [_predict("bbox", node.output, common) for node in plan.runs if node.kind.startswith("bbox-")]
+    write_table(boxes, study_boxes(found, index[["id", "rows", "columns", "slices"]]), "twins", {})
+    common["boxes"] = boxes
+    found = [_predict("study_fracture", n.output, common) for n in plan.runs if n.kind.startswith("study_fracture-")]
+    return study_predictions(found, pd.DataFrame({"id": index["id"], "fold": pd.NA}))
+
+
+def _predict(stage: str, weights: Path, common: dict) -> pd.DataFrame:
+    fold, seed = (part.strip("abcdefghijklmnopqrstuvwxyz") for part in weights.name.split("-"))
+    run = common["out"] / weights.parent.name / weights.name
+    if not (run / PREDICTIONS_OF_ALL).is_file():
+        variant = weights.parent.name.rpartition("-")[2]
+        train(stage=stage, variant=variant, fold=fold, seed=seed, weights=weights, **common)
+    return read_table(run / PREDICTIONS_OF_ALL)

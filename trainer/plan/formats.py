@@ -1,0 +1,83 @@
+"""A plan to read instead of to run: a listing, or the same graph as commands for a shell, for Slurm, or as JSON."""
+
+import json
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+
+from trainer.plan.graph import Node, Plan
+from trainer.plan.keys import DONE
+from trainer.plan.launch import shown
+from trainer.plan.schedule import Costs, best_widths, lower_bound, makespan, simulate
+
+FORMATS = ("sh", "slurm", "json")
+
+
+def listing(plan: Plan, costs: Costs, states: Mapping[str, str], slots: int, spreads: bool) -> str:
+    """dry_run=true: a line a node with state, cost and command, and what is left to do in all."""
+    lines = []
+    for node in plan.nodes:
+        what = shown(node.words) if node.is_run else f"-> {node.output}"
+        lines.append(
+            f"{states[node.name]:6} {_hours(costs[node.name]) if node.is_run else '':>7} {node.name:34} {what}"
+        )
+    done = [name for name, state in states.items() if state == DONE]
+    left = [node for node in plan.runs if node.name not in done]
+    one = {node.name: int(node.is_run) for node in plan.nodes}
+    widths = best_widths(plan, costs, slots, done) if spreads else one
+    time = makespan(simulate(plan, costs, slots, widths, done))
+    lines.append(
+        f"{len(plan.runs)} runs, {len(plan.nodes) - len(plan.runs)} tables; left: {len(left)} runs, "
+        f"{_hours(sum(costs[node.name] for node in left))} of work, about {_hours(time)} with {slots} at a time "
+        f"(all of it: no less than {_hours(lower_bound(plan, costs, slots))})"
+    )
+    return "\n".join(lines)
+
+
+def as_json(plan: Plan, costs: Costs, states: Mapping[str, str], keys: Mapping[str, str], again: list[str]) -> str:
+    """again: the words of `python -m trainer.plan ...` that make one node when only=NODE is added."""
+    nodes = [
+        {
+            "name": node.name,
+            "needs": list(node.needs),
+            "output": str(node.output),
+            "command": _command(node, again),
+            "processes": node.processes,
+            "cost": costs[node.name],
+            "state": states[node.name],
+            "key": keys[node.name],
+        }
+        for node in plan.nodes
+    ]
+    return json.dumps({"nodes": nodes}, indent=1)
+
+
+def as_shell(plan: Plan, again: list[str]) -> str:
+    """One command after the other, in an order in which each finds what it needs; it stops at the first that fails."""
+    return "\n".join(["set -eu", *(_command(node, again) for node in plan.nodes)])
+
+
+def as_slurm(plan: Plan, again: list[str]) -> str:
+    """A job a node, each waiting for those it needs. Jobs share the project's folder, the cache and RUNS."""
+    lines = ["set -eu", "declare -A job"]
+    for node in plan.nodes:
+        needs = "".join(f":${{job[{need}]}}" for need in node.needs)
+        options = [f"--job-name={node.name}", *(["--gpus=1"] if node.is_run else [])]
+        after = [f'--dependency="afterok{needs}" --kill-on-invalid-dep=yes'] if needs else []
+        words = " ".join([*map(shlex.quote, options), *after, f"--wrap={shlex.quote(_command(node, again))}"])
+        lines.append(f"job[{node.name}]=$(sbatch --parsable {words})")
+    return "\n".join(lines)
+
+
+def _command(node: Node, again: list[str]) -> str:
+    return shown(node.words) if node.is_run else shlex.join([*again, f"only={node.name}"])
+
+
+def again(plan_file: Path, words: list[str]) -> list[str]:
+    """The words that this plan is run by."""
+    return ["python", "-m", "trainer.plan", str(plan_file), *words]
+
+
+def _hours(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes // 60}:{minutes % 60:02d} h"

@@ -1,0 +1,90 @@
+"""What each node of a plan depends on, as one key, and what of the plan is done, stale or still to be made."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from cache_schema import TARGETS, Cache
+from cache_schema.errors import CspineError
+from trainer.config import load
+from trainer.identity import VERSIONS, identity_settings, is_done, recorded_config, run_key
+from trainer.inputs import Inputs, digest_rows
+from trainer.plan.graph import Node, Plan
+from trainer.tables import make
+
+DONE, STALE, DUE, WAITS = "done", "stale", "due", "waits"
+STATES = {
+    DONE: "there, made from what there is now",
+    STALE: "there, made from something else: it will be made again unless what it is made from comes out the same",
+    DUE: "not there yet; everything it needs is",
+    WAITS: "not there yet, and needs what is not done",
+}
+
+
+def node_keys(plan: Plan, digests: Mapping[str, Any]) -> dict[str, str]:
+    """node name -> sha256 hex over its stage's or table's version, its settings, its digests, and the keys it needs.
+
+    A change therefore changes the keys of exactly what depends on it. digests: as `cache_digests` gives them.
+    """
+    keys: dict[str, str] = {}
+    for node in plan.nodes:
+        if node.is_run:
+            settings = load(node.words, must_exist=False)
+            own = [VERSIONS[settings.stage], identity_settings(settings)]
+        else:
+            own = [make.VERSION, plan.tables.of(node.name)]
+        parts = [node.name, own, digests[node.name], [keys[need] for need in node.needs]]
+        keys[node.name] = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return keys
+
+
+def cache_digests(plan: Plan, cache: Cache) -> dict[str, Any]:
+    """node name -> the digests of what it reads from the cache itself: studies, segmentations, labels."""
+    labels, index = cache.labels, cache.index
+    of_labels = "" if labels is None else digest_rows(labels[["id", *TARGETS, "fold"]].itertuples(index=False))
+    of_studies = digest_rows(index[["id", "content_digest"]].itertuples(index=False))
+    whole = {"labels": of_labels, "studies": of_studies}
+    return {
+        node.name: Inputs(load(node.words, must_exist=False), cache).cache_digests() if node.is_run else whole
+        for node in plan.nodes
+    }
+
+
+def states(plan: Plan, cache: Cache) -> dict[str, str]:
+    """node name -> one of STATES. What depends on something that is not done is not done."""
+    found: dict[str, str] = {}
+    for node in plan.nodes:
+        ready = all(found[need] == DONE for need in node.needs)
+        found[node.name] = state(node, plan, cache) if ready else (STALE if is_there(node) else WAITS)
+    return found
+
+
+def state(node: Node, plan: Plan, cache: Cache) -> str:
+    """One node's state, given that everything it needs is done."""
+    if not node.is_run:
+        return DONE if _is_made(node, plan, cache) else STALE if is_there(node) else DUE
+    try:
+        settings = load(node.words)
+        inputs = Inputs(settings, cache)
+        key = run_key(settings, inputs)
+    except CspineError:
+        return WAITS
+    if is_done(settings, inputs, key):
+        return DONE
+    recorded = recorded_config(settings.run_dir)
+    return DUE if recorded is None or recorded["key"] == key else STALE
+
+
+def is_there(node: Node) -> bool:
+    return recorded_config(node.output) is not None if node.is_run else node.output.is_file()
+
+
+def _is_made(node: Node, plan: Plan, cache: Cache) -> bool:
+    if node.name == "scores":  # made in a moment and without metadata: always made anew
+        return node.output.is_file()
+    runs = [plan[name].output for name in node.needs if plan[name].is_run]
+    try:
+        return make.is_made(node.name, make.Sources(node.output.parents[1], cache, tuple(runs), plan.tables))
+    except CspineError:
+        return False

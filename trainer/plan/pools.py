@@ -1,0 +1,62 @@
+"""Where runs are made: a local pool over this machine's GPUs or cores, or a Dask cluster (trainer.plan.cluster)."""
+
+import os
+import subprocess
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Protocol
+
+from trainer.plan.launch import Order, Outcome, launch
+
+
+class Pool(Protocol):
+    slots: int
+    """runs at a time"""
+    spreads: bool
+    """whether one run may take several slots"""
+
+    def submit(self, order: Order, width: int) -> Future[Outcome]: ...
+
+    def stop(self) -> None:
+        """Ends what runs."""
+        ...
+
+
+class LocalPool:
+    """Runs as children of this process: a slot is a GPU, or on a CPU one of `jobs` runs at a time."""
+
+    def __init__(self, jobs: int | None):
+        devices = gpus()
+        self.slots = jobs or max(1, len(devices))
+        self.spreads = 1 < len(devices) == self.slots
+        self._free: SimpleQueue[str | None] = SimpleQueue()
+        for slot in range(self.slots):
+            self._free.put(devices[slot % len(devices)] if devices else None)
+        self._threads = ThreadPoolExecutor(self.slots)
+        self._children: set[subprocess.Popen] = set()
+
+    def submit(self, order: Order, width: int) -> Future[Outcome]:
+        return self._threads.submit(self._launch, order, width)
+
+    def _launch(self, order: Order, width: int) -> Outcome:
+        taken = [self._free.get() for _ in range(width)]
+        try:
+            devices = tuple(device for device in taken if device is not None) or None
+            return launch(order._replace(devices=devices), self._children)
+        finally:
+            for device in taken:
+                self._free.put(device)
+
+    def stop(self) -> None:
+        for child in list(self._children):
+            child.terminate()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def gpus() -> list[str]:
+    """This process's GPUs, counted by the driver's device files so that the plan itself need not import torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [device.strip() for device in visible.split(",") if device.strip() not in ("", "-1")]
+    return [str(number) for number in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]

@@ -1,0 +1,132 @@
+"""What a plan costs, what of it goes first, and over how many GPUs: pure functions, the same for simulation and execution."""
+
+import heapq
+import itertools
+import math
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from cache_schema.errors import UsageError
+from trainer.config import CONFIGS, nearest, read_yaml
+from trainer.plan.graph import Node, Plan
+
+DEFAULT_COSTS = CONFIGS / "costs.yaml"
+DOUBLING = 0.95
+"""share of a GPU's speed that is left when a run is spread over twice as many"""
+
+Costs = Mapping[str, float]
+"""node name -> seconds on one slot (a GPU, or one of the runs at a time on CPUs)"""
+Widths = Mapping[str, int]
+"""node name -> slots it takes"""
+
+
+class Slot(NamedTuple):
+    name: str
+    start: float
+    end: float
+
+
+def read_costs(path: Path, plan: Plan) -> dict[str, float]:
+    """A YAML or JSON file of seconds by node name, by `<stage>-<variant>` or table, or by stage -> seconds of every node.
+
+    The most exact name counts. Tables cost nothing where none is given. Raises UsageError for what does not fit.
+    """
+    given = {name: _seconds(value, f"{path}, {name}") for name, value in read_yaml(path).items()}
+    found = {}
+    for node in plan.nodes:
+        names = [node.name, node.kind, node.kind.rpartition("-")[0]]
+        name = next((name for name in names if name in given), None)
+        if name is None and node.is_run:
+            raise UsageError(f"holds no cost of {node.kind}", where=path, do=nearest(node.kind, given))
+        found[node.name] = given[name] if name else 0.0
+    return found
+
+
+def path_costs(plan: Plan, costs: Costs) -> dict[str, float]:
+    """node name -> seconds of the longest path from its start to the end of the plan."""
+    after: dict[str, float] = {node.name: 0.0 for node in plan.nodes}
+    for node in reversed(plan.nodes):
+        own = costs[node.name] + after[node.name]
+        for need in node.needs:
+            after[need] = max(after[need], own)
+    return {name: costs[name] + rest for name, rest in after.items()}
+
+
+def lower_bound(plan: Plan, costs: Costs, slots: int) -> float:
+    """Seconds that no schedule with a run on each slot can go below: the longest path, or all work shared evenly."""
+    return max(*path_costs(plan, costs).values(), sum(costs.values()) / slots)
+
+
+def next_node(ready: Iterable[Node], longest: Mapping[str, float], widths: Widths, free: int) -> Node | None:
+    """Of those that fit into the free slots the one with the longest path ahead; the earlier in the plan where equal."""
+    fitting = [node for node in ready if widths[node.name] <= free]
+    return max(fitting, key=lambda node: longest[node.name], default=None)
+
+
+def simulate(plan: Plan, costs: Costs, slots: int, widths: Widths, done: Collection[str] = ()) -> list[Slot]:
+    """When each node that is not done would start and end; tables take no slot."""
+    longest, ended, running = path_costs(plan, costs), set(done), []
+    left = [node for node in plan.nodes if node.name not in ended]
+    schedule, now, free = [], 0.0, slots
+    while left or running:
+        ready = [node for node in left if ended.issuperset(node.needs)]
+        node = next_node(ready, longest, widths, free)
+        if node is not None:
+            left.remove(node)
+            end = now + spread(costs[node.name], widths[node.name])
+            free -= widths[node.name]
+            heapq.heappush(running, (end, len(schedule), node.name))
+            schedule.append(Slot(node.name, now, end))
+        else:
+            now, _, name = heapq.heappop(running)
+            ended.add(name)
+            free += widths[name]
+    return schedule
+
+
+def makespan(schedule: Iterable[Slot]) -> float:
+    return max((slot.end for slot in schedule), default=0.0)
+
+
+def spread(seconds: float, width: int) -> float:
+    """A run's seconds over `width` GPUs."""
+    return seconds / (width * DOUBLING ** math.log2(width)) if width else seconds
+
+
+def best_widths(plan: Plan, costs: Costs, slots: int, done: Collection[str] = ()) -> dict[str, int]:
+    """The slots of each node with which the plan ends soonest in simulation: one for each kind of run, 0 for tables.
+
+    Ten equal runs on eight GPUs would else take two rounds, the second with six GPUs idle.
+    """
+    kinds = {node.kind: _choices(node.processes, slots) for node in plan.runs}
+    chosen = {kind: choices[0] for kind, choices in kinds.items()}
+
+    def widths(of_kind: Widths) -> dict[str, int]:
+        return {node.name: of_kind[node.kind] if node.is_run else 0 for node in plan.nodes}
+
+    def seconds(of_kind: Widths) -> float:
+        return makespan(simulate(plan, costs, slots, widths(of_kind), done))
+
+    wide = [kind for kind, choices in kinds.items() if len(choices) > 1]
+    best = seconds(chosen) if wide else 0.0
+    for candidate in itertools.product(*(kinds[kind] for kind in wide)):
+        trial = {**chosen, **dict(zip(wide, candidate, strict=True))}
+        if wide and (found := seconds(trial)) < best * 0.999:
+            best, chosen = found, trial
+    return widths(chosen)
+
+
+def _choices(most: int, slots: int) -> list[int]:
+    """Powers of two up to the run's most and the slots there are."""
+    return [2**power for power in range(min(most, slots).bit_length()) if 2**power <= min(most, slots)]
+
+
+def _seconds(value: object, where: str) -> float:
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError):
+        seconds = math.nan
+    if not seconds >= 0 or math.isinf(seconds):
+        raise UsageError(f"{value!r} is no cost", where=where, expected="seconds")
+    return seconds

@@ -1,0 +1,143 @@
+"""The tables in the reference's own CSV formats (reference 1.2, 3.2 to 3.5), so that its artefacts and ours can be compared.
+
+Slices are named by slice_number in ascending order, studies by StudyInstanceUID. Pure functions on data frames but for `write`.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from cache_schema import LEVELS, TARGETS, Cache
+from cache_schema.errors import UsageError
+from cache_schema.tables import read_table
+from trainer.data.items import triplets
+from trainer.tables.boxes import BOX
+from trainer.tables.pseudo import FRACTURES
+
+FORMATS = ("rsna22",)
+FRAME = 512
+"""side of the frame that the reference's predicted boxes are in, whatever the study's own (its 3.3)"""
+CLASSES = ["BG", *(f"T{number}" for number in range(1, 13))]
+UNSEGMENTED = -1
+"""in all class columns of a study without segmentation (reference 3.4)"""
+ID = "StudyInstanceUID"
+
+
+def folded(labels: pd.DataFrame) -> pd.DataFrame:
+    """train_folded_v01: StudyInstanceUID, patient_overall, C1..C7, fold."""
+    return labels[["id", *TARGETS, "fold"]].rename(columns={"id": ID}).sort_values(ID, ignore_index=True)
+
+
+def all_slices(slices: pd.DataFrame, folds: pd.Series) -> pd.DataFrame:
+    """train_all_slices_v01: StudyInstanceUID, slice_number, fold. slices: id, slice_number. folds: id -> fold."""
+    return _named(slices, folds)[[ID, "slice_number", "fold"]]
+
+
+def slice_boxes(slices: pd.DataFrame, folds: pd.Series) -> pd.DataFrame:
+    """train_bbox_v01: StudyInstanceUID, slice_number, x0 y0 x1 y1 (inclusive ends, native pixels), has_box, height, width, fold.
+
+    slices: id, slice_number, x0 y0 x1 y1 (exclusive ends, -1 where empty), rows, columns, of segmented studies. An empty
+    slice has the frame's centre for a box. `height` holds the columns and `width` the rows, as in the reference (Q32).
+    """
+    table = _named(slices, folds)
+    there = table["x1"] > table["x0"]
+    for low, high, side in (("x0", "x1", "columns"), ("y0", "y1", "rows")):
+        table[high] = np.where(there, table[high] - 1, table[side] // 2)
+        table[low] = np.where(there, table[low], table[side] // 2)
+    table = table.assign(has_box=there.astype(int), height=table["columns"], width=table["rows"])
+    return table[[ID, "slice_number", *BOX, "has_box", "height", "width", "fold"]]
+
+
+def study_boxes(boxes: pd.DataFrame, slices: pd.DataFrame) -> pd.DataFrame:
+    """train_bbox_pred_v02: StudyInstanceUID, x0 y0 x1 y1 in the frame of 512, slnum_from, slnum_to, slnum_max.
+
+    Studies without a found box have no row. slnum_*: numbers of middle slices, of the kept range and the largest at all.
+    boxes: study_boxes. slices: id, z_index, slice_number, rows, columns.
+    """
+    rows = []
+    by_study = dict(iter(slices.sort_values("z_index").groupby("id")))
+    for box in boxes[boxes["source"] != "full_frame"].sort_values("id").itertuples():
+        study = by_study[box.id]
+        numbers = study["slice_number"].to_numpy()
+        width, height = study["columns"].iloc[0], study["rows"].iloc[0]
+        low = (int(np.floor(box.x0 * FRAME / width)), int(np.floor(box.y0 * FRAME / height)))
+        high = (int(np.ceil(box.x1 * FRAME / width)), int(np.ceil(box.y1 * FRAME / height)))
+        ends = sorted((numbers[box.z_from], numbers[box.z_to - 1]))
+        middles = [min(item.start + 1, item.slices - 1) for item in triplets([(box.id, len(numbers))], every=3)]
+        rows.append((box.id, *low, *high, *map(int, ends), int(numbers[middles].max())))
+    return pd.DataFrame(rows, columns=[ID, *BOX, "slnum_from", "slnum_to", "slnum_max"])
+
+
+def image_level(slices: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
+    """train_image_level_v03: StudyInstanceUID, patient_overall, C1..C7 (ratios), fold, slice_number, xpos, ypos, zpos, BG, T1..T12.
+
+    slices: id, slice_number, z (mm along the slice normal, which is zpos where the slices are not tilted), C1..C7, NaN
+    in a study without segmentation, where all class columns are -1. The cache keeps neither x and y of the position
+    nor the pixel counts of other classes: these are empty in segmented studies.
+    """
+    known = labels.set_index("id")
+    table = _named(slices, known["fold"])
+    segmented = table[list(LEVELS)].notna().all(axis=1)
+    table[list(LEVELS)] = table[list(LEVELS)].astype("Float64").where(segmented, UNSEGMENTED)
+    table["patient_overall"] = known["patient_overall"].reindex(table[ID]).array
+    table = table.assign(xpos=pd.NA, ypos=pd.NA, zpos=table["z"])
+    unknown = pd.Series(np.where(segmented, np.nan, UNSEGMENTED)).astype("Int64")
+    table = table.assign(**dict.fromkeys(CLASSES, unknown))
+    columns = [ID, "patient_overall", *LEVELS, "fold", "slice_number", "xpos", "ypos", "zpos", *CLASSES]
+    return table.sort_values([ID, "fold", "slice_number"], ignore_index=True)[columns]
+
+
+def pseudo_labels(pseudo: pd.DataFrame, slices: pd.DataFrame, folds: pd.Series) -> pd.DataFrame:
+    """train_image_pseu_v04_crop: StudyInstanceUID, slice_number, C1_pred..C7_pred, fold, C1_frac..C7_frac, to 3 decimals."""
+    numbered = pseudo.merge(slices[["id", "z_index", "slice_number"]], on=["id", "z_index"], validate="one_to_one")
+    table = _named(numbered, folds).rename(columns={level: f"{level}_pred" for level in LEVELS})
+    values = [*(f"{level}_pred" for level in LEVELS), *FRACTURES]
+    table[values] = table[values].astype("float64").round(3)
+    return table[[ID, "slice_number", *values[: len(LEVELS)], "fold", *FRACTURES]]
+
+
+def write(tables: Path, cache: Cache) -> list[Path]:
+    """All of them that the cache and RUNS/tables allow, into RUNS/tables/rsna22. Returns the files."""
+    if cache.labels is None:
+        raise UsageError("the cache holds no labels", do="run: preprocess labels CACHE CSV")
+    slices, folds = _slices(cache), cache.labels.set_index("id")["fold"]
+    segmented = slices[slices["x0"].notna()].astype({name: "int64" for name in BOX})
+    found = {
+        "train_folded_v01.csv": folded(cache.labels),
+        "train_all_slices_v01.csv.gz": all_slices(slices, folds),
+        "train_bbox_v01.csv.gz": slice_boxes(segmented, folds),
+        "train_image_level_v03.csv.gz": image_level(slices, cache.labels),
+    }
+    if (path := tables / "study_boxes.parquet").is_file():
+        found["train_bbox_pred_v02.csv.gz"] = study_boxes(read_table(path), slices)
+    if (path := tables / "pseudo_labels.parquet").is_file():
+        found["train_image_pseu_v04_crop.csv.gz"] = pseudo_labels(read_table(path), slices, folds)
+    folder = tables / "rsna22"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, table in found.items():
+        beside = folder / f".{name}"
+        # a gzip header would else hold the time
+        kind = {"method": "gzip", "mtime": 0} if name.endswith(".gz") else None
+        table.to_csv(beside, index=False, compression=kind)
+        beside.replace(folder / name)
+    return [folder / name for name in found]
+
+
+def _slices(cache: Cache) -> pd.DataFrame:
+    """A row a slice of the cache: id, z_index, slice_number, z, rows, columns, x0 y0 x1 y1 and C1..C7 (NaN without segmentation)."""
+    parts = []
+    for id in cache.ids:
+        study = cache.study(id)
+        part = pd.DataFrame({"id": id, "z_index": np.arange(study.record.slices), "z": study.z})
+        part = part.assign(slice_number=study.slice_number, rows=study.record.rows, columns=study.record.columns)
+        part[BOX] = np.nan if study.slice_box is None else study.slice_box.astype(np.float64)
+        part[list(LEVELS)] = np.nan if study.vertebra_ratio is None else study.vertebra_ratio.astype(np.float64)
+        parts.append(part)
+    return pd.concat(parts, ignore_index=True)
+
+
+def _named(slices: pd.DataFrame, folds: pd.Series) -> pd.DataFrame:
+    """With the reference's name for the study, its fold, sorted by study and slice."""
+    table = slices.rename(columns={"id": ID}).sort_values([ID, "slice_number"], ignore_index=True)
+    return table.assign(fold=folds.reindex(table[ID]).array)
