@@ -4,7 +4,7 @@ DEMO ?= work/demo
 BIN := .venv/bin
 SETUP := .venv/.installed
 
-.PHONY: help setup demo test soak bench-cache bench-loader lint format lock clean-demo
+.PHONY: help setup demo test soak learn bench-cache bench-loader lint format lock clean-demo
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  *##' $(MAKEFILE_LIST) | sed -E 's/: *[^#]*## */\t/' | sort | awk -F'\t' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -30,6 +30,9 @@ test: $(SETUP)   ## all tests, at most 10 minutes on 2 cores
 
 soak: $(SETUP)   ## kills, flipped bits, broken files and random changes by the hundred; about half an hour
 	PYTHONPATH=tests/preprocess:tests/cache_schema $(BIN)/python tests/soak/soak.py
+
+learn: $(SETUP)  ## whether all stages learn a phantom's truth and nothing they must not know; at most 90 minutes
+	$(BIN)/python tests/learn/learn.py
 
 bench-cache: $(SETUP)  ## what the cache costs to build and to read, as ratios of paired rounds
 	$(BIN)/python -m benchmarks.cache --keep
