@@ -24,7 +24,7 @@ PATIENCE_SECONDS = 600
 SMALL = "model.name=test_efficientnet_gn model.pretrained=false model.chunk=8 data.size=64 data.frames=12 data.stride=3 data.eval_stride=8"
 FIXED = "deterministic=true tracker=none train.threads=1 train.checkpoint_minutes=0 train.log_every=1"
 """one thread, and a checkpoint after every step"""
-EPOCHS = {"bbox": 2, "vertebrae": 4, "slice_fracture": 4, "study_fracture": 20}
+EPOCHS = {"bbox": 2, "vertebrae": 10, "slice_fracture": 10, "study_fracture": 20}
 
 
 @dataclass
