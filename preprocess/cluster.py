@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from itertools import islice
@@ -73,6 +74,8 @@ class Pool:
 
     def _interrupt(self, *_: object) -> None:
         self._interrupted = True  # Dask may swallow the exception
+        # a question to the scheduler that was being put is dropped; the user need not hear of its coroutine
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
         raise KeyboardInterrupt
 
     def run(self, function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[tuple[int, Any]]:
