@@ -15,7 +15,8 @@ from distributed import LocalCluster
 
 from cache_schema import Cache
 from cache_schema.errors import UsageError
-from trainer.lease import lease_file
+from trainer import train
+from trainer.lease import holder, lease_file
 from trainer.plan import formats
 from trainer.plan.__main__ import main
 from trainer.plan.graph import Plan, read_plan
@@ -23,6 +24,7 @@ from trainer.plan.keys import DONE, STALE, cache_digests, node_keys, states
 from trainer.plan.launch import Order, launch
 from trainer.plan.pools import LocalPool
 from trainer.plan.schedule import DEFAULT_COSTS, best_widths, lower_bound, makespan, path_costs, read_costs, simulate
+from trainer.tables import make
 
 ROOT = Path(__file__).resolve().parents[2]
 PLANS = ROOT / "configs/plan"
@@ -135,7 +137,7 @@ def test_the_reference_s_matrix_on_eight_slots_ends_within_15_percent_of_the_low
     assert alone > 1.15 * bound, "ten long runs on eight GPUs take two rounds"
     assert makespan(simulate(plan, costs, 8, best_widths(plan, costs, 8))) <= 1.15 * bound
     draw = random.Random(0)
-    for _ in range(5):
+    for _ in range(3):
         factor = {kind: draw.uniform(0.5, 2) for kind in sorted({node.kind for node in plan.nodes})}
         other = {node.name: costs[node.name] * factor[node.kind] for node in plan.nodes}
         schedule = simulate(plan, other, 8, best_widths(plan, other, 8))
@@ -247,9 +249,9 @@ def wait_for(condition, seconds: float) -> None:
 def test_a_killed_plan_takes_its_runs_along_and_two_started_again_share_the_rest(
     tiny_cache, tiny_settings, tmp_path, capsys
 ):
-    file, out, other = tmp_path / "plan.yaml", tmp_path / "runs", tmp_path / "cluster"
+    file, out, other = tmp_path / "plan.yaml", tmp_path / "runs", tmp_path / "by_hand"
     file.write_text(f"config: {tiny_settings}\nruns:\n  - {{stage: bbox, folds: [0, 1]}}\njobs: 2\n")
-    words = ("deterministic=true", "train.epochs=3")
+    words = ("deterministic=true", "train.epochs=2")
     assert main([*command(file, tiny_cache, out, *words)[3:], "dry_run=true"]) == 0
     listed = capsys.readouterr().out
     assert listed.count("due     1:12 h bbox-01B") == 2 and not out.exists()
@@ -261,17 +263,24 @@ def test_a_killed_plan_takes_its_runs_along_and_two_started_again_share_the_rest
         killed.send_signal(signal.SIGKILL)
         wait_for(lambda: not trainings(out), 10)
     assert not list(out.glob("*/*/predictions.parquet"))
-    with started(file, tiny_cache, out, *words) as one, started(file, tiny_cache, out, *words) as two:
-        said = [plan.communicate(timeout=400)[0] for plan in (one, two)]
-        assert [one.returncode, two.returncode] == [0, 0], said
-    both = "".join(said)
-    assert both.count("] done in") == 2, "no run was made twice"
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
+        started(file, tiny_cache, out, *words, f"scheduler={cluster.scheduler_address}") as one,
+    ):
+        wait_for(lambda: holder(lease_file(out, "bbox-01B/fold0-seed1")), 60)
+        with started(file, tiny_cache, out, *words) as two:
+            said = [plan.communicate(timeout=400)[0] for plan in (one, two)]
+    assert [one.returncode, two.returncode] == [0, 0], said
+    assert "".join(said).count("] done in") == 2, "no run was made twice"
     assert "resuming at step" in "".join(log.read_text() for log in out.glob("logs/*.log"))
-    assert "training mean box" in said[0]
+    assert all("training mean box" in lines for lines in said)
 
-    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
-        address = f"scheduler={cluster.scheduler_address}"
-        assert main(command(file, tiny_cache, other, *words, address)[3:]) == 0, capsys.readouterr()
+    given = dict(word.split("=") for word in words)
+    runs = [
+        train(stage="bbox", fold=fold, cache=tiny_cache, out=other, config=tiny_settings, **given) for fold in (0, 1)
+    ]
+    make.study_boxes(other, Cache(tiny_cache), runs)
+    make.scores(other, Cache(tiny_cache), runs)
     for table in ("study_boxes.parquet", "scores.json"):
         assert (out / "tables" / table).read_bytes() == (other / "tables" / table).read_bytes(), table
 

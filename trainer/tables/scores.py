@@ -171,14 +171,15 @@ def render(scores: Iterable[Score]) -> str:
 
 
 def render_levels(scores: Iterable[Score]) -> str:
-    """Ratio to the training constants by target, with its 95 % bound; "" where no score is by target."""
+    """Ratio to the training constants by target, with its 95 % bound, - where these are exact; "" where no score is by target."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in ("ratio by level", "variant", "split", "overall", *LEVELS):
         table.add_column(name)
     by_split: dict[tuple[str, ...], list[str]] = {}
     for s in scores:
         if s.target is not None:
-            by_split.setdefault(s[:3], []).append(f"{s.ratio:.2f} {s.low:.2f}-{s.high:.2f}")
+            known = not math.isnan(s.ratio)
+            by_split.setdefault(s[:3], []).append(f"{s.ratio:.2f} {s.low:.2f}-{s.high:.2f}" if known else "-")
     for key, cells in by_split.items():
         table.add_row(*key, *cells)
     return "\n".join(_lines(table)) if by_split else ""
