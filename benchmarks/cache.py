@@ -22,7 +22,7 @@ import pydicom
 from numcodecs import zstd
 from pydicom.pixels import get_decoder
 
-from benchmarks.rounds import Cost, Ratio, cores, cost_of, cpu_name, machine, run_rounds, table
+from benchmarks.rounds import Cost, Ratio, cost_of, machine, print_and_keep, run_rounds, table
 from benchmarks.sources import write_sources
 from cache_schema import Cache
 from cache_schema.layout import CHUNK_SLICES, chunk_file
@@ -37,7 +37,6 @@ from preprocess.series import plan_studies
 STUDIES, SLICES, ROUNDS = 4, 128, 5
 WINDOW, CROP = 96, (100, 110, 400, 410)
 """slices, and the 300 x 300 box that training usually reads"""
-RESULTS = Path(__file__).parent / "results"
 
 
 class Workers:
@@ -298,14 +297,7 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help="write the output to benchmarks/results too")
     given = parser.parse_args()
     cv2.setNumThreads(1)
-    text = []
-    for part in report(given.studies, given.slices, given.rounds):
-        print(part, flush=True)
-        text.append(part)
-    if given.keep:
-        name = "-".join(cpu_name().lower().split())
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"cache-{name}-{cores()}core.txt").write_text("\n".join(text))
+    print_and_keep(report(given.studies, given.slices, given.rounds), "cache", given.keep)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from benchmarks.others import Albumentations, cropped, decoded, from_png
-from benchmarks.rounds import Cost, Ratio, cores, cost_of, cpu_name, machine, run_rounds, table
+from benchmarks.rounds import Cost, Ratio, cost_of, machine, print_and_keep, run_rounds, table
 from benchmarks.sources import write_sources
 from cache_schema import Cache
 from cache_schema.study import Box, square_around
@@ -37,7 +37,6 @@ STUDIES, SLICES, ROUNDS = 4, 128, 7
 BOX = (100, 110, 400, 410)
 """300 x 300: about the median of what training cuts"""
 TRIPLETS_A_ROUND = 16
-RESULTS = Path(__file__).parent / "results"
 
 
 class Cycle:
@@ -244,14 +243,7 @@ def main() -> None:
     given = parser.parse_args()
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
-    text = []
-    for part in report(given.studies, given.slices, given.rounds):
-        print(part, flush=True)
-        text.append(part)
-    if given.keep:
-        name = "-".join(cpu_name().lower().split())
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"loader-{name}-{cores()}core.txt").write_text("\n".join(text))
+    print_and_keep(report(given.studies, given.slices, given.rounds), "loader", given.keep)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,13 @@ import os
 import platform
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
+
+RESULTS = Path(__file__).parent / "results"
 
 
 class Cost(NamedTuple):
@@ -74,6 +76,18 @@ def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str
     ]
     lines.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join([title, *(line.rstrip() for line in lines)]) + "\n"
+
+
+def print_and_keep(parts: Iterable[str], name: str, keep: bool) -> None:
+    """Prints the parts of a report as they come; with `keep`, into benchmarks/results too, under the machine's name."""
+    text = []
+    for part in parts:
+        print(part, flush=True)
+        text.append(part)
+    if keep:
+        RESULTS.mkdir(exist_ok=True)
+        place = "-".join(cpu_name().lower().split())
+        (RESULTS / f"{name}-{place}-{cores()}core.txt").write_text("\n".join(text))
 
 
 def cpu_name() -> str:

@@ -9,6 +9,9 @@ from pydicom import uid
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 
+from preprocess.decode import DicomPixels
+from preprocess.series import plan_studies
+
 STUDY = "1.2.826.0.1.3680043.8.498.1"
 ROWS, COLUMNS = 24, 32
 SPACING = (0.5, 0.5)
@@ -159,3 +162,14 @@ def write_nifti(
     path.parent.mkdir(parents=True, exist_ok=True)
     nibabel.save(image.as_reoriented(turn), path)
     return path
+
+
+def plan_one(source):
+    """(plan or None, {reason: severity}) of a source with one study."""
+    plans, findings = plan_studies(source)
+    assert len(plans) <= 1
+    return (plans[0] if plans else None), {f.reason: f.severity for f in findings}
+
+
+def grey(plan):
+    return DicomPixels(plan).read(0, len(plan.slices))

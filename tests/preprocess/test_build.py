@@ -1,6 +1,5 @@
 """Builds: whole, resumable, the same bytes however they came about, and one failing study never stops the others."""
 
-import logging
 import os
 import shutil
 import signal
@@ -13,7 +12,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from dicom_files import expected_grey
-from distributed import LocalCluster
 from tiny_rsna import HEIGHTS, IDS, PREFIX, SEGMENTED, files_of, hu_of, labels_of, times_of, write_rsna, write_study
 
 from cache_schema import Cache, CacheWriter
@@ -21,20 +19,7 @@ from cache_schema.errors import UsageError
 from cache_schema.tables import table_meta
 from cache_schema.verify import verify
 from preprocess.build import build_cache
-from preprocess.cluster import Pool
 from preprocess.labels import replace_labels
-
-
-@pytest.fixture(scope="module")
-def scheduler():
-    with LocalCluster(
-        n_workers=2,
-        threads_per_worker=1,
-        dashboard_address="127.0.0.1:0",
-        host="127.0.0.1",
-        silence_logs=logging.CRITICAL,
-    ) as cluster:
-        yield cluster.scheduler_address
 
 
 @pytest.fixture(scope="module")
@@ -297,38 +282,6 @@ def test_two_builds_at_once_lose_nothing(source, built, scheduler, tmp_path):
         results = pool.map(run, range(2))
     assert sorted(result.published for result in results) == [0, 4]
     assert files_of(tmp_path / "cache") == files_of(built)
-
-
-def test_a_worker_that_dies_costs_its_task_a_counted_retry_and_never_the_run(tmp_path):
-    marks = str(tmp_path)
-
-    def task(name):
-        with open(f"{marks}/{name}", "a") as tries:
-            tries.write("x")
-        if name == "deadly" or (name == "once" and os.path.getsize(f"{marks}/once") == 1):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return name.upper()
-
-    names = ["a", "deadly", "b", "once", "c", "d"]
-    with Pool(2, None, lambda line: None) as pool:
-        found = dict(pool.run(task, names))
-    assert [found[n] for n in range(6)] == ["A", None, "B", "ONCE", "C", "D"]
-    tries = {name: (tmp_path / name).stat().st_size for name in names}
-    assert tries == {"a": 1, "deadly": 2, "b": 1, "once": 2, "c": 1, "d": 1}
-
-
-def test_a_run_without_a_worker_left_ends_with_one_line(monkeypatch):
-    monkeypatch.setattr("preprocess.cluster.LOOK_SECONDS", 0.2)
-    monkeypatch.setattr("preprocess.cluster.LONELY_SECONDS", 1)
-    with (
-        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None, silence_logs=logging.CRITICAL) as few,
-        Pool(None, few.scheduler_address, lambda line: None) as pool,
-    ):
-        results = pool.run(time.sleep, [0, 60])
-        next(results)
-        few.scale(0)
-        with pytest.raises(UsageError, match="no worker has been left"):
-            next(results)
 
 
 def test_no_scheduler_is_one_clear_line(build):

@@ -1,9 +1,5 @@
 """A few of each of the trials that `make soak` does by the hundred."""
 
-import logging
-
-import pytest
-from distributed import LocalCluster
 from hypothesis.stateful import run_state_machine_as_test
 from kills import kill_builds
 from machine import SourceAndCache
@@ -11,18 +7,6 @@ from memory import peak_of_a_build
 from mutations import build_mutations
 from soak import machine_settings
 from tiny_rsna import write_rsna
-
-
-@pytest.fixture(scope="module")
-def scheduler():
-    with LocalCluster(
-        n_workers=2,
-        threads_per_worker=1,
-        dashboard_address="127.0.0.1:0",
-        host="127.0.0.1",
-        silence_logs=logging.CRITICAL,
-    ) as cluster:
-        yield cluster.scheduler_address
 
 
 def test_whatever_happens_to_a_source_the_next_build_makes_a_cache_of_it(scheduler):

@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import io
-import logging
 import sys
 import tempfile
 import time
@@ -12,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from damage import damage
-from distributed import LocalCluster
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 from kills import kill_builds
@@ -24,6 +22,7 @@ from tiny_rsna import write_rsna
 from trainings import kill_all_stages
 
 from preprocess.build import build_cache
+from preprocess.cluster import local_cluster
 
 SECONDS_AT_MOST, MB_AT_MOST, GROWTH_AT_MOST = 10, 1024, 1.10
 
@@ -43,7 +42,7 @@ def main() -> int:
     parser.add_argument("--slices", type=int, default=1000, help="of the longer study whose memory is measured")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="soak-") as folder, _workers() as cluster:
+    with tempfile.TemporaryDirectory(prefix="soak-") as folder, local_cluster(2) as cluster:
         folder, scheduler = Path(folder), cluster.scheduler_address
         source = write_rsna(folder / "rsna")
         build_cache(source, folder / "cache", folds=2, scheduler=scheduler, tell=lambda line: None)
@@ -65,16 +64,6 @@ def main() -> int:
                 print(f"{'ok' if well else 'WRONG':5}  {what:58}  {seen}", flush=True)
             print(f"       ({name}: {time.monotonic() - began:.0f} s)", flush=True)
     return 0 if good else 1
-
-
-def _workers() -> LocalCluster:
-    return LocalCluster(
-        n_workers=2,
-        threads_per_worker=1,
-        dashboard_address="127.0.0.1:0",
-        host="127.0.0.1",
-        silence_logs=logging.CRITICAL,
-    )
 
 
 def _damage(folder: Path, given: argparse.Namespace) -> list[Row]:

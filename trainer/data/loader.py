@@ -100,7 +100,7 @@ def _dali_pictures(source: Source, batch: int, settings: DataSettings, device: t
         raise UsageError("data.resident=gpu needs a GPU", do="give data.resident=ram or disk")
     from trainer.data.resident import ResidentSource
 
-    yield from dali_pictures(ResidentSource(source, device, source.ids()), batch, settings, device, 0)
+    yield from dali_pictures(ResidentSource(source, device), batch, settings, device, 0)
 
 
 def dali_pictures(source: Any, batch: int, settings: DataSettings, device: torch.device, workers: int) -> Pictures:

@@ -1,6 +1,5 @@
 """Crops of whole studies in a GPU's memory (`data.resident=gpu`): decoded and copied once, sliced and stretched there for every item."""
 
-from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import torch
 
 from cache_schema import Cache
 from cache_schema.errors import UsageError
-from cache_schema.study import Box, square_around
+from cache_schema.study import Box
 from trainer.data.draws import Draw
 from trainer.data.order import Place
 from trainer.data.source import Source, assemble
@@ -26,16 +25,11 @@ class Crops:
         self.cache, self.device = Cache(cache), device
         self._crops: dict[tuple[str, Box], torch.Tensor] = {}
 
-    def load(self, boxes: dict[str, Box]) -> None:
+    def load(self, squares: dict[str, Box]) -> None:
         """Those that are not there yet. Raises UsageError, before anything is read, where they do not fit."""
-        index = self.cache.index.set_index("id")
-        missing, need = [], 0
-        for id, box in boxes.items():
-            rows, columns, slices = (int(index.at[id, name]) for name in ("rows", "columns", "slices"))
-            x0, y0, x1, y1 = square = square_around(box, rows, columns)
-            if (id, square) not in self._crops:
-                missing.append((id, square))
-                need += slices * (y1 - y0) * (x1 - x0)
+        missing = [key for key in squares.items() if key not in self._crops]
+        slices = self.cache.index.set_index("id")["slices"]
+        need = sum(int(slices[id]) * (y1 - y0) * (x1 - x0) for id, (x0, y0, x1, y1) in missing)
         room = self._room()
         if need > room:
             line = f"data.resident=gpu needs {need / 2**30:.1f} GiB for {len(missing)} studies, and {room / 2**30:.1f} GiB may be used"
@@ -62,17 +56,14 @@ def crops_on(cache: Path, device: torch.device) -> Crops:
 class ResidentSource:
     """A Source whose pixels come as device tensors, for DALI's external sources that run in the training process."""
 
-    def __init__(self, source: Source, device: torch.device, ids: Iterable[str]):
+    def __init__(self, source: Source, device: torch.device):
         if source.boxes is None:
             raise UsageError(
                 "data.resident=gpu keeps crops, and this variant has none", do="give data.resident=ram or disk"
             )
         self.source, self.crops = source, crops_on(source.cache, device)
-        self.crops.load({id: source.boxes[id] for id in ids})
-        index = self.crops.cache.index.set_index("id")
-        self._squares = {
-            id: square_around(source.boxes[id], int(index.at[id, "rows"]), int(index.at[id, "columns"])) for id in ids
-        }
+        self._squares = source.squares()
+        self.crops.load(self._squares)
 
     def pixels(self, info: Any) -> torch.Tensor | np.ndarray:
         """(frames, h, w, 1) uint8 on the device (an array where that is the CPU), equal to those of `Source.pixels`."""

@@ -141,24 +141,21 @@ class Source:
                 place = self.schedule.instead(place)
         return self.sample(place)
 
-    def ids(self) -> list[str]:
-        """Studies that items are of."""
-        return sorted({item.id for item in self.schedule.items})
+    def squares(self) -> dict[str, Box]:
+        """By id of all studies that items are of, what of each slice is read."""
+        sizes = Cache(self.cache).index.set_index("id")[["rows", "columns"]].astype(int)
+        found = {}
+        for id in sorted({item.id for item in self.schedule.items}):
+            rows, columns = (int(size) for size in sizes.loc[id])
+            found[id] = (0, 0, columns, rows) if self.boxes is None else square_around(self.boxes[id], rows, columns)
+        return found
 
     def most_frames(self) -> int:
         return max(item.frames for item in self.schedule.items)
 
     def largest_sample(self) -> int:
         """Bytes that the pixels of one item take at most."""
-        sizes = Cache(self.cache).index.set_index("id")[["rows", "columns"]].astype(int)
-        areas = []
-        for id in self.ids():
-            rows, columns = sizes.loc[id]
-            x0, y0, x1, y1 = (
-                (0, 0, columns, rows) if self.boxes is None else square_around(self.boxes[id], rows, columns)
-            )
-            areas.append((y1 - y0) * (x1 - x0))
-        return int(max(areas)) * self.most_frames()
+        return max((y1 - y0) * (x1 - x0) for x0, y0, x1, y1 in self.squares().values()) * self.most_frames()
 
     def sample(self, place: Place) -> Sample:
         draw = self.drawing(place.epoch, place.item)
