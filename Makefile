@@ -4,7 +4,7 @@ DEMO ?= work/demo
 BIN := .venv/bin
 SETUP := .venv/.installed
 
-.PHONY: help setup demo test soak learn bench-cache bench-loader lint format lock clean-demo
+.PHONY: help setup demo test soak learn bench-cache bench-loader bench-train lint format lock clean-demo
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  *##' $(MAKEFILE_LIST) | sed -E 's/: *[^#]*## */\t/' | sort | awk -F'\t' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -28,7 +28,7 @@ $(DEMO)/rsna: | $(SETUP)
 test: $(SETUP)   ## all tests, at most 10 minutes on 2 cores
 	$(BIN)/python -m pytest
 
-soak: $(SETUP)   ## kills, flipped bits, broken files and random changes by the hundred; about half an hour
+soak: $(SETUP)   ## kills, flipped bits, broken files and random changes by the hundred; about an hour
 	PYTHONPATH=tests/preprocess:tests/cache_schema $(BIN)/python tests/soak/soak.py
 
 learn: $(SETUP)  ## whether all stages learn a phantom's truth and nothing they must not know; at most 90 minutes
@@ -39,6 +39,9 @@ bench-cache: $(SETUP)  ## what the cache costs to build and to read, as ratios o
 
 bench-loader: $(SETUP) ## from the cache to the network's input, beside DICOM, PNG, albumentations and OpenCV
 	$(BIN)/python -m benchmarks.loader --keep
+
+bench-train: $(SETUP)  ## what a training step of each variant costs, and hours for the reference's 83 trainings
+	$(BIN)/python -m benchmarks.train --keep
 
 lint: $(SETUP)   ## ruff, and the rules between the packages
 	$(BIN)/ruff check .

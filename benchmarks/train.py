@@ -17,23 +17,28 @@ from pathlib import Path
 from statistics import median
 
 import torch
+import yaml
 from torch import nn
 
 from benchmarks.matrix import PLAN, forward_flops, pictures, runs
 from benchmarks.phantoms import write_inputs
-from benchmarks.rounds import Cost, Ratio, machine, run_rounds, table
+from benchmarks.rounds import Cost, Ratio, machine, print_and_keep, run_rounds, table
 from trainer.choice import apply, choose
 from trainer.config import STAGES, Settings, load, stage_file
 from trainer.data.order import Training
+from trainer.identity import run_name
 from trainer.inputs import Inputs
-from trainer.loop import BETAS, EPSILON, Run
+from trainer.loop import Run, optimiser_of
 from trainer.micro_batch import share
+from trainer.plan.graph import read_plan
+from trainer.plan.schedule import DOUBLING, best_widths, lower_bound, makespan, simulate
 from trainer.prediction import predict
 
 SMALL = "model.name=test_efficientnet_gn model.chunk=8 data.size=64 data.frames=12 data.eval_stride=8 train.batch=4 train.micro_batch=2"
 """a CPU's defaults; nothing about them says what the real networks cost"""
 AIMS = {"bbox": 0.95, "vertebrae": 0.99, "slice_fracture": 0.99, "study_fracture": 0.99}
 """of the speed with a kept batch, at full size on a GPU; nothing is aimed at elsewhere"""
+SLOTS = 8
 MATRIX_SIDE = {"cuda": 8192, "cpu": 1024}
 
 
@@ -75,32 +80,42 @@ def main(words: list[str]) -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--studies", type=int, default=12, help="phantoms to make")
     parser.add_argument("--slices", type=int, help="of each phantom")
+    parser.add_argument("--keep", action="store_true", help="write the output to benchmarks/results too")
+    parser.add_argument("--costs", type=Path, metavar="FILE", help="write seconds a run, for `costs=` of trainer.plan")
     parser.add_argument(
         "words", nargs="*", metavar="KEY=VALUE", help="settings; cache=, boxes= and pseudo= of real data"
     )
     given = parser.parse_args(words)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    slices = given.slices or (352 if device == "cuda" else 40)
-    chosen = given.words if device == "cuda" else [*SMALL.split(), *given.words]
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    print_and_keep(parts(given, gpu), "-".join(["train", *(gpu or "").lower().split()]), given.keep)
+    return 0
+
+
+def parts(given: argparse.Namespace, gpu: str | None) -> Iterator[str]:
+    """The report as it comes; given.costs is written at its end."""
+    slices = given.slices or (352 if gpu else 40)
+    chosen = given.words if gpu else [*SMALL.split(), *given.words]
     variants = [name.split(":") for name in given.variants or all_variants()]
     with tempfile.TemporaryDirectory(prefix="bench-train-") as folder:
         if not any(word.startswith("cache=") for word in given.words):
             chosen = [*write_inputs(Path(folder), given.studies, slices), *chosen]
-            print(f"{given.studies} phantoms of {slices} slices", flush=True)
-        name = torch.cuda.get_device_name() if device == "cuda" else "no GPU"
-        print(
-            f"{name}; {machine()}; torch {torch.__version__}\nsettings: {' '.join(given.words) or 'as they stand in configs'}"
-        )
-        if device == "cpu":
-            print(f"SMALL SIZES, since there is no GPU, where nothing else is given: {SMALL}")
+            yield f"{given.studies} phantoms of {slices} slices"
+        yield f"{gpu or 'no GPU'}; {machine()}; torch {torch.__version__}"
+        yield f"settings: {' '.join(given.words) or 'as they stand in configs'}"
+        if not gpu:
+            yield f"SMALL SIZES, since there is no GPU, where nothing else is given: {SMALL}"
         found = []
         for stage, variant in variants:
             settings = settings_of(stage, variant, chosen, Path(folder))
             found.append(measure(settings, given.steps, given.rounds))
-            print(f"{found[-1].name}: {median(found[-1].real):.3g} s per step", flush=True)
-        print("\n" + report(found, matrix_flops(device, found[0].settings)))
-        print(estimate(found))
-    return 0
+            yield f"{found[-1].name}: {median(found[-1].real):.3g} s per step"
+        yield "\n" + report(found, matrix_flops("cuda" if gpu else "cpu", found[0].settings))
+        unknown = sorted({f"{run.stage} {run.variant}" for run in runs()} - {each.name for each in found})
+        if unknown:
+            yield f"no estimate for {PLAN.name}: not measured: {', '.join(unknown)}"
+            return
+        yield estimate(found)
+        yield schedule(found, given.costs)
 
 
 def all_variants() -> list[str]:
@@ -127,9 +142,7 @@ def measure(settings: Settings, steps: int, rounds: int) -> Measured:
     apply(choice, run, model)
     micro, passes = share(train.batch, choice.micro_batch, accelerator.num_processes)
     accelerator.gradient_accumulation_steps = passes
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.AdamW(trained, lr=train.lr, betas=BETAS, eps=EPSILON, weight_decay=train.weight_decay)
-    model, optimiser = accelerator.prepare(model, optimiser)
+    model, optimiser = accelerator.prepare(model, optimiser_of(model, train))
     model.train()
     schedule = Training(items, settings.seed, train.batch, by_block=run.stage.by_block)
     loader = run.loader(schedule, micro, run.drawing(), ids, targets=True, keep_chunks=run.stage.by_block)
@@ -225,23 +238,43 @@ def report(found: list[Measured], reachable: float) -> str:
     return table(title, head, rows)
 
 
+def run_seconds(found: list[Measured]) -> dict[str, float]:
+    """node name -> seconds of each training of the reference's plan on one such device, at the rates reached here."""
+    rates = {each.name: each.rate for each in found}
+    return {
+        run_name(run.run_dir): pictures(run).flops(forward_flops(run.model.name, run.data.size))
+        / rates[f"{run.stage} {run.variant}"]
+        for run in runs()
+    }
+
+
 def estimate(found: list[Measured]) -> str:
     """Hours that the reference's plan takes on one such device, from the operations per second reached here."""
-    rates = {(each.settings.stage, each.settings.variant): each.rate for each in found}
-    hours: dict[tuple[str, str], float] = {}
-    operations = 0.0
-    for run in runs():
-        name = (run.stage, run.variant)
-        if name not in rates:
-            return f"no estimate for {PLAN.name}: {name[0]} {name[1]} was not measured"
-        needed = pictures(run).flops(forward_flops(run.model.name, run.data.size))
-        operations += needed
-        hours[name] = hours.get(name, 0.0) + needed / rates[name] / 3600
-    parts = ", ".join(f"{stage} {variant} {value:.3g}" for (stage, variant), value in hours.items())
-    said = f"{PLAN.name}: {operations / 1e18:.1f} EFLOP, {sum(hours.values()):.4g} hours on one such device ({parts})"
+    hours: dict[str, float] = {}
+    for name, seconds in run_seconds(found).items():
+        kind = name.partition("/")[0]
+        hours[kind] = hours.get(kind, 0.0) + seconds / 3600
+    operations = sum(pictures(run).flops(forward_flops(run.model.name, run.data.size)) for run in runs())
+    each = ", ".join(f"{kind} {value:.3g}" for kind, value in hours.items())
+    said = f"{PLAN.name}: {operations / 1e18:.1f} EFLOP, {sum(hours.values()):.4g} hours on one such device ({each})"
     if not all(is_full_size(each.settings) for each in found):
         said += "\nmeasured on small networks and pictures, which reach other rates than the real ones: an order of magnitude only"
     return said
+
+
+def schedule(found: list[Measured], file: Path | None) -> str:
+    """The plan on eight such devices by these costs, which go into `file` too."""
+    seconds = run_seconds(found)
+    if file:
+        file.write_text(yaml.safe_dump({name: round(cost, 1) for name, cost in seconds.items()}))
+    plan = read_plan(PLAN, Path("CACHE"), Path("RUNS"))
+    costs = {node.name: seconds.get(node.name, 0.0) for node in plan.nodes}
+    time = makespan(simulate(plan, costs, SLOTS, best_widths(plan, costs, SLOTS)))
+    bound = lower_bound(plan, costs, SLOTS)
+    return (
+        f"simulated on {SLOTS} of them: {time / 3600:.3g} hours, {time / bound:.3f} times the larger of longest path and total "
+        f"over slots, if twice the devices give {2 * DOUBLING:g} times the speed"
+    )
 
 
 def is_full_size(settings: Settings) -> bool:

@@ -32,6 +32,8 @@ def _of_training(name: str, settings: Settings, inputs: Inputs) -> list[pd.DataF
         seen.append(lineage.used(name, ids, lineage.SEGMENTATION))
     if settings.stage == "study_fracture":
         seen.append(lineage.used(name, ids, lineage.LABEL))
+    elif settings.model.weights_file is not None:
+        seen.append(lineage.unknown(name, f"model.weights_file={settings.model.weights_file.name}"))
     if settings.pseudo is not None and settings.stage == "slice_fracture":
         pseudo = lineage.kept_for_table(settings.pseudo)
         if pseudo is None:

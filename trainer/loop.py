@@ -18,7 +18,7 @@ from cache_schema.tables import write_table
 from trainer import checkpoint
 from trainer.bank import Bank, BankLoader
 from trainer.choice import Choice, apply, choose
-from trainer.config import Settings
+from trainer.config import Settings, TrainSettings
 from trainer.data.items import Item
 from trainer.data.loader import Batch, Loader
 from trainer.data.order import Training
@@ -49,6 +49,12 @@ def learning_rate(peak: float, warmup: float, samples: int, total: int) -> float
     if samples < rising:
         return peak * samples / rising
     return peak * 0.5 * (1 + math.cos(math.pi * (samples - rising) / max(1, total - rising)))
+
+
+def optimiser_of(model: nn.Module, train: TrainSettings) -> torch.optim.AdamW:
+    """Of what is not frozen."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return torch.optim.AdamW(trained, lr=train.lr, betas=BETAS, eps=EPSILON, weight_decay=train.weight_decay)
 
 
 class Run(Session):
@@ -84,9 +90,7 @@ class Run(Session):
         apply(choice, self, model)
         micro, passes = share(train.batch, choice.micro_batch, accelerator.num_processes)
         accelerator.gradient_accumulation_steps = passes
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimiser = torch.optim.AdamW(trained, lr=train.lr, betas=BETAS, eps=EPSILON, weight_decay=train.weight_decay)
-        model, optimiser = accelerator.prepare(model, optimiser)
+        model, optimiser = accelerator.prepare(model, optimiser_of(model, train))
         first = checkpoint.restore(accelerator, settings.run_dir, self.key)
         self._open_logs(first)
         schedule = self._schedule(items, first)

@@ -135,6 +135,10 @@ def test_a_planted_leak_stops_a_run_before_it_trains(tiny_cache, tiny_settings, 
     assert found.loc[found["kind"] == "unknown", "way"].tolist() == [
         "slice_fracture-04F/fold0-seed1 <- boxes=study_boxes.parquet"
     ]
+    words.append("model.weights_file=somewhere/imagenet.pth")
+    started = exposure_of(lineage.used(run_of_1, [], LABEL))
+    assert "slice_fracture-04F/fold0-seed1 <- model.weights_file=imagenet.pth" in set(started["way"])
+    words.pop()
     with pytest.raises(ForbiddenScore) as error:
         exposure_of(lineage.used(run_of_1, [victim], LABEL))
     way = f"pseudo_labels row {other} <- vertebra_ratios row {other} <- {run_of_1} <- label of {victim}"

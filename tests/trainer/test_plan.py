@@ -23,7 +23,7 @@ from trainer.plan.graph import Plan, read_plan
 from trainer.plan.keys import DONE, STALE, cache_digests, node_keys, states
 from trainer.plan.launch import Order, launch
 from trainer.plan.pools import LocalPool
-from trainer.plan.schedule import DEFAULT_COSTS, best_widths, lower_bound, makespan, path_costs, read_costs, simulate
+from trainer.plan.schedule import best_widths, lower_bound, makespan, path_costs, read_costs, simulate
 from trainer.tables import make
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -131,7 +131,7 @@ def test_a_setting_of_one_stage_or_a_study_of_one_run_reaches_what_is_made_from_
 
 def test_the_reference_s_matrix_on_eight_slots_ends_within_15_percent_of_the_lower_bound():
     plan = plan_of("rsna22")
-    costs = read_costs(DEFAULT_COSTS, plan)
+    costs = read_costs(plan)
     bound = lower_bound(plan, costs, 8)
     alone = makespan(simulate(plan, costs, 8, one_slot_each(plan)))
     assert alone > 1.15 * bound, "ten long runs on eight GPUs take two rounds"
@@ -146,7 +146,7 @@ def test_the_reference_s_matrix_on_eight_slots_ends_within_15_percent_of_the_low
 
 def test_a_schedule_keeps_order_and_slots_and_starts_with_the_longest_path():
     plan = plan_of("oof")
-    costs = read_costs(DEFAULT_COSTS, plan)
+    costs = read_costs(plan)
     widths = best_widths(plan, costs, 8)
     schedule = {slot.name: slot for slot in simulate(plan, costs, 8, widths)}
     assert set(schedule) == {node.name for node in plan.nodes}
@@ -168,15 +168,16 @@ def test_costs_are_taken_by_the_most_exact_name(tmp_path):
     file = tmp_path / "costs.json"
     given = {"bbox": 5, "vertebrae-02G": 7, "slice_fracture": 1, "study_fracture": 2, "bbox-01B/fold1-seed1": 3}
     file.write_text(json.dumps(given))
-    costs = read_costs(file, plan)
+    assert read_costs(plan)["bbox-01B/fold0-seed1"] == float(plan.costs["bbox"]), "the demo states its own"
+    costs = read_costs(plan, file)
     assert [costs[f"bbox-01B/fold{fold}-seed1"] for fold in (0, 1)] == [5, 3]
     assert costs["vertebrae-02G/fold0-seed1"] == 7 and costs["study_boxes"] == 0
     file.write_text("bbox: 5\n")
     with pytest.raises(UsageError, match="holds no cost of vertebrae-02G"):
-        read_costs(file, plan)
+        read_costs(plan, file)
     file.write_text("bbox: soon\n")
     with pytest.raises(UsageError, match="'soon' is no cost; expected seconds"):
-        read_costs(file, plan)
+        read_costs(plan, file)
 
 
 def test_each_gpu_is_a_slot_and_is_given_out_by_its_name(monkeypatch, tmp_path):

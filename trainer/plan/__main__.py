@@ -13,7 +13,7 @@ HELP = """usage: python -m trainer.plan PLAN.yaml cache=CACHE out=RUNS [dry_run=
 Makes every run and table of the plan, several runs at a time where there are several GPUs, and skips what is done.
 dry_run=true lists the nodes with state, cost and command. format= prints the same graph as commands instead of running it.
 scheduler=  makes the runs on the workers of a Dask cluster that shares these folders.
-costs=      seconds by node name, <stage>-<variant> or stage: what goes first [configs/costs.yaml].
+costs=      seconds by node name, <stage>-<variant> or stage: what goes first [the plan's own, else configs/costs.yaml].
 only=       makes one node whose needs are there. section.key=value goes to every run, tables.key=value to the tables.
 Exit status: 0 all made, 1 something failed, 2 a wrong plan or setting."""
 
@@ -31,7 +31,7 @@ def _main(words: list[str]) -> None:
     from trainer.plan.graph import read_plan
     from trainer.plan.keys import cache_digests, node_keys, states
     from trainer.plan.pools import LocalPool
-    from trainer.plan.schedule import DEFAULT_COSTS, read_costs
+    from trainer.plan.schedule import read_costs
     from trainer.tables import make
 
     known = [*OWN, *Settings.model_fields, "config", "micro_batch", "."]
@@ -46,7 +46,7 @@ def _main(words: list[str]) -> None:
     plan = read_plan(path, cache_path, out, [f"{key}={value}" for key, value in given.items()])
     if "only" in own and own["only"] not in (names := [node.name for node in plan.nodes]):
         raise UsageError(f"the plan has no {own['only']}", where=path, do=nearest(own["only"], names))
-    costs = read_costs(Path(own["costs"]) if "costs" in own else DEFAULT_COSTS, plan)
+    costs = read_costs(plan, Path(own["costs"]) if "costs" in own else None)
     cache = Cache(cache_path)
 
     again = formats.again(path, [word for word in words if word.partition("=")[0] in ("cache", "out", *given)])

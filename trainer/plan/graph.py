@@ -12,7 +12,7 @@ from trainer.identity import run_name
 from trainer.tables.settings import TableSettings, table_settings
 
 RUN_KEYS = ("stage", "variant", "folds", "seeds", "set", "processes")
-PLAN_KEYS = ("runs", "config", "jobs", "tables")
+PLAN_KEYS = ("runs", "config", "jobs", "tables", "costs")
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,8 @@ class Plan:
     jobs: int | None
     """runs at a time; None: one for each GPU, one on a CPU"""
     tables: TableSettings
+    costs: Mapping[str, Any]
+    """as the plan's file states them, by node name, kind or stage; empty where it states none"""
 
     def __getitem__(self, name: str) -> Node:
         return self._by_name[name]
@@ -94,7 +96,8 @@ def read_plan(path: Path, cache: Path, out: Path, extra: Iterable[str] = ()) -> 
     jobs = content.get("jobs")
     jobs = None if jobs is None else _count(jobs, "jobs", path, "how many runs at a time")
     nodes = tuple(_in_order([*runs, *_tables(runs, tables)]))
-    return Plan(nodes, jobs, table_settings(thresholds))
+    costs = dict(_mapping(content.get("costs"), f"{path}, costs"))
+    return Plan(nodes, jobs, table_settings(thresholds), costs)
 
 
 def _mapping(value: Any, where: str) -> Mapping[str, Any]:

@@ -27,18 +27,21 @@ class Slot(NamedTuple):
     end: float
 
 
-def read_costs(path: Path, plan: Plan) -> dict[str, float]:
-    """A YAML or JSON file of seconds by node name, by `<stage>-<variant>` or table, or by stage -> seconds of every node.
+def read_costs(plan: Plan, path: Path | None = None) -> dict[str, float]:
+    """Seconds by node name, by `<stage>-<variant>` or table, or by stage -> seconds of every node.
 
-    The most exact name counts. Tables cost nothing where none is given. Raises UsageError for what does not fit.
+    path: a YAML or JSON file; without one the plan's own costs count, and without these configs/costs.yaml. The most
+    exact name counts. Tables cost nothing where none is given. Raises UsageError for what does not fit.
     """
-    given = {name: _seconds(value, f"{path}, {name}") for name, value in read_yaml(path).items()}
+    path = path or (None if plan.costs else DEFAULT_COSTS)
+    stated, where = (read_yaml(path), path) if path else (plan.costs, "the plan's costs")
+    given = {name: _seconds(value, f"{where}, {name}") for name, value in stated.items()}
     found = {}
     for node in plan.nodes:
         names = [node.name, node.kind, node.kind.rpartition("-")[0]]
         name = next((name for name in names if name in given), None)
         if name is None and node.is_run:
-            raise UsageError(f"holds no cost of {node.kind}", where=path, do=nearest(node.kind, given))
+            raise UsageError(f"holds no cost of {node.kind}", where=where, do=nearest(node.kind, given))
         found[node.name] = given[name] if name else 0.0
     return found
 

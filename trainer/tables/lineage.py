@@ -82,10 +82,12 @@ def of_predictions(name: str, runs: Iterable[tuple[pd.DataFrame, Collection[str]
 
 
 def merged(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
-    """One frame with a shortest way for each (row, study, kind), sorted."""
+    """One frame with a shortest way for each (row, study, kind), of unknown ones for each input too; sorted."""
     every = pd.concat([_frame([]), *frames], ignore_index=True)
     ordered = every.sort_values(["row", "study", "kind", "steps", "way"], kind="stable")
-    return ordered.drop_duplicates(["row", "study", "kind"]).reset_index(drop=True).astype({"steps": "int64"})
+    origin = ordered["way"].str.split(ARROW).str[-1].where(ordered["kind"] == UNKNOWN, "")
+    first = ~ordered.assign(origin=origin).duplicated(["row", "study", "kind", "origin"])
+    return ordered[first].reset_index(drop=True).astype({"steps": "int64"})
 
 
 def refuse_exposed(stage: str, exposure: pd.DataFrame, scored: Collection[str]) -> None:
