@@ -22,6 +22,7 @@ from trainer.data.draws import Drawing
 from trainer.data.items import triplets, windows
 from trainer.data.loader import Loader
 from trainer.data.order import Training
+from trainer.data.resident import Crops
 from trainer.data.source import STD, TRIPLET_CHUNKS_BYTES, Source
 
 BOX = (100, 110, 400, 410)
@@ -38,7 +39,8 @@ def loader(cache: Path, kind: str, resident: str, device: torch.device, workers:
     keep = {"disk": TRIPLET_CHUNKS_BYTES if kind == "triplets" else 0, "ram": RAM_BYTES, "gpu": 0}[resident]
     schedule = Training(items, 1, batch, by_block=kind == "triplets")
     source = Source(cache, schedule, drawing, dict.fromkeys(Cache(cache).ids, BOX), keep_bytes=keep)
-    return Loader(source, batch, DataSettings(workers=workers, resident=resident), device)
+    crops = Crops(cache, device) if resident == "gpu" else None
+    return Loader(source, batch, DataSettings(workers=workers, resident=resident), device, crops=crops)
 
 
 def pace(found: Loader, seconds: float) -> float:

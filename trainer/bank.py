@@ -18,7 +18,7 @@ from trainer.data.draws import Draw, Drawing
 from trainer.data.items import Item
 from trainer.data.loader import Batch, Loader
 from trainer.data.order import Evaluation, Place, Training
-from trainer.inputs import file_digest
+from trainer.inputs import MODEL_FILE, file_digest
 from trainer.models import StudyFractureModel
 from trainer.session import Session
 
@@ -37,7 +37,7 @@ class Bank:
         picture = settings.data.model_dump(include={"size", "crop", "interpolation", "intensity", "thin"})
         same_for_all = {
             "version": VERSION,
-            "backbone": file_digest(settings.backbone / "model.safetensors"),
+            "backbone": file_digest(settings.backbone / MODEL_FILE),
             "pixel_hash": session.inputs.cache.pixel_hash,
             "picture": picture,
             "augment": settings.augment.model_dump(),

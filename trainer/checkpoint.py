@@ -1,4 +1,8 @@
-"""Checkpoints: everything needed to go on from an optimiser step, replaced as one folder; and the final weights."""
+"""Checkpoints: everything needed to go on from an optimiser step, replaced as one folder; and weights by themselves.
+
+A checkpoint's model is written and read here, not by Accelerate: its own names depend on the number of processes, and of
+tensors that share one buffer, as an LSTM's do on a GPU, it keeps the first alone.
+"""
 
 import json
 import shutil
@@ -8,22 +12,25 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from cache_schema.errors import UsageError
 from trainer.identity import CHECKPOINT, MODEL_FILE
+from trainer.models import load_strictly
 
 POSITION = "position.json"
 
 
-def save(accelerator: Accelerator, run_dir: Path, step: int, key: str) -> None:
+def save(accelerator: Accelerator, model: nn.Module, run_dir: Path, step: int, key: str) -> None:
     """Model, optimiser, scaler, every process's RNG states and the step, written beside and renamed in. All processes call it."""
     new, now, old = (run_dir / name for name in (f"{CHECKPOINT}.new", CHECKPOINT, f"{CHECKPOINT}.old"))
     if accelerator.is_main_process:
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
     accelerator.wait_for_everyone()
+    left_out = accelerator.register_save_state_pre_hook(lambda models, weights, folder: weights.clear())
     accelerator.save_state(str(new))
+    left_out.remove()
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
+        save_weights(accelerator.unwrap_model(model), new, {})
         (new / POSITION).write_text(json.dumps({"step": step, "key": key}))
         shutil.rmtree(old, ignore_errors=True)
         if now.exists():
@@ -33,17 +40,19 @@ def save(accelerator: Accelerator, run_dir: Path, step: int, key: str) -> None:
     accelerator.wait_for_everyone()
 
 
-def restore(accelerator: Accelerator, run_dir: Path, key: str) -> int:
+def restore(accelerator: Accelerator, model: nn.Module, run_dir: Path, key: str) -> int:
     """The optimiser step to go on from: 0 without a checkpoint of this run."""
     for folder in (run_dir / CHECKPOINT, run_dir / f"{CHECKPOINT}.old"):
         position = folder / POSITION
         if position.is_file():
             found = json.loads(position.read_text())
             if found["key"] == key:
+                load_weights(accelerator.unwrap_model(model), folder / MODEL_FILE)
+                left_out = accelerator.register_load_state_pre_hook(lambda models, folder: models.clear())
                 accelerator.load_state(str(folder))
-                accelerator.step = (
-                    0  # micro-batches since the last optimiser step, whatever the number of processes was
-                )
+                left_out.remove()
+                # micro-batches since the last optimiser step, whatever the number of processes was
+                accelerator.step = 0
                 return found["step"]
     return 0
 
@@ -58,8 +67,4 @@ def save_weights(model: nn.Module, run_dir: Path, metadata: dict[str, str]) -> N
 
 def load_weights(model: nn.Module, path: Path) -> None:
     """Strictly: every tensor there, none too many. Raises UsageError naming the file and the first that differs."""
-    state, own = load_file(str(path)), model.state_dict()
-    wrong = sorted(own.keys() ^ state.keys()) or sorted(name for name in own if own[name].shape != state[name].shape)
-    if wrong:
-        raise UsageError(f"does not fit this variant: {len(wrong)} tensors differ, first {wrong[0]}", where=path)
-    model.load_state_dict(state)
+    load_strictly(model, load_file(str(path)), "this variant", path)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils.memory import clear_device_cache
 from torch import nn
 
 from trainer import micro_batch
@@ -46,6 +47,7 @@ def choose(session: Session, model: nn.Module, items: Sequence[Item]) -> Choice:
     if train.autotune and session.is_main:
         layout = tune(session, model, given)
         torch.compiler.reset()  # lets go of the copies that were compiled
+    clear_device_cache(garbage_collection=True)  # DALI and other processes cannot use what torch holds back
     (layout,) = broadcast_object_list([layout])
     return Choice(given, *layout)
 

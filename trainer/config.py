@@ -119,7 +119,7 @@ class Settings(Section):
     out: Path
     mode: Literal["train", "predict"] = "train"
     fold: Annotated[int, Field(ge=0)] | Literal["all"] = 0
-    seed: int = Field(1, ge=0)
+    seed: int = Field(1, ge=0, lt=2**32)
     boxes: Path | None = None
     """a study_boxes table, or `cache` for the boxes published in the cache"""
     pseudo: Path | None = None

@@ -13,7 +13,7 @@ import yaml
 from cache_schema.errors import UsageError
 from cache_schema.tables import table_meta
 from trainer.config import Settings
-from trainer.inputs import Inputs, file_digest, weights_metadata
+from trainer.inputs import MODEL_FILE, Inputs, file_digest, weights_metadata
 from trainer.tables.lineage import RUN_FILE
 
 VERSIONS = {"bbox": 1, "vertebrae": 1, "slice_fracture": 1, "study_fracture": 1}
@@ -33,7 +33,7 @@ PICTURE = {
 }
 """settings that a prediction must share with the training of its weights"""
 
-MODEL_FILE, CONFIG_FILE, CHECKPOINT = "model.safetensors", "config.yaml", "checkpoint"
+CONFIG_FILE, CHECKPOINT = "config.yaml", "checkpoint"
 PREDICTIONS = "predictions.parquet"
 """of the held-out fold, by the run itself"""
 PREDICTIONS_OF_ALL = "predictions-all.parquet"
@@ -52,6 +52,8 @@ def identity_settings(settings: Settings) -> dict[str, Any]:
     values = {name: value for name, value in settings.dump().items() if name not in OUTSIDE}
     for section, outside in OUTSIDE_SECTIONS.items():
         values[section] = {name: value for name, value in values[section].items() if name not in outside}
+    if settings.model.batch_norm == "train":
+        values["model"]["chunk"] = settings.model.chunk  # a chunk is normalised by its own statistics
     if settings.model.weights_file is not None:
         values["model"]["weights_file"] = file_digest(settings.model.weights_file)
     return values

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from cache_schema import LEVELS, TARGETS, Cache, Study
 from cache_schema.errors import StaleStudy, UsageError
@@ -19,6 +19,9 @@ from cache_schema.tables import read_table, table_meta
 from trainer.config import Settings, nearest
 from trainer.tables.boxes import BOX
 from trainer.tables.pseudo import FRACTURES
+
+MODEL_FILE = "model.safetensors"
+"""a finished run's weights"""
 
 
 class Inputs:
@@ -191,8 +194,8 @@ class Inputs:
         if training and settings.stage == "slice_fracture" and settings.pseudo is not None:
             parts["pseudo"] = table_meta(settings.pseudo)["digest"]
         if training and settings.stage == "study_fracture" and settings.backbone is not None:
-            weights_metadata(settings.backbone / "model.safetensors")
-            parts["backbone"] = file_digest(settings.backbone / "model.safetensors")
+            weights_metadata(settings.backbone / MODEL_FILE)
+            parts["backbone"] = file_digest(settings.backbone / MODEL_FILE)
         return parts
 
     def check_fresh(self) -> None:
@@ -208,9 +211,12 @@ class Inputs:
 def weights_metadata(path: Path) -> dict[str, str]:
     """What a weights file says about itself; read without torch."""
     if not path.is_file():
-        raise UsageError("no finished run", where=path.parent, expected="a folder with model.safetensors")
-    with safe_open(path, framework="np") as file:
-        return file.metadata() or {}
+        raise UsageError("no finished run", where=path.parent, expected=f"a folder with {MODEL_FILE}")
+    try:
+        with safe_open(path, framework="np") as file:
+            return file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise UsageError(f"cannot be read as weights ({error})", where=path, do="train it again") from None
 
 
 def file_digest(path: Path) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import torch
 import yaml
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast, broadcast_object_list, gather_object
 from torch import nn
 
 from cache_schema.errors import CspineError, UsageError
@@ -78,12 +78,13 @@ class Run(Session):
         share(train.batch, 1, accelerator.num_processes)
         last = train.epochs * (len(items) // train.batch)
         model = self.stage.model()
-        self.inputs.crop_boxes(ids)
+        self.require_boxes(ids)
         chosen = self._open_run_dir()  # only now: a mistake must not set a finished run aside
         if model_key(settings.run_dir) == self.key:
             checkpoint.load_weights(model, settings.run_dir / MODEL_FILE)
             self._finish(accelerator.prepare(model), last)
             return
+        self.keep_crops([*ids, *self.inputs.eval_ids()])
         choice = Choice(**chosen) if chosen else choose(self, model, items)
         if self.is_main and not chosen:
             self._write_config(choice)
@@ -91,7 +92,7 @@ class Run(Session):
         micro, passes = share(train.batch, choice.micro_batch, accelerator.num_processes)
         accelerator.gradient_accumulation_steps = passes
         model, optimiser = accelerator.prepare(model, optimiser_of(model, train))
-        first = checkpoint.restore(accelerator, settings.run_dir, self.key)
+        first = checkpoint.restore(accelerator, model, settings.run_dir, self.key)
         self._open_logs(first)
         schedule = self._schedule(items, first)
         if first:
@@ -115,9 +116,9 @@ class Run(Session):
             if not within and scored and epoch % train.evaluate_every == 0 and step + 1 < last:
                 self._log_scores(predict(self, model, scored_only=True), step + 1)
                 model.train()
-            if time.monotonic() - kept >= train.checkpoint_minutes * 60 and step + 1 < last:
+            if self._agreed(time.monotonic() - kept) >= train.checkpoint_minutes * 60 and step + 1 < last:
                 self.inputs.check_fresh()
-                checkpoint.save(accelerator, settings.run_dir, step + 1, self.key)
+                checkpoint.save(accelerator, model, settings.run_dir, step + 1, self.key)
                 kept = time.monotonic()
         batches.close()
         self.inputs.check_fresh()
@@ -158,6 +159,12 @@ class Run(Session):
                 f"the loss is {loss} at step {step + 1}", where=where, do="look at these items, or lower train.lr"
             )
         return {"loss": loss, "gradient_norm": float(norm), "lr": rate}
+
+    def _agreed(self, seconds: float) -> float:
+        """The main process's: what all processes do together must not follow from each one's own clock."""
+        if self.accelerator.num_processes == 1:
+            return seconds
+        return float(broadcast(torch.tensor(seconds, device=self.accelerator.device)))
 
     def predict_from(self, weights: Path) -> None:
         """mode=predict: the predictions of a finished run's weights, into the folder of the settings' own fold and seed."""

@@ -38,22 +38,19 @@ def total(terms: Mapping[str, Term], counts: Tensor | None = None) -> Tensor:
     return torch.stack(parts).sum()
 
 
-def bbox_loss(
-    box: Tensor, presence: Tensor, true_box: Tensor, has_box: Tensor, mask: Tensor | None = None
-) -> dict[str, Term]:
+def bbox_loss(box: Tensor, presence: Tensor, true_box: Tensor, has_box: Tensor) -> dict[str, Term]:
     """Stage 1 (reference 7.1): 0.8 x L1 of the box over items that have one + 0.2 x binary cross-entropy of presence.
 
-    box, true_box: (B, 4) in units of the picture's side; presence: (B,) logits; has_box: (B,) in [0, 1];
-    mask: (B,) bool, items that count. true_box may hold anything, NaN included, where has_box is 0.
+    box, true_box: (B, 4) in units of the picture's side; presence: (B,) logits; has_box: (B,) in [0, 1].
+    true_box may hold anything, NaN included, where has_box is 0.
     """
-    counted = torch.ones_like(presence) if mask is None else mask.float()
-    positive = (has_box > 0.5) & (counted > 0)
+    positive = has_box > 0.5
     distance = (box.float() - torch.where(positive[:, None], true_box, box.detach()).float()).abs().mean(1)
     label = has_box.float().clamp(*PRESENCE_CLIP)
     entropy = F.binary_cross_entropy_with_logits(presence.float(), label, reduction="none")
     return {
         "box": Term(0.8, distance.sum(), positive.sum().float()),
-        "presence": Term(0.2, (entropy * counted).sum(), counted.sum()),
+        "presence": Term(0.2, entropy.sum(), torch.tensor(float(len(entropy)), device=entropy.device)),
     }
 
 

@@ -18,7 +18,7 @@ from trainer.config import STAGES, Settings, load
 
 HELP = f"""usage: accelerate launch trainer/run.py stage={"|".join(STAGES)} [variant=NAME] cache=CACHE out=RUNS
            [mode=train|predict] [fold=0|all] [seed=1] [boxes=TABLE|cache] [pseudo=TABLE] [backbone=RUN] [weights=RUN]
-           [split=held_out|all] [micro_batch=N] [deterministic=true] [tracker=tensorboard|none] [config=FILE] [section.key=value ...]
+           [split=held_out|all] [micro_batch=auto|N] [deterministic=true] [tracker=tensorboard|none] [config=FILE] [section.key=value ...]
 
 On one CPU, or one GPU, `python trainer/run.py ...` does the same without the launcher.
 Settings: defaults < configs/<stage>.yaml < its variant < config=FILE < command line; sections are model, data, augment, train.

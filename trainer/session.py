@@ -1,6 +1,7 @@
 """What one training or prediction holds open in this process: settings, inputs, stage, Accelerate, and the loaders it opens."""
 
 import os
+from functools import cached_property
 
 import cv2
 import torch
@@ -8,11 +9,13 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin, set_seed
 
+from cache_schema import Cache
 from trainer.config import Settings
 from trainer.data.draws import Drawing
 from trainer.data.loader import Loader
 from trainer.data.order import Evaluation, Training
-from trainer.data.source import TRIPLET_CHUNKS_BYTES, Source
+from trainer.data.resident import Crops
+from trainer.data.source import TRIPLET_CHUNKS_BYTES, Source, squares
 from trainer.inputs import Inputs
 from trainer.stages import STAGES, Stage
 
@@ -36,6 +39,21 @@ class Session:
     def say(self, line: str) -> None:
         """Once, from the main process."""
         self.accelerator.print(line, flush=True)
+
+    def require_boxes(self, ids: list[str]) -> None:
+        """Raises UsageError where a study that is trained on, or will be predicted, lacks the box that the stage needs."""
+        if self.settings.data.crop or self.settings.stage == "study_fracture":
+            self.inputs.require_boxes([*ids, *self.inputs.eval_ids()])
+
+    def keep_crops(self, ids: list[str]) -> None:
+        """data.resident=gpu: these studies' crops, into the GPU's memory. Raises UsageError where they do not fit."""
+        if self.crops is not None:
+            self.crops.load(squares(Cache(self.settings.cache), ids, self.inputs.crop_boxes(ids)))
+
+    @cached_property
+    def crops(self) -> Crops | None:
+        resident = self.settings.data.resident == "gpu" and self.accelerator.device.type == "cuda"
+        return Crops(self.settings.cache, self.accelerator.device) if resident else None
 
     def drawing(self) -> Drawing:
         """How training items are drawn."""
@@ -65,7 +83,7 @@ class Session:
         kept = int(data.ram_gb * 2**30) if data.resident == "ram" else TRIPLET_CHUNKS_BYTES if keep_chunks else 0
         boxes, skip = self.inputs.crop_boxes(ids), data.on_error == "skip" and isinstance(schedule, Training)
         source = Source(self.settings.cache, schedule, drawing, boxes, data.intensity, kept, limit, skip)
-        return Loader(source, batch, data, self.accelerator.device, self.stage.targets if targets else None)
+        return Loader(source, batch, data, self.accelerator.device, self.stage.targets if targets else None, self.crops)
 
 
 def accelerator(settings: Settings) -> Accelerator:

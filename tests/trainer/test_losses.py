@@ -36,13 +36,6 @@ def test_stage_1_is_finite_and_so_are_its_gradients_without_a_positive():
     assert loss.item() == pytest.approx(0.2 * math.log(2)) and not box.grad.any()
 
 
-def test_stage_1_leaves_masked_items_out():
-    box, truth, has = torch.rand(3, 4), torch.rand(3, 4), torch.ones(3)
-    logits, mask = torch.randn(3), torch.tensor([True, True, False])
-    masked = total(bbox_loss(box, logits, truth, has, mask))
-    assert masked.item() == pytest.approx(total(bbox_loss(box[:2], logits[:2], truth[:2], has[:2])).item())
-
-
 def test_stage_2_counts_errors_twice_only_where_the_label_is_not_exactly_zero():
     ratios, truth = torch.zeros(1, 2, 7), torch.zeros(1, 2, 7)
     ratios[0, 0, 0], truth[0, 0, 1], truth[0, 1, 2] = 0.5, 0.5, 0.001

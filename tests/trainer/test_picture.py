@@ -107,7 +107,6 @@ def test_gain_is_albumentations_contrast_within_rounding():
     transform = A.RandomBrightnessContrast(
         brightness_limit=0, contrast_limit=(0.15, 0.15), ensure_safe_range=False, p=1
     )
-    assert np.abs(ours[0] - transform(image=pixels[0])["image"]).shape == (3, SIZE, SIZE)
     for channel in range(3):
         assert np.abs(ours[0, channel] - transform(image=pixels[channel])["image"]).max() <= 1.1
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -36,9 +37,9 @@ EPOCHS = {"bbox": 1, "vertebrae": 5, "slice_fracture": 4, "study_fracture": 20}
 """at least 20 optimiser steps of 4 items each"""
 
 
-def test_two_processes_train_and_predict_as_one_does(tiny_cache, tiny_settings, true_boxes, pseudo, tmp_path):
+def test_two_processes_train_and_predict_as_one_does(tiny_cache, tiny_settings, true_boxes, pseudo, tmp_path, capfd):
     common = [f"cache={tiny_cache}", f"config={tiny_settings}", f"boxes={true_boxes}", "model.dropout=0"]
-    common += ["train.batch=4", "train.micro_batch=4", "train.checkpoint_minutes=9", "fold=all"]
+    common += ["train.batch=4", "train.micro_batch=4", "train.checkpoint_minutes=0.001", "fold=all"]
     needs = {"vertebrae": ["variant=04A"], "slice_fracture": [f"pseudo={pseudo}"]}
 
     def training(stage, out):
@@ -63,6 +64,16 @@ def test_two_processes_train_and_predict_as_one_does(tiny_cache, tiny_settings, 
         alone = train(**as_keywords(prediction(stage, tmp_path / "alone")))
         tables = [read_table(run / "predictions-all.parquet") for run in (by_two, alone)]
         pd.testing.assert_frame_equal(*tables, rtol=1e-5, atol=1e-5)
+        # what two processes had begun goes on in one
+        begun, again = tmp_path / "two" / by_one.relative_to(tmp_path / "one"), tmp_path / "again"
+        shutil.copytree(begun, again / begun.relative_to(tmp_path / "two"))
+        (again / begun.relative_to(tmp_path / "two") / "model.safetensors").unlink()
+        resumed = train(
+            **as_keywords([word for word in training(stage, tmp_path / "two") if not word.startswith("out=")]),
+            out=again,
+        )
+        assert "resuming at step" in capfd.readouterr().out
+        assert losses(resumed) == pytest.approx(losses(by_one), rel=1e-5), stage
 
 
 def as_keywords(words):

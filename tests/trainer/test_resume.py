@@ -9,10 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from accelerate import Accelerator
 from safetensors.numpy import load_file
 from trainings import same_weights
 
-from trainer import train
+from trainer import checkpoint, train
 from trainer.config import load
 from trainer.inputs import Inputs
 from trainer.journal import Journal
@@ -88,15 +90,30 @@ def test_a_killed_process_leaves_a_run_that_goes_on_to_the_same_weights(tiny_cac
 
 def test_a_checkpoint_of_other_settings_is_not_used(tiny_cache, tiny_settings, tmp_path):
     words = [f"cache={tiny_cache}", f"out={tmp_path}", f"config={tiny_settings}", "stage=bbox"]
-    from trainer import checkpoint
-
     settings = load(words)
     run = Run(settings, Inputs(settings), "one key")
     model = run.accelerator.prepare(run.stage.model())
-    checkpoint.save(run.accelerator, settings.run_dir, 7, "one key")
-    assert checkpoint.restore(run.accelerator, settings.run_dir, "one key") == 7
-    assert checkpoint.restore(run.accelerator, settings.run_dir, "another key") == 0
-    del model
+    checkpoint.save(run.accelerator, model, settings.run_dir, 7, "one key")
+    assert checkpoint.restore(run.accelerator, model, settings.run_dir, "one key") == 7
+    assert checkpoint.restore(run.accelerator, model, settings.run_dir, "another key") == 0
+
+
+def test_weights_that_share_a_buffer_are_all_kept_in_a_checkpoint(tmp_path):
+    """As those of an LSTM do on a GPU."""
+    accelerator, lstm = Accelerator(cpu=True), torch.nn.LSTM(3, 3)
+    buffer = torch.cat([parameter.detach().flatten() for parameter in lstm.parameters()])
+    first = 0
+    for parameter in lstm.parameters():
+        parameter.data = buffer[first : first + parameter.numel()].view_as(parameter)
+        first += parameter.numel()
+    model = accelerator.prepare(lstm)
+    expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    checkpoint.save(accelerator, model, tmp_path, 1, "key")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert checkpoint.restore(accelerator, model, tmp_path, "key") == 1
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
 
 
 def test_runs_of_other_precisions_follow_each_other_in_one_process(tiny_cache, tiny_settings, tmp_path):

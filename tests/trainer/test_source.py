@@ -109,7 +109,7 @@ def test_crops_kept_on_a_device_give_the_same_pictures(intensity, tiny_cache):
         source = Source(
             tiny_cache, Training(items, 1, 2), Drawing(64, 5, AUGMENT, thin=0.6), boxes_of(cache), intensity, limit=6
         )
-        on_device = ResidentSource(source, cpu)
+        on_device = ResidentSource(source, Crops(tiny_cache, cpu))
         expected = dali_pictures(source, 2, settings, cpu, 0)
         for (found, keys), (pictures, same) in zip(
             dali_pictures(on_device, 2, settings, cpu, 0), expected, strict=True

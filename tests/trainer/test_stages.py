@@ -9,7 +9,7 @@ from safetensors import safe_open
 
 from cache_schema import LEVELS, TARGETS, Cache
 from cache_schema.errors import UsageError
-from cache_schema.tables import read_table
+from cache_schema.tables import read_table, write_table
 from trainer import train
 from trainer.config import load
 from trainer.data.order import Evaluation
@@ -226,10 +226,11 @@ def test_changed_settings_set_the_old_run_aside_instead_of_overwriting_it(tiny_c
     assert (aside / "model.safetensors").read_bytes() == first != second
 
 
-def test_a_study_without_a_box_is_named(tiny_cache, tiny_settings, true_boxes, tmp_path):
-    from cache_schema.tables import write_table
-
-    boxes = read_table(true_boxes)
+@pytest.mark.parametrize("held_out", [False, True])
+def test_a_study_without_a_box_is_named_before_anything_is_trained(
+    held_out, tiny_cache, tiny_settings, true_boxes, tmp_path
+):
+    boxes, folds = read_table(true_boxes), Cache(tiny_cache).labels.set_index("id")["fold"]
     lost = boxes.loc[boxes["source"] == "segmentation", "id"].iloc[0]
     write_table(tmp_path / "boxes.parquet", boxes[boxes["id"] != lost], "cut", {})
     with pytest.raises(UsageError, match=f"1 studies have no box, first {lost}"):
@@ -240,6 +241,13 @@ def test_a_study_without_a_box_is_named(tiny_cache, tiny_settings, true_boxes, t
             out=tmp_path,
             config=tiny_settings,
             boxes=tmp_path / "boxes.parquet",
-            fold="all",
+            fold=folds[lost] if held_out else "all",
             **{"train.batch": 2},
         )
+    assert not (tmp_path / "vertebrae-04A").exists()
+
+
+def test_weights_that_cannot_be_read_are_one_line(tiny_cache, tiny_settings, tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"x" * 100)
+    with pytest.raises(UsageError, match="cannot be read as weights"):
+        train(stage="bbox", cache=tiny_cache, out=tmp_path, config=tiny_settings, mode="predict", weights=tmp_path)

@@ -9,7 +9,7 @@ from nvidia.dali import fn, pipeline_def, types
 from trainer.data.resident import ResidentSource
 from trainer.data.source import INTERPOLATION, MEAN, STD, Sample
 
-DALI = {"bilinear": types.INTERP_LINEAR, "bicubic": types.INTERP_CUBIC}
+DALI_INTERPOLATION = {"bilinear": types.INTERP_LINEAR, "bicubic": types.INTERP_CUBIC}
 
 
 def remap_bilinear(pixels: np.ndarray, map_x: np.ndarray, map_y: np.ndarray) -> np.ndarray:
@@ -60,7 +60,7 @@ def graph(source: Any, size: int, interpolation: str, gpu: bool, workers: int):
     map_x = matrix[0, 0] * axis_x + matrix[0, 1] * axis_y + (matrix[0, 2] - 0.5)
     map_y = matrix[1, 0] * axis_x + matrix[1, 1] * axis_y + (matrix[1, 2] - 0.5)
     if gpu:
-        x = fn.experimental.remap(x, map_x, map_y, interp=DALI[interpolation], pixel_origin="center")
+        x = fn.experimental.remap(x, map_x, map_y, interp=DALI_INTERPOLATION[interpolation], pixel_origin="center")
     else:
         remap = {"bilinear": remap_bilinear, "bicubic": remap_bicubic}[interpolation]
         x = fn.python_function(x, map_x, map_y, function=remap, output_layouts="FHWC")

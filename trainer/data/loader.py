@@ -16,6 +16,7 @@ from cache_schema.errors import CacheError, CspineError, StaleStudy, UsageError
 from trainer.config import DataSettings
 from trainer.data.draws import Draw
 from trainer.data.order import Place
+from trainer.data.resident import Crops, ResidentSource
 from trainer.data.shared_memory import workers_with_room
 from trainer.data.source import Source
 
@@ -46,21 +47,39 @@ class Loader:
     """Iterates over batches of `batch` items; `device` is where pixels are computed and stay."""
 
     def __init__(
-        self, source: Source, batch: int, settings: DataSettings, device: torch.device, targets: Targets | None = None
+        self,
+        source: Source,
+        batch: int,
+        settings: DataSettings,
+        device: torch.device,
+        targets: Targets | None = None,
+        crops: Crops | None = None,
     ):
+        """crops: what data.resident=gpu reads from."""
         self.source, self.batch, self.settings, self.device, self.targets = source, batch, settings, device, targets
+        self.crops = crops
         self.skipped = 0
         """items that could not be read; others were shown in their place (data.on_error=skip)"""
 
     def __iter__(self) -> Iterator[Batch]:
-        pictures = {"dali": _dali_pictures, "plain": _plain_pictures}[self.settings.loader]
         source, k = self.source, 0
-        for images, keys in pictures(source, self.batch, self.settings, self.device):
+        for images, keys in self._pictures():
             places = [self._read(source.schedule[k + i], key) for i, key in enumerate(keys)]
             yield self._with_targets(images, places)
             k += self.batch
             if source.limit is not None and k >= source.limit:
                 return
+
+    def _pictures(self) -> "Pictures":
+        source, batch, settings, device = self.source, self.batch, self.settings, self.device
+        if settings.resident == "gpu":
+            if settings.loader != "dali":
+                raise UsageError("data.resident=gpu belongs to data.loader=dali", do="give data.resident=ram or disk")
+            if self.crops is None:
+                raise UsageError("data.resident=gpu needs a GPU", do="give data.resident=ram or disk")
+            return dali_pictures(ResidentSource(source, self.crops), batch, settings, device, 0)
+        pictures = {"dali": dali_pictures, "plain": plain_pictures}[settings.loader]
+        return pictures(source, batch, settings, device, workers_with_room(settings, source, batch))
 
     def _read(self, place: Place, key: int) -> Place:
         """What was read in its place; an item that could not be is counted and named."""
@@ -90,17 +109,6 @@ class Loader:
 
 Pictures = Iterator[tuple[list[torch.Tensor], list[int]]]
 """batches of (frames / 3, 3, size, size) float16 on the device, and the keys of their items"""
-
-
-def _dali_pictures(source: Source, batch: int, settings: DataSettings, device: torch.device) -> Pictures:
-    if settings.resident != "gpu":
-        yield from dali_pictures(source, batch, settings, device, workers_with_room(settings, source, batch))
-        return
-    if device.type != "cuda":
-        raise UsageError("data.resident=gpu needs a GPU", do="give data.resident=ram or disk")
-    from trainer.data.resident import ResidentSource
-
-    yield from dali_pictures(ResidentSource(source, device), batch, settings, device, 0)
 
 
 def dali_pictures(source: Any, batch: int, settings: DataSettings, device: torch.device, workers: int) -> Pictures:
@@ -143,12 +151,10 @@ def dali_pictures(source: Any, batch: int, settings: DataSettings, device: torch
         yield images, keys.as_array().ravel().tolist()
 
 
-def _plain_pictures(source: Source, batch: int, settings: DataSettings, device: torch.device) -> Pictures:
-    from trainer.data.plain import Pictures
+def plain_pictures(source: Source, batch: int, settings: DataSettings, device: torch.device, workers: int) -> Pictures:
+    from trainer.data import plain
 
-    if settings.resident == "gpu":
-        raise UsageError("data.resident=gpu belongs to data.loader=dali", do="give data.resident=ram or disk")
-    pictures = Pictures(source, settings).batches(batch, workers_with_room(settings, source, batch))
+    pictures = plain.Pictures(source, settings).batches(batch, workers)
     while True:
         try:
             found = next(pictures)

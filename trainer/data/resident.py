@@ -1,6 +1,5 @@
 """Crops of whole studies in a GPU's memory (`data.resident=gpu`): decoded and copied once, sliced and stretched there for every item."""
 
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -47,21 +46,12 @@ class Crops:
         return self._crops[id, square][int(index[0]) : int(index[-1]) + 1 : step]
 
 
-@lru_cache(maxsize=1)
-def crops_on(cache: Path, device: torch.device) -> Crops:
-    """The process's only ones: training and evaluation share them."""
-    return Crops(cache, device)
-
-
 class ResidentSource:
     """A Source whose pixels come as device tensors, for DALI's external sources that run in the training process."""
 
-    def __init__(self, source: Source, device: torch.device):
-        if source.boxes is None:
-            raise UsageError(
-                "data.resident=gpu keeps crops, and this variant has none", do="give data.resident=ram or disk"
-            )
-        self.source, self.crops = source, crops_on(source.cache, device)
+    def __init__(self, source: Source, crops: Crops):
+        """crops: training and evaluation share them; those that are missing are loaded now."""
+        self.source, self.crops = source, crops
         self._squares = source.squares()
         self.crops.load(self._squares)
 

@@ -4,7 +4,7 @@ Everything is opened on first use, so a Source travels to reading processes as a
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -143,12 +143,7 @@ class Source:
 
     def squares(self) -> dict[str, Box]:
         """By id of all studies that items are of, what of each slice is read."""
-        sizes = Cache(self.cache).index.set_index("id")[["rows", "columns"]].astype(int)
-        found = {}
-        for id in sorted({item.id for item in self.schedule.items}):
-            rows, columns = (int(size) for size in sizes.loc[id])
-            found[id] = (0, 0, columns, rows) if self.boxes is None else square_around(self.boxes[id], rows, columns)
-        return found
+        return squares(Cache(self.cache), {item.id for item in self.schedule.items}, self.boxes)
 
     def most_frames(self) -> int:
         return max(item.frames for item in self.schedule.items)
@@ -189,6 +184,16 @@ class Source:
         if len(found) < item.frames:
             found = np.concatenate([found, np.zeros((item.frames - len(found), *found.shape[1:]), np.uint8)])
         return found[::-1] if draw.reverse else found
+
+
+def squares(cache: Cache, ids: Iterable[str], boxes: dict[str, Box] | None) -> dict[str, Box]:
+    """What of each slice of these studies is read: the square around its box, the whole slice where there are no boxes."""
+    sizes = cache.index.set_index("id")[["rows", "columns"]].astype(int)
+    found = {}
+    for id in sorted(set(ids)):
+        rows, columns = (int(size) for size in sizes.loc[id])
+        found[id] = (0, 0, columns, rows) if boxes is None else square_around(boxes[id], rows, columns)
+    return found
 
 
 def assemble(pixels: np.ndarray, draw: Draw, key: int = 0) -> Sample:

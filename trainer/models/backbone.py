@@ -92,8 +92,13 @@ def _load(net: nn.Module, path: Path, name: str) -> None:
     for layer in (classifier,) if isinstance(classifier, str) else classifier:
         state.pop(f"{layer}.weight", None)
         state.pop(f"{layer}.bias", None)
-    own = net.state_dict()
+    load_strictly(net, state, name, path)
+
+
+def load_strictly(module: nn.Module, state: dict[str, torch.Tensor], name: str, where: Path) -> None:
+    """Every tensor there and none too many. Raises UsageError with the file and the first that differs."""
+    own = module.state_dict()
     wrong = sorted(own.keys() ^ state.keys()) or sorted(k for k in own if own[k].shape != state[k].shape)
     if wrong:
-        raise UsageError(f"does not fit {name}: {len(wrong)} tensors differ, first {wrong[0]}", where=path)
-    net.load_state_dict(state)
+        raise UsageError(f"does not fit {name}: {len(wrong)} tensors differ, first {wrong[0]}", where=where)
+    module.load_state_dict(state)

@@ -5,11 +5,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from cache_schema import LEVELS
 from trainer.models.backbone import Backbone
 from trainer.models.heads import Head
 from trainer.models.sequence import POSITION_WIDTH, TRIPLET, BiLSTM, middle_slices, positions
-
-LEVELS = 7
 
 
 class SliceFractureModel(nn.Module):
@@ -22,8 +21,8 @@ class SliceFractureModel(nn.Module):
         width = backbone.width + POSITION_WIDTH
         self.rnn = BiLSTM(width)
         self.dropout = nn.Dropout(dropout)
-        self.vertebra = Head(2 * width, LEVELS)
-        self.fracture = Head(2 * width, LEVELS)
+        self.vertebra = Head(2 * width, len(LEVELS))
+        self.fracture = Head(2 * width, len(LEVELS))
         self.any = Head(2 * width, 1)
 
     def encode(self, images: Tensor) -> Tensor:

@@ -5,11 +5,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from cache_schema import TARGETS
 from trainer.models.backbone import Backbone
 from trainer.models.heads import AttentionPool, Head, fit_steps, max_pool
 from trainer.models.sequence import BiLSTM
-
-TARGETS = 8
 
 
 class StudyFractureModel(nn.Module):
@@ -35,7 +34,7 @@ class StudyFractureModel(nn.Module):
         self.rnn = BiLSTM(backbone.width)
         self.attention = AttentionPool(2 * backbone.width, steps)
         self.dropout = nn.Dropout(dropout)
-        self.logits = Head(4 * backbone.width, TARGETS)
+        self.logits = Head(4 * backbone.width, len(TARGETS))
         self.train()
 
     def train(self, mode: bool = True) -> "StudyFractureModel":

@@ -5,11 +5,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from cache_schema import LEVELS
 from trainer.models.backbone import Backbone
 from trainer.models.heads import Head
 from trainer.models.sequence import POSITION_WIDTH, TRIPLET, BiLSTM, channels, positions
-
-LEVELS = 7
 
 
 class VertebraModel(nn.Module):
@@ -24,7 +23,7 @@ class VertebraModel(nn.Module):
         width = backbone.width + 2 * POSITION_WIDTH
         self.rnn = BiLSTM(width)
         self.dropout = nn.Dropout(dropout)
-        self.ratios = Head(2 * width, LEVELS)
+        self.ratios = Head(2 * width, len(LEVELS))
 
     def encode(self, images: Tensor) -> Tensor:
         """(B, T, 3, S, S) -> (B, T, width) float32.
