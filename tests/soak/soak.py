@@ -24,6 +24,7 @@ from trainings import kill_all_stages
 from preprocess.build import build_cache
 from preprocess.cluster import local_cluster
 
+TRIALS = ["damage", "memory", "machine", "mutations", "kills", "trainings"]
 SECONDS_AT_MOST, MB_AT_MOST, GROWTH_AT_MOST = 10, 1024, 1.10
 
 Row = tuple[str, str, bool]
@@ -41,6 +42,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=30, help="of each of its runs")
     parser.add_argument("--slices", type=int, default=1000, help="of the longer study whose memory is measured")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="+", choices=TRIALS, default=TRIALS, metavar="TRIAL", help=", ".join(TRIALS))
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="soak-") as folder, local_cluster(2) as cluster:
         folder, scheduler = Path(folder), cluster.scheduler_address
@@ -55,8 +57,8 @@ def main() -> int:
             "trainings": lambda: _trainings(folder, given),
         }
         good = True
-        for name, trial in trials.items():
-            began = time.monotonic()
+        for name in given.only:
+            trial, began = trials[name], time.monotonic()
             with contextlib.redirect_stderr(io.StringIO()):  # hundreds of builds show how far they are
                 rows = trial()
             for what, seen, well in rows:
