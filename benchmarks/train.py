@@ -266,13 +266,14 @@ def schedule(found: list[Measured], file: Path | None) -> str:
     """The plan on eight such devices by these costs, which go into `file` too."""
     seconds = run_seconds(found)
     if file:
-        file.write_text(yaml.safe_dump({name: round(cost, 1) for name, cost in seconds.items()}))
+        of_kind = {name.partition("/")[0]: cost for name, cost in seconds.items()}  # for plans of other folds and seeds
+        file.write_text(yaml.safe_dump({name: round(cost, 1) for name, cost in (of_kind | seconds).items()}))
     plan = read_plan(PLAN, Path("CACHE"), Path("RUNS"))
     costs = {node.name: seconds.get(node.name, 0.0) for node in plan.nodes}
-    time = makespan(simulate(plan, costs, SLOTS, best_widths(plan, costs, SLOTS)))
+    whole = makespan(simulate(plan, costs, SLOTS, best_widths(plan, costs, SLOTS)))
     bound = lower_bound(plan, costs, SLOTS)
     return (
-        f"simulated on {SLOTS} of them: {time / 3600:.3g} hours, {time / bound:.3f} times the larger of longest path and total "
+        f"simulated on {SLOTS} of them: {whole / 3600:.3g} hours, {whole / bound:.3f} times the larger of longest path and total "
         f"over slots, if twice the devices give {2 * DOUBLING:g} times the speed"
     )
 

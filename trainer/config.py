@@ -138,6 +138,11 @@ class Settings(Section):
     def run_dir(self) -> Path:
         return self.out / f"{self.stage}-{self.variant}" / f"fold{self.fold}-seed{self.seed}"
 
+    @property
+    def needs_boxes(self) -> bool:
+        """Whether study boxes decide what is seen: crops, the stride between windows, a study's z-range."""
+        return self.data.crop or self.data.stride == "adaptive" or self.stage == "study_fracture"
+
     def dump(self) -> dict[str, Any]:
         return self.model_dump(mode="json")
 
@@ -295,7 +300,7 @@ def _without_nulls(values: Mapping[str, Any]) -> dict[str, Any]:
 def _check_needs(settings: Settings) -> None:
     """What a variant needs and is not given stops here, before anything is opened."""
     name = f"{settings.stage} {settings.variant}"
-    if (settings.data.crop or settings.stage == "study_fracture") and settings.boxes is None:
+    if settings.needs_boxes and settings.boxes is None:
         raise UsageError(f"{name} works on study boxes and was given none", do="add boxes=TABLE or boxes=cache")
     if settings.stage == "slice_fracture" and settings.pseudo is None and settings.mode == "train":
         raise UsageError(f"{name} trains on pseudo labels and was given none", do="add pseudo=TABLE")

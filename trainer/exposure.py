@@ -17,11 +17,14 @@ def of_run(settings: Settings, inputs: Inputs) -> pd.DataFrame:
     name = run_name(settings.run_dir)
     if settings.mode == "predict":
         weights = settings.weights or settings.run_dir
-        seen = [lineage.into_weights(name, kept(weights), role="weights")]
+        seen = [kept(weights) if weights == settings.run_dir else lineage.of_weights(name, kept(weights))]
     else:
         seen = _of_training(name, settings, inputs)
-    if uses_boxes(settings):
-        seen.append(lineage.into_rows(name, _boxes(settings), inputs.eval_ids()))
+    if settings.needs_boxes:
+        boxes = _boxes(settings)
+        seen.append(lineage.into_rows(name, boxes, inputs.eval_ids()))
+        if boxes.empty:
+            seen.append(lineage.unknown(name, f"boxes={settings.boxes.name}"))
     return lineage.merged(seen)
 
 
@@ -43,11 +46,8 @@ def _of_training(name: str, settings: Settings, inputs: Inputs) -> list[pd.DataF
         seen.append(lineage.into_weights(name, pseudo, rows=ids))
     if settings.backbone is not None and settings.stage == "study_fracture":
         seen.append(lineage.into_weights(name, kept(settings.backbone), role="backbone"))
-    if uses_boxes(settings):
-        boxes = _boxes(settings)
-        seen.append(lineage.into_weights(name, boxes, rows=ids))
-        if boxes.empty:
-            seen.append(lineage.unknown(name, f"boxes={settings.boxes.name}"))
+    if settings.needs_boxes:
+        seen.append(lineage.into_weights(name, _boxes(settings), rows=ids))
     return seen
 
 
@@ -58,11 +58,8 @@ def check_scorable(settings: Settings, inputs: Inputs, exposure: pd.DataFrame) -
 
 
 def keep(settings: Settings, key: str, exposure: pd.DataFrame) -> None:
-    """Beside the run's weights; a prediction with the run's own weights adds nothing to what lies there."""
-    path = exposure_path(settings.run_dir)
-    own = settings.mode == "predict" and settings.weights in (None, settings.run_dir)
-    if not (own and path.is_file()):
-        write_table(path, exposure, f"exposure of {run_name(settings.run_dir)}", {"run": key})
+    """Beside the run's weights."""
+    write_table(exposure_path(settings.run_dir), exposure, f"exposure of {run_name(settings.run_dir)}", {"run": key})
 
 
 def kept(run_dir: Path) -> pd.DataFrame:
@@ -73,12 +70,6 @@ def kept(run_dir: Path) -> pd.DataFrame:
     except CspineError:
         found = None
     return lineage.unknown(run_name(run_dir), MODEL_FILE) if found is None else found
-
-
-def uses_boxes(settings: Settings) -> bool:
-    return settings.boxes is not None and (
-        settings.data.crop or settings.data.stride == "adaptive" or settings.stage == "study_fracture"
-    )
 
 
 def _boxes(settings: Settings) -> pd.DataFrame:

@@ -14,7 +14,7 @@ from cache_schema.errors import UsageError
 from cache_schema.tables import table_meta
 from trainer.config import Settings
 from trainer.inputs import MODEL_FILE, Inputs, file_digest, weights_metadata
-from trainer.tables.lineage import RUN_FILE
+from trainer.tables.lineage import RUN_FILE, kept_for_run
 
 VERSIONS = {"bbox": 1, "vertebrae": 1, "slice_fracture": 1, "study_fracture": 1}
 """raised when a stage computes something else from the same inputs"""
@@ -66,9 +66,13 @@ def predictions_path(settings: Settings) -> Path:
 def prediction_inputs(settings: Settings, inputs: Inputs, key: str) -> dict[str, str]:
     """What a prediction table is made from."""
     parts = {"run": key, "split": settings.split, "fold": str(settings.fold), **inputs.prediction_digests()}
-    if settings.stage in ("vertebrae", "slice_fracture"):
-        parts["eval_stride"] = str(settings.data.eval_stride)
-    return parts
+    return parts | prediction_settings(settings)
+
+
+def prediction_settings(settings: Settings) -> dict[str, str]:
+    """Those that decide predictions and no weights."""
+    overlapping = settings.stage in ("vertebrae", "slice_fracture")
+    return {"eval_stride": str(settings.data.eval_stride)} if overlapping else {}
 
 
 def run_name(run_dir: Path) -> str:
@@ -88,7 +92,8 @@ def model_key(run_dir: Path) -> str | None:
 
 def is_done(settings: Settings, inputs: Inputs, key: str) -> bool:
     """Whether the run's folder already holds what the settings ask for."""
-    if model_key(settings.run_dir) != key or not exposure_path(settings.run_dir).is_file():
+    own = settings.mode == "train" or settings.weights in (None, settings.run_dir)
+    if (own and model_key(settings.run_dir) != key) or kept_for_run(settings.run_dir, key) is None:
         return False
     predicts_nothing = settings.fold == "all" and settings.split == "held_out"
     path = predictions_path(settings)

@@ -170,9 +170,13 @@ class Inputs:
         """The part of `training_digests` that comes from the cache itself."""
         return self._digests(self.train_ids(segmented=self.segmented))
 
+    def held_out_digests(self) -> dict[str, str]:
+        """The part of `prediction_digests` that comes from the cache itself."""
+        return self._digests(self.eval_ids())
+
     def prediction_digests(self) -> dict[str, str]:
         """What a prediction depends on beside its weights."""
-        return self._digests(self.eval_ids()) | self._source_digests(training=False)
+        return self.held_out_digests() | self._source_digests(training=False)
 
     def _digests(self, ids: list[str]) -> dict[str, str]:
         index = self.index.loc[ids]
@@ -189,7 +193,7 @@ class Inputs:
 
     def _source_digests(self, *, training: bool) -> dict[str, str]:
         settings, parts = self.settings, {}
-        if settings.data.crop or settings.data.stride == "adaptive" or settings.stage == "study_fracture":
+        if settings.needs_boxes:
             parts["boxes"] = digest_rows(self.boxes.reset_index().itertuples(index=False))
         if training and settings.stage == "slice_fracture" and settings.pseudo is not None:
             parts["pseudo"] = table_meta(settings.pseudo)["digest"]

@@ -43,11 +43,14 @@ def hold(path: Path, lost: Callable[[], None]) -> Iterator[str]:
 
     def beat() -> None:
         while not stop.wait(HEARTBEAT):
-            if _read(path).get("token") != token:
-                lost()
-                return
-            with contextlib.suppress(OSError):
+            try:
+                if json.loads(path.read_text())["token"] != token:
+                    return lost()
                 os.utime(path)
+            except FileNotFoundError:
+                return lost()
+            except (OSError, ValueError):
+                continue  # a file system that does not answer just now has given the lease to nobody
 
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
@@ -84,7 +87,10 @@ def _take(path: Path) -> str:
 
 
 def _living(path: Path) -> str | None:
-    held = _read(path)
+    try:
+        held = _read(path)
+    except OSError as error:
+        return f"somebody whose lease cannot be read just now ({error.strerror})"
     if not held:
         return None
     if held["machine"] == _machine():
@@ -106,7 +112,7 @@ def _alone(folder: Path) -> Iterator[None]:
 def _read(path: Path) -> dict:
     try:
         return json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (FileNotFoundError, ValueError):
         return {}
 
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from cache_schema.errors import CspineError, UsageError
 from cache_schema.tables import write_table
-from trainer import checkpoint
+from trainer import checkpoint, exposure
 from trainer.bank import Bank, BankLoader
 from trainer.choice import Choice, apply, choose
 from trainer.config import Settings, TrainSettings
@@ -60,8 +60,10 @@ def optimiser_of(model: nn.Module, train: TrainSettings) -> torch.optim.AdamW:
 class Run(Session):
     """One training or prediction in this process."""
 
-    def __init__(self, settings: Settings, inputs: Inputs, key: str):
+    def __init__(self, settings: Settings, inputs: Inputs, key: str, seen: pd.DataFrame | None = None):
+        """seen: the exposure that is kept beside the weights (trainer.exposure)."""
         super().__init__(settings, inputs, key)
+        self.seen = seen
         self.journal = Journal(settings.run_dir)
 
     def train(self) -> None:
@@ -179,6 +181,10 @@ class Run(Session):
     def _finish(self, model: nn.Module, step: int) -> None:
         """Predictions of what is held out, and their scores."""
         settings = self.settings
+        if self.is_main and self.seen is not None:
+            # never predictions beside the exposure of others
+            predictions_path(settings).unlink(missing_ok=True)
+            exposure.keep(settings, self.key, self.seen)
         if settings.fold == "all" and settings.split == "held_out":
             self.say(f"done: {settings.run_dir} (fold=all holds nothing out, so nothing is predicted or scored)")
         else:

@@ -44,13 +44,11 @@ def run(settings: Settings) -> Path:
     from trainer.loop import Run
 
     with _lease(settings):
-        task = Run(settings, inputs, key)
+        task = Run(settings, inputs, key, seen)
         if predicting:
             task.predict_from(weights)
         else:
             task.train()
-        if is_main():
-            exposure.keep(settings, key, seen)
     return settings.run_dir
 
 

@@ -42,7 +42,7 @@ class Session:
 
     def require_boxes(self, ids: list[str]) -> None:
         """Raises UsageError where a study that is trained on, or will be predicted, lacks the box that the stage needs."""
-        if self.settings.data.crop or self.settings.stage == "study_fracture":
+        if self.settings.needs_boxes:
             self.inputs.require_boxes([*ids, *self.inputs.eval_ids()])
 
     def keep_crops(self, ids: list[str]) -> None:

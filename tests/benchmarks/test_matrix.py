@@ -40,7 +40,9 @@ def test_hours_follow_from_rates_and_the_schedule_on_eight_devices_is_close_to_i
     plan = train.read_plan(train.PLAN, tmp_path, tmp_path)
     costs = read_costs(plan, file)
     assert costs == pytest.approx({node.name: seconds.get(node.name, 0) for node in plan.nodes}, abs=0.1)
-    assert set(yaml.safe_load(file.read_text())) == set(seconds)
+    assert set(yaml.safe_load(file.read_text())) == {*seconds, *(name.partition("/")[0] for name in seconds)}
+    other = train.read_plan(train.PLAN.with_name("oof.yaml"), tmp_path, tmp_path)
+    assert all(cost > 0 for name, cost in read_costs(other, file).items() if other[name].is_run)
 
 
 def test_one_rate_twice_as_high_halves_that_variant_alone(found):

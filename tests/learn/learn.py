@@ -30,7 +30,6 @@ from preprocess.build import build_cache
 from preprocess.labels import replace_labels
 from preprocess.phantom.generate import write_phantom
 from trainer.plan.graph import Plan, read_plan
-from trainer.tables import make
 from trainer.tables.scores import read_scores
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,8 +66,6 @@ def checks(asked: argparse.Namespace) -> Iterator[Check]:
         write_phantom(source, asked.studies, asked.slices, asked.segmented, asked.prevalence)
     build_cache(source, cache, folds=asked.folds)
     run_plan(asked.plan, cache, runs)
-    print(make.summary(runs), end="", flush=True)
-
     plan = read_plan(asked.plan, cache, runs)
     truth, boxes = source / "truth", read_table(runs / "tables/study_boxes.parquet")
     yield from beats_baselines(read_scores(runs / "tables/scores.json"))

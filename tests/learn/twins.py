@@ -25,7 +25,7 @@ SEED = 0
 
 def write_twins(out: Path, pairs: int, first: int, slices: int) -> None:
     """OUT/train_images and OUT/twins.csv (whole, broken, level): persons from number `first` on, whom no model has seen."""
-    if (out / "twins.csv").is_file():
+    if (out / "twins.csv").is_file() and len(pd.read_csv(out / "twins.csv")) == pairs:
         return
     orders = [(out, first + pair, slices, pair % len(LEVELS) + 1) for pair in range(pairs)]
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
@@ -60,7 +60,5 @@ def predict_twins(out: Path, plan: Plan, settings: list[str]) -> pd.DataFrame:
 def _predict(stage: str, weights: Path, common: dict) -> pd.DataFrame:
     fold, seed = (part.strip("abcdefghijklmnopqrstuvwxyz") for part in weights.name.split("-"))
     run = common["out"] / weights.parent.name / weights.name
-    if not (run / PREDICTIONS_OF_ALL).is_file():
-        variant = weights.parent.name.rpartition("-")[2]
-        train(stage=stage, variant=variant, fold=fold, seed=seed, weights=weights, **common)
+    train(stage=stage, variant=weights.parent.name.rpartition("-")[2], fold=fold, seed=seed, weights=weights, **common)
     return read_table(run / PREDICTIONS_OF_ALL)

@@ -67,7 +67,9 @@ def test_a_bound_must_lie_on_the_right_side_of_one():
     scores = [score("bbox", "iou", 1.1, 1.3), score("vertebrae", "weighted_squared_error", 0.9, 1.01)]
     scores += [score("study_fracture", "weighted_log_loss", 0.7, 0.9)]
     scores += [score("study_fracture", "weighted_log_loss:C1", 0.9, 1.4)]
-    assert [check.well for check in beats_baselines(scores)] == [True, False, True]
+    found = beats_baselines(scores)
+    assert [check.well for check in found] == [False, True, False, True]
+    assert str(found[0]) == "slice_fracture beats its baseline: no held-out score"
     assert not permuted_labels_teach_nothing(scores).well
     assert permuted_labels_teach_nothing([score("study_fracture", "weighted_log_loss", 0.9, 1.01)]).well
 

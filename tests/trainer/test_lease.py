@@ -1,5 +1,6 @@
 """One holder at a time: living, dead, on another machine, and a child under its parent's lease."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -85,3 +86,23 @@ def wait_for(condition, seconds: float = 5) -> None:
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)
+
+
+def test_a_file_system_that_does_not_answer_for_a_while_gives_the_lease_to_nobody(tmp_path, monkeypatch):
+    path, lost = lease_file(tmp_path, "a"), []
+    monkeypatch.setattr(lease, "HEARTBEAT", 0.01)
+    with hold(path, lambda: lost.append(1)):
+        with monkeypatch.context() as broken:
+            broken.setattr(Path, "read_text", _stale)
+            assert "cannot be read just now" in lease._living(path)
+            time.sleep(0.1)
+        assert not lost
+        path.unlink()
+        deadline = time.monotonic() + 10
+        while not lost and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert lost == [1]
+
+
+def _stale(self):
+    raise OSError(errno.ESTALE, "Stale file handle")

@@ -4,14 +4,14 @@ import pandas as pd
 import pytest
 
 from cache_schema import LEVELS, Cache
-from cache_schema.tables import content_digest, write_table
+from cache_schema.tables import content_digest, read_table, write_table
 from trainer.config import load
 from trainer.exposure import check_scorable, of_run
 from trainer.inputs import Inputs
 from trainer.run import run
 from trainer.tables import lineage, make
 from trainer.tables.lineage import LABEL, SEGMENTATION, ForbiddenScore
-from trainer.tables.scoring import exposure_report
+from trainer.tables.scoring import exposure_report, score_runs
 
 TRAIN, HELD_OUT = ["t1", "t2"], ["s1", "s2"]
 BONES, BACKBONE, SCORED = (
@@ -52,6 +52,24 @@ def test_the_way_that_is_named_is_a_shortest():
     exposure = lineage.merged([chain(lineage.used(BONES, HELD_OUT, LABEL)), lineage.used(SCORED, HELD_OUT, LABEL)])
     with pytest.raises(ForbiddenScore, match=r"scored: study_fracture-04F/fold0-seed1 <- label of s1 \(and 1 more\)"):
         lineage.refuse_exposed("study_fracture", exposure, HELD_OUT)
+
+
+def test_predictions_with_another_runs_weights_are_as_near_to_what_these_have_seen():
+    weights = lineage.used("bbox-01B/fold1-seed1", ["s1"], SEGMENTATION)
+    found = lineage.of_weights("bbox-01B/fold0-seed1", weights)
+    with pytest.raises(ForbiddenScore, match="<- weights bbox-01B/fold1-seed1 <- segmentation of s1") as error:
+        lineage.refuse_exposed("bbox", found, HELD_OUT)
+    assert error.value.exit_status == 1
+
+
+def test_a_variant_that_holds_out_nothing_that_is_known_is_named_and_stops_no_other_score(tiny_cache, tmp_path):
+    cache = Cache(tiny_cache)
+    own = cache.index.loc[cache.index["segmentation_digest"].isna(), "id"].iloc[0]
+    run_dir = vertebrae_run(tmp_path, cache, 0, lineage.used(BONES, [], LABEL))
+    predicted = read_table(run_dir / "predictions.parquet")
+    write_table(run_dir / "predictions.parquet", predicted.head(1).assign(id=own), "test", {"run": "key0"})
+    found = score_runs(cache, (run_dir,), tmp_path / "none")
+    assert found.unknown == ["vertebrae 02G"] and not found.rows and not found.refused
 
 
 def test_a_box_made_from_a_studys_own_label_forbids_that_studys_score_alone():

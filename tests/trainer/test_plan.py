@@ -7,8 +7,11 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from distributed import LocalCluster
@@ -19,8 +22,9 @@ from trainer import train
 from trainer.lease import holder, lease_file
 from trainer.plan import formats
 from trainer.plan.__main__ import main
+from trainer.plan.execute import Execution
 from trainer.plan.graph import Plan, read_plan
-from trainer.plan.keys import DONE, STALE, cache_digests, node_keys, states
+from trainer.plan.keys import DONE, STALE, cache_digests, node_keys, states, weights_keys
 from trainer.plan.launch import Order, launch
 from trainer.plan.pools import LocalPool
 from trainer.plan.schedule import best_widths, lower_bound, makespan, path_costs, read_costs, simulate
@@ -62,9 +66,11 @@ def test_a_plan_s_runs_by_stage(name, counts):
         placed.add(node.name)
 
 
-def test_the_lean_matrix_is_the_same_training():
-    """As far as weights go: what it leaves out is prediction and scoring."""
-    assert not changed_keys(plan_of("rsna22"), plan_of("rsna22-lean"))
+def test_the_lean_matrix_is_the_same_training_but_for_pseudo_labels_of_other_windows():
+    plans = [plan_of("rsna22"), plan_of("rsna22-lean")]
+    old, new = (weights_keys(plan, {node.name: {} for node in plan.nodes}) for plan in plans)
+    changed = {name for name in old if old[name] != new[name]}
+    assert changed == {name for name in plans[0].downstream("pseudo_labels") if plans[0][name].is_run}
 
 
 def test_the_chain_of_the_demo_is_boxes_ratios_pseudo_labels_backbone():
@@ -87,6 +93,8 @@ def test_the_chain_of_the_demo_is_boxes_ratios_pseudo_labels_backbone():
         ("tables: {presense: 0.4}", "no setting tables.presense; did you mean presence?"),
         ("tables: {over_seeds: max}", "tables.over_seeds='max' does not fit; expected 'mean' or 'extreme'"),
         ("runs: [{stage: bbox, processes: all}]", "processes='all' does not fit"),
+        ("config: [a]", "config: is no file's name"),
+        ("runs: [{stage: bbox, set: {boxes: mine.parquet}}]", "boxes= is the plan's own to choose"),
     ],
 )
 def test_a_plan_that_does_not_fit_is_one_line(plan, line, tmp_path):
@@ -118,7 +126,13 @@ def test_a_setting_of_one_stage_or_a_study_of_one_run_reaches_what_is_made_from_
     same = {node.name: {} for node in plan.nodes}
     name = "slice_fracture-04F/fold1-seed1"
     assert changed_keys(plan, plan, [same, same | {name: {"studies": "other"}}]) == {name} | plan.downstream(name)
-    assert name not in changed_keys(plan, plan_of("demo", "data.eval_stride=6")), "no weight depends on it"
+    held_out = {"vertebrae-02G/fold1-seed1": {"held_out": {"studies": "other"}}}
+    assert changed_keys(plan, plan, [same, same | held_out]) == set(held_out) | plan.downstream(*held_out)
+    coarse = changed_keys(plan, plan_of("demo", "data.eval_stride=6"))
+    assert {"vertebra_ratios", "pseudo_labels", name} <= coarse and "study_boxes" not in coarse
+    backbone = {"study_predictions", *(f"study_fracture-04F/fold{fold}-seed1" for fold in (0, 1))}
+    only_predicts = changed_keys(plan, plan, [same, same | {name: {"held_out": {"studies": "other"}}}])
+    assert only_predicts == {name, "scores"} and not backbone & only_predicts, "stage 4 stands on weights alone"
     assert changed_keys(plan, plan_of("demo", "train.lr=1")) == {node.name for node in plan.nodes}
     real = read_plan(PLANS / "demo.yaml", tiny_cache, tmp_path)
     digests = cache_digests(real, Cache(tiny_cache))
@@ -323,6 +337,19 @@ def test_a_run_that_another_process_makes_is_left_to_it(tmp_path):
     path.write_text(json.dumps({"token": "t", "machine": "elsewhere/boot/pid", "pid": 7, "born": "1"}))
     outcome = launch(Order("bbox-01B/fold0-seed1", ("stage=bbox",), tmp_path, "a"))
     assert outcome.status is None and outcome.last == ["is being made by process 7 on elsewhere"]
+
+
+def test_what_another_process_let_go_of_does_not_wait_for_a_run_in_progress(tiny_cache, tmp_path):
+    plan = read_plan(PLANS / "demo.yaml", tiny_cache, tmp_path)
+    pool = SimpleNamespace(slots=1, spreads=False)
+    execution = Execution(plan, Cache(tiny_cache), tmp_path, pool, read_costs(plan))
+    long, other = plan.runs[:2]
+    execution.left, execution.free, execution.elsewhere = [], 0, [other]
+    execution.running = {Future(): (long, None)}
+    step = threading.Thread(target=execution._step, daemon=True)
+    step.start()
+    step.join(10)
+    assert not step.is_alive() and execution.left == [other]
 
 
 def test_a_child_ends_when_its_parent_does(tmp_path):

@@ -26,7 +26,7 @@ class History:
     fold: str
     loss: dict[int, float]
     scores: dict[int, dict]
-    """step -> the first score there (trainer.tables.scores.Score as a dict)"""
+    """step -> the last score there (trainer.tables.scores.Score as a dict)"""
 
 
 def histories(runs: Path) -> list[History]:

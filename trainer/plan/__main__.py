@@ -43,6 +43,8 @@ def _main(words: list[str]) -> None:
     # workers of a cluster start elsewhere
     place = Path.absolute if scheduler else Path
     path, cache_path, out = (place(Path(word)) for word in (file, own["cache"], own["out"]))
+    for key in {"config", "model.weights_file"} & given.keys():
+        given[key] = ",".join(str(place(Path(word))) for word in given[key].split(","))
     plan = read_plan(path, cache_path, out, [f"{key}={value}" for key, value in given.items()])
     if "only" in own and own["only"] not in (names := [node.name for node in plan.nodes]):
         raise UsageError(f"the plan has no {own['only']}", where=path, do=nearest(own["only"], names))

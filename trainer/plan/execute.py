@@ -1,6 +1,7 @@
 """Runs a plan's graph: a node once what it needs is done, longest path first, skipping what is done and not stale."""
 
 import time
+import traceback
 import uuid
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
@@ -66,7 +67,8 @@ class Execution:
         while (node := next_node(self.ready, self.longest, self.widths, self.free)) is not None:
             self.ready.remove(node)
             self._start(node)
-        self._look_elsewhere()
+        if self._look_elsewhere():
+            return  # it, or what needs it, may start now
         if self.running:
             ended = wait(self.running, timeout=POLL if self.elsewhere else None, return_when=FIRST_COMPLETED).done
             for future in ended:
@@ -100,11 +102,13 @@ class Execution:
             line = f"failed after {outcome.seconds:.0f} s with status {outcome.status}; the end of {log}:"
             self._end(node, False, "\n    ".join([line, *outcome.last]))
 
-    def _look_elsewhere(self) -> None:
-        """What another process has let go of is done, or to be made here."""
-        for node in [node for node in self.elsewhere if holder(lease_file(self.out, node.name)) is None]:
+    def _look_elsewhere(self) -> bool:
+        """What another process has let go of is done, or to be made here. Returns whether there is any."""
+        found = [node for node in self.elsewhere if holder(lease_file(self.out, node.name)) is None]
+        for node in found:
             self.elsewhere.remove(node)
             self.left.append(node)
+        return bool(found)
 
     def _make(self, node: Node) -> None:
         runs = [self.plan[name].output for name in node.needs if self.plan[name].is_run]
@@ -112,6 +116,9 @@ class Execution:
             made = make.make(node.name, self.out, self.cache, runs, self.plan.tables)
         except CspineError as error:
             self._end(node, False, f"failed: {error}")
+        except Exception as error:  # one table ends alone, as a run does, and takes no training with it
+            traceback.print_exc()
+            self._end(node, False, f"failed: {type(error).__name__}: {error}")
         else:
             self._end(node, True, f"{'made' if made else 'already made'}: {node.output}")
 

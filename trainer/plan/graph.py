@@ -12,6 +12,8 @@ from trainer.identity import run_name
 from trainer.tables.settings import TableSettings, table_settings
 
 RUN_KEYS = ("stage", "variant", "folds", "seeds", "set", "processes")
+CHOSEN = ("cache", "out", "mode", "split", "boxes", "pseudo", "backbone", "weights")
+"""settings that the plan gives each run by its place in the graph"""
 PLAN_KEYS = ("runs", "config", "jobs", "tables", "costs")
 
 
@@ -76,11 +78,14 @@ def read_plan(path: Path, cache: Path, out: Path, extra: Iterable[str] = ()) -> 
         if key not in PLAN_KEYS:
             raise UsageError(f"a plan has no {key}", where=path, do=nearest(key, PLAN_KEYS))
     common, thresholds = [f"cache={cache}", f"out={out}"], dict(_mapping(content.get("tables"), f"{path}, tables"))
+    if not isinstance(content.get("config", ""), str):
+        raise UsageError("config: is no file's name", where=path, expected="config: FILE")
     extra, files = list(extra), [str(path.parent / content["config"])] if "config" in content else []
     for word in list(extra):
         key, _, value = word.partition("=")
         if key in ("stage", "variant", "fold", "seed"):
             raise UsageError(f"{key}= belongs to the plan's runs, not to all of them", do=f"edit {path}")
+        _refuse_chosen(key, path)
         if key == "config":
             files.append(value)
             extra.remove(word)
@@ -100,6 +105,11 @@ def read_plan(path: Path, cache: Path, out: Path, extra: Iterable[str] = ()) -> 
     return Plan(nodes, jobs, table_settings(thresholds), costs)
 
 
+def _refuse_chosen(key: str, where: object) -> None:
+    if key in CHOSEN:
+        raise UsageError(f"{key}= is the plan's own to choose", where=where, do="leave it out")
+
+
 def _mapping(value: Any, where: str) -> Mapping[str, Any]:
     if value is not None and not isinstance(value, Mapping):
         raise UsageError("does not hold settings", where=where, expected="a mapping of key to value")
@@ -117,7 +127,10 @@ def _runs(
 ) -> list[Node]:
     if not isinstance(row, Mapping):
         raise UsageError("cannot be read as a run", where=where, expected="{stage: ..., folds: [...], seeds: [...]}")
-    own = [f"{key}={value}" for key, value in _mapping(row.get("set"), f"{where}, set").items()]
+    chosen = _mapping(row.get("set"), f"{where}, set")
+    for key in chosen:
+        _refuse_chosen(key, where)
+    own = [f"{key}={value}" for key, value in chosen.items()]
     processes = _count(row.get("processes", "1"), "processes", where, "the most GPUs a run may use")
     for key in ("folds", "seeds"):
         if not isinstance(row.get(key, []), list):
@@ -138,7 +151,7 @@ def _runs(
             if stage == "slice_fracture":
                 needs, words = ["pseudo_labels"], [*words, f"pseudo={tables / 'pseudo_labels.parquet'}"]
             settings = load([*words, f"boxes={tables / 'study_boxes.parquet'}", f"backbone={out}"], must_exist=False)
-            if settings.data.crop or stage == "study_fracture":
+            if settings.needs_boxes:
                 needs, words = [*needs, "study_boxes"], [*words, f"boxes={tables / 'study_boxes.parquet'}"]
             if stage == "study_fracture":
                 backbone = settings.model_copy(update={"stage": "slice_fracture"}).run_dir

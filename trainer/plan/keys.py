@@ -8,11 +8,12 @@ from typing import Any
 from cache_schema import TARGETS, Cache
 from cache_schema.errors import CspineError
 from trainer.config import load
-from trainer.identity import VERSIONS, identity_settings, is_done, recorded_config, run_key
+from trainer.identity import VERSIONS, identity_settings, is_done, prediction_settings, recorded_config, run_key
 from trainer.inputs import Inputs, digest_rows
 from trainer.plan.graph import Node, Plan
 from trainer.tables import make
 
+HELD_OUT = "held_out"
 DONE, STALE, DUE, WAITS = "done", "stale", "due", "waits"
 STATES = {
     DONE: "there, made from what there is now",
@@ -26,17 +27,36 @@ def node_keys(plan: Plan, digests: Mapping[str, Any]) -> dict[str, str]:
     """node name -> sha256 hex over its stage's or table's version, its settings, its digests, and the keys it needs.
 
     A change therefore changes the keys of exactly what depends on it. digests: as `cache_digests` gives them.
+    A run's key covers what it predicts too; a run that stands on another's weights depends on these alone.
     """
+    return _both_keys(plan, digests)[1]
+
+
+def weights_keys(plan: Plan, digests: Mapping[str, Any]) -> dict[str, str]:
+    """The same of runs' weights, whatever they predict."""
+    return _both_keys(plan, digests)[0]
+
+
+def _both_keys(plan: Plan, digests: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
+    weights: dict[str, str] = {}
     keys: dict[str, str] = {}
     for node in plan.nodes:
-        if node.is_run:
-            settings = load(node.words, must_exist=False)
-            own = [VERSIONS[settings.stage], identity_settings(settings)]
-        else:
+        read = dict(digests[node.name])
+        held_out = read.pop(HELD_OUT, {})
+        if not node.is_run:
             own = [make.VERSION, plan.tables.of(node.name)]
-        parts = [node.name, own, digests[node.name], [keys[need] for need in node.needs]]
-        keys[node.name] = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-    return keys
+            keys[node.name] = _key(node.name, own, read, [keys[need] for need in node.needs])
+            continue
+        settings = load(node.words, must_exist=False)
+        own = [VERSIONS[settings.stage], identity_settings(settings)]
+        needed = [weights.get(need) or keys[need] for need in node.needs]
+        weights[node.name] = _key(node.name, own, read, needed)
+        keys[node.name] = _key(weights[node.name], prediction_settings(settings), held_out)
+    return weights, keys
+
+
+def _key(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def cache_digests(plan: Plan, cache: Cache) -> dict[str, Any]:
@@ -45,10 +65,11 @@ def cache_digests(plan: Plan, cache: Cache) -> dict[str, Any]:
     of_labels = "" if labels is None else digest_rows(labels[["id", *TARGETS, "fold"]].itertuples(index=False))
     of_studies = digest_rows(index[["id", "content_digest"]].itertuples(index=False))
     whole = {"labels": of_labels, "studies": of_studies}
-    return {
-        node.name: Inputs(load(node.words, must_exist=False), cache).cache_digests() if node.is_run else whole
-        for node in plan.nodes
-    }
+    found: dict[str, Any] = {}
+    for node in plan.nodes:
+        inputs = Inputs(load(node.words, must_exist=False), cache) if node.is_run else None
+        found[node.name] = inputs.cache_digests() | {HELD_OUT: inputs.held_out_digests()} if inputs else whole
+    return found
 
 
 def states(plan: Plan, cache: Cache) -> dict[str, str]:

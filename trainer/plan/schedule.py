@@ -58,7 +58,7 @@ def path_costs(plan: Plan, costs: Costs) -> dict[str, float]:
 
 def lower_bound(plan: Plan, costs: Costs, slots: int) -> float:
     """Seconds that no schedule with a run on each slot can go below: the longest path, or all work shared evenly."""
-    return max(*path_costs(plan, costs).values(), sum(costs.values()) / slots)
+    return max([sum(costs.values()) / slots, *path_costs(plan, costs).values()])
 
 
 def next_node(ready: Iterable[Node], longest: Mapping[str, float], widths: Widths, free: int) -> Node | None:

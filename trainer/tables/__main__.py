@@ -22,14 +22,19 @@ def main(words: list[str]) -> int:
 def _main(words: list[str]) -> None:
     from cache_schema import Cache
     from trainer.tables import export, make
+    from trainer.tables.lineage import ForbiddenScore
     from trainer.tables.settings import table_settings
 
     place, given = take(words, "RUNS", ("cache", "export", "tables."), needed=("cache",))
     form = one_of(given, "export", export.FORMATS) if "export" in given else None
     thresholds = {key.removeprefix("tables."): value for key, value in given.items() if key.startswith("tables.")}
     out, cache = Path(place), Cache(Path(given["cache"]))
-    made = make.make_all(out, cache, table_settings(thresholds) if thresholds else None)
-    if not made and form is None:
+    made, refused = [], None
+    try:
+        made = make.make_all(out, cache, table_settings(thresholds) if thresholds else None)
+    except ForbiddenScore as error:  # the tables and the other scores are there
+        refused = error
+    if not made and form is None and refused is None:
         raise UsageError("no finished run with held-out predictions", where=out)
     if made:
         print(f"{', '.join(made)} in {out / 'tables'}")
@@ -37,6 +42,8 @@ def _main(words: list[str]) -> None:
         files = export.write(out / "tables", cache)
         print(f"{', '.join(file.name for file in files)} in {files[0].parent}")
     print(make.summary(out), end="")
+    if refused:
+        raise refused
 
 
 if __name__ == "__main__":

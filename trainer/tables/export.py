@@ -3,12 +3,14 @@
 Slices are named by slice_number in ascending order, studies by StudyInstanceUID. Pure functions on data frames but for `write`.
 """
 
+import gzip
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from cache_schema import LEVELS, TARGETS, Cache
+from cache_schema.documents import write_whole
 from cache_schema.errors import UsageError
 from cache_schema.tables import read_table
 from trainer.data.items import triplets
@@ -58,6 +60,10 @@ def study_boxes(boxes: pd.DataFrame, slices: pd.DataFrame) -> pd.DataFrame:
     rows = []
     by_study = dict(iter(slices.sort_values("z_index").groupby("id")))
     for box in boxes[boxes["source"] != "full_frame"].sort_values("id").itertuples():
+        if box.id not in by_study:
+            raise UsageError(
+                f"study_boxes holds {box.id}, and the cache does not", do="make the tables again, from this cache"
+            )
         study = by_study[box.id]
         numbers = study["slice_number"].to_numpy()
         width, height = study["columns"].iloc[0], study["rows"].iloc[0]
@@ -116,11 +122,9 @@ def write(tables: Path, cache: Cache) -> list[Path]:
     folder = tables / "rsna22"
     folder.mkdir(parents=True, exist_ok=True)
     for name, table in found.items():
-        beside = folder / f".{name}"
+        text = table.to_csv(index=False).encode()
         # a gzip header would else hold the time
-        kind = {"method": "gzip", "mtime": 0} if name.endswith(".gz") else None
-        table.to_csv(beside, index=False, compression=kind)
-        beside.replace(folder / name)
+        write_whole(folder / name, gzip.compress(text, mtime=0) if name.endswith(".gz") else text)
     return [folder / name for name in found]
 
 

@@ -30,6 +30,8 @@ RUN_FILE = "exposure.parquet"
 class ForbiddenScore(UsageError):
     """A score on a study whose label, or for stages 1 and 2 segmentation, what is scored has seen."""
 
+    exit_status = 1
+
 
 def used(name: str, studies: Iterable[str], kind: str) -> pd.DataFrame:
     """A run's weights that trained on these studies' labels or segmentations."""
@@ -41,12 +43,17 @@ def unknown(name: str, what: str) -> pd.DataFrame:
     return _frame([(WEIGHTS, "", UNKNOWN, 1, f"{name}{ARROW}{what}")])
 
 
+def of_weights(name: str, exposure: pd.DataFrame) -> pd.DataFrame:
+    """What predictions under `name` with another run's weights have seen: the same, no step further from it."""
+    return into_weights(name, exposure, role="weights").assign(steps=lambda seen: seen["steps"] - 1)
+
+
 def into_weights(
     name: str, exposure: pd.DataFrame, rows: Collection[str] | None = None, role: str = ""
 ) -> pd.DataFrame:
     """What a run's weights have seen through a table's `rows` or, where None, through another run's weights.
 
-    role: how the run used it, as `backbone` or `weights`.
+    role: how the run used it, as `backbone`.
     """
     chosen = exposure[exposure["row"] == WEIGHTS] if rows is None else exposure[exposure["row"].isin(list(rows))]
     prefix = f"{name}{ARROW}{role} " if role else f"{name}{ARROW}"

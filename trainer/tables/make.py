@@ -10,6 +10,8 @@ from pathlib import Path
 import pandas as pd
 
 from cache_schema import TARGETS, Cache
+from cache_schema.documents import write_whole
+from cache_schema.errors import UsageError
 from cache_schema.tables import content_digest, read_table, table_meta, write_table
 from trainer import exposure
 from trainer.identity import PREDICTIONS
@@ -135,7 +137,7 @@ def make(
         write_table(path, frame, f"{name} {VERSION}", _inputs(name, sources))
     if name == "study_predictions":
         submission = studies.submission(read_table(sources.path(name)))
-        _write_text(out / "tables" / "submission.csv", submission.to_csv(index=False))
+        write_whole(out / "tables" / "submission.csv", submission.to_csv(index=False).encode())
     return made
 
 
@@ -151,6 +153,8 @@ def make_all(out: Path, cache: Cache, settings: TableSettings | None = None) -> 
 
     settings: by default those that study_boxes was made with before.
     """
+    if cache.labels is None:
+        raise UsageError("the cache holds no labels", where=cache.path, do="run: preprocess labels CACHE CSV")
     found, settings = held_out_runs(out), settings or _made_with(out)
     made = []
     for name, stage in POOLS.items():
@@ -198,7 +202,9 @@ def _scores(sources: Sources) -> bool:
     tables = sources.out / "tables"
     tables.mkdir(parents=True, exist_ok=True)
     write_scores(tables / "scores.json", found.rows)
-    _write_text(tables / scoring.EXPOSED_FILE, found.exposed.to_csv(index=False))
+    write_whole(tables / scoring.EXPOSED_FILE, found.exposed.to_csv(index=False).encode())
+    for variant in found.unknown:
+        print(f"{variant}: not scored, since nothing is known of the studies that it holds out")
     if found.refused:
         raise found.refused[0]
     return True
@@ -207,9 +213,3 @@ def _scores(sources: Sources) -> bool:
 def _inputs(name: str, sources: Sources) -> dict[str, str]:
     inputs, own = RECIPES[name].inputs(sources), sources.settings.of(name)
     return inputs | ({"settings": json.dumps(own, sort_keys=True)} if own else {})
-
-
-def _write_text(path: Path, text: str) -> None:
-    beside = path.with_name(f".{path.name}.new")
-    beside.write_text(text)
-    beside.replace(path)

@@ -3,7 +3,6 @@
 import io
 import json
 import math
-import os
 from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cache_schema import LEVELS, TARGETS
+from cache_schema.documents import write_whole
 from trainer.tables.parts import (
     Parts,
     PartsOf,
@@ -139,11 +139,9 @@ def bootstrap(parts: Parts, terms: Iterable[slice] = (slice(None),), seed: int =
 
 
 def write_scores(path: Path, scores: Iterable[Score]) -> None:
-    """scores.json, written whole and then renamed. A ratio to a baseline of 0 is null."""
+    """scores.json, whole or not at all. A ratio to a baseline of 0 is null."""
     rows = [{key: _finite(value) for key, value in score._asdict().items()} for score in scores]
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(json.dumps(rows, indent=2, allow_nan=False) + "\n")
-    beside.replace(path)
+    write_whole(path, (json.dumps(rows, indent=2, allow_nan=False) + "\n").encode())
 
 
 def read_scores(path: Path) -> list[Score]:

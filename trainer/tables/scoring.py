@@ -22,6 +22,8 @@ class Found(NamedTuple):
     rows: list[Score]
     exposed: pd.DataFrame
     refused: list[lineage.ForbiddenScore]
+    unknown: list[str]
+    """variants whose truth is known of no study that they hold out"""
 
 
 def score_runs(cache: Cache, run_dirs: tuple[Path, ...], pseudo: Path) -> Found:
@@ -34,7 +36,8 @@ def score_runs(cache: Cache, run_dirs: tuple[Path, ...], pseudo: Path) -> Found:
     for run_dir in run_dirs:
         stage, _, variant = run_dir.parent.name.rpartition("-")
         by_variant.setdefault((stage, variant), []).append(run_dir)
-    rows, seen, refused = [], {}, []
+    rows, seen, refused, unknown = [], {}, [], []
+    folds = cache.labels.set_index("id")["fold"]
     for (stage, variant), own in by_variant.items():
         predictions = [read_table(run_dir / PREDICTIONS) for run_dir in own]
         truth, ids = _truth(stage, cache, pseudo)
@@ -48,10 +51,13 @@ def score_runs(cache: Cache, run_dirs: tuple[Path, ...], pseudo: Path) -> Found:
         except lineage.ForbiddenScore as error:
             refused.append(error)
             continue
-        if len(truth):
+        predicted = {id for frame in predictions for id in frame["id"].unique()}
+        if not set(folds.reindex(sorted(predicted & ids)).dropna()):
+            unknown.append(f"{stage} {variant}")
+        else:
             rows += _score(stage, variant, cache, predictions, truth)
             seen |= exposures
-    return Found(rows, lineage.other_segmentations(seen), refused)
+    return Found(rows, lineage.other_segmentations(seen), refused, unknown)
 
 
 def exposure_report(exposed: pd.DataFrame) -> str:
