@@ -39,7 +39,7 @@ EPOCHS = {"bbox": 1, "vertebrae": 5, "slice_fracture": 4, "study_fracture": 20}
 
 def test_two_processes_train_and_predict_as_one_does(tiny_cache, tiny_settings, true_boxes, pseudo, tmp_path, capfd):
     common = [f"cache={tiny_cache}", f"config={tiny_settings}", f"boxes={true_boxes}", "model.dropout=0"]
-    common += ["train.batch=4", "train.micro_batch=4", "train.checkpoint_minutes=0.001", "fold=all"]
+    common += ["train.batch=4", "train.micro_batch=4", "train.checkpoint_minutes=0.005", "fold=all"]
     needs = {"vertebrae": ["variant=04A"], "slice_fracture": [f"pseudo={pseudo}"]}
 
     def training(stage, out):
@@ -64,16 +64,13 @@ def test_two_processes_train_and_predict_as_one_does(tiny_cache, tiny_settings, 
         alone = train(**as_keywords(prediction(stage, tmp_path / "alone")))
         tables = [read_table(run / "predictions-all.parquet") for run in (by_two, alone)]
         pd.testing.assert_frame_equal(*tables, rtol=1e-5, atol=1e-5)
-        # what two processes had begun goes on in one
-        begun, again = tmp_path / "two" / by_one.relative_to(tmp_path / "one"), tmp_path / "again"
-        shutil.copytree(begun, again / begun.relative_to(tmp_path / "two"))
-        (again / begun.relative_to(tmp_path / "two") / "model.safetensors").unlink()
-        resumed = train(
-            **as_keywords([word for word in training(stage, tmp_path / "two") if not word.startswith("out=")]),
-            out=again,
-        )
-        assert "resuming at step" in capfd.readouterr().out
-        assert losses(resumed) == pytest.approx(losses(by_one), rel=1e-5), stage
+    # what two processes had begun goes on in one
+    stage, again = "vertebrae", tmp_path / "again"
+    shutil.copytree(tmp_path / "two" / "vertebrae-04A", again / "vertebrae-04A")
+    (again / "vertebrae-04A/foldall-seed1/model.safetensors").unlink()
+    resumed = train(**as_keywords(training(stage, again)))
+    assert "resuming at step" in capfd.readouterr().out
+    assert losses(resumed) == pytest.approx(losses(tmp_path / "one/vertebrae-04A/foldall-seed1"), rel=1e-5)
 
 
 def as_keywords(words):
