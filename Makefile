@@ -31,7 +31,7 @@ test: $(SETUP)   ## all tests, at most 10 minutes on 2 cores
 soak: $(SETUP)   ## kills, flipped bits, broken files and random changes by the hundred; about an hour
 	PYTHONPATH=tests/preprocess:tests/cache_schema $(BIN)/python tests/soak/soak.py
 
-learn: $(SETUP)  ## whether all stages learn a phantom's truth and nothing they must not know; at most 90 minutes
+learn: $(SETUP)  ## whether all stages learn a phantom's truth and nothing they must not know; about an hour and a half
 	$(BIN)/python tests/learn/learn.py
 
 bench-cache: $(SETUP)  ## what the cache costs to build and to read, as ratios of paired rounds

@@ -39,7 +39,7 @@ def loader(cache: Path, kind: str, resident: str, device: torch.device, workers:
     keep = {"disk": TRIPLET_CHUNKS_BYTES if kind == "triplets" else 0, "ram": RAM_BYTES, "gpu": 0}[resident]
     schedule = Training(items, 1, batch, by_block=kind == "triplets")
     source = Source(cache, schedule, drawing, dict.fromkeys(Cache(cache).ids, BOX), keep_bytes=keep)
-    crops = Crops(cache, device) if resident == "gpu" else None
+    crops = Crops(Cache(cache), device) if resident == "gpu" else None
     return Loader(source, batch, DataSettings(workers=workers, resident=resident), device, crops=crops)
 
 

@@ -70,7 +70,10 @@ class Measured:
 
 def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.train", description=__doc__)
-    parser.add_argument("--variants", nargs="+", metavar="STAGE:VARIANT", help="all eight, if left out")
+    known = [f"{stage}:{variant}" for stage in STAGES for variant in stage_file(stage)[1]]
+    parser.add_argument(
+        "--variants", nargs="+", choices=known, default=known, metavar="STAGE:VARIANT", help="all eight, if left out"
+    )
     parser.add_argument(
         "--steps",
         type=int,
@@ -95,7 +98,7 @@ def parts(given: argparse.Namespace, gpu: str | None) -> Iterator[str]:
     """The report as it comes; given.costs is written at its end."""
     slices = given.slices or (352 if gpu else 40)
     chosen = given.words if gpu else [*SMALL.split(), *given.words]
-    variants = [name.split(":") for name in given.variants or all_variants()]
+    variants = [name.split(":") for name in given.variants]
     with tempfile.TemporaryDirectory(prefix="bench-train-") as folder:
         if not any(word.startswith("cache=") for word in given.words):
             chosen = [*write_inputs(Path(folder), given.studies, slices), *chosen]
@@ -112,14 +115,10 @@ def parts(given: argparse.Namespace, gpu: str | None) -> Iterator[str]:
         yield "\n" + report(found, matrix_flops("cuda" if gpu else "cpu", found[0].settings))
         unknown = sorted({f"{run.stage} {run.variant}" for run in runs()} - {each.name for each in found})
         if unknown:
-            yield f"no estimate for {PLAN.name}: not measured: {', '.join(unknown)}"
+            yield f"no estimate for {PLAN.name}{' and no costs' * bool(given.costs)}: not measured: {', '.join(unknown)}"
             return
         yield estimate(found)
-        yield schedule(found, given.costs)
-
-
-def all_variants() -> list[str]:
-    return [f"{stage}:{variant}" for stage in STAGES for variant in stage_file(stage)[1]]
+        yield simulated(found, given.costs)
 
 
 def settings_of(stage: str, variant: str, words: list[str], out: Path) -> Settings:
@@ -262,7 +261,7 @@ def estimate(found: list[Measured]) -> str:
     return said
 
 
-def schedule(found: list[Measured], file: Path | None) -> str:
+def simulated(found: list[Measured], file: Path | None) -> str:
     """The plan on eight such devices by these costs, which go into `file` too."""
     seconds = run_seconds(found)
     if file:

@@ -9,7 +9,6 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin, set_seed
 
-from cache_schema import Cache
 from trainer.config import Settings
 from trainer.data.draws import Drawing
 from trainer.data.loader import Loader
@@ -48,12 +47,12 @@ class Session:
     def keep_crops(self, ids: list[str]) -> None:
         """data.resident=gpu: these studies' crops, into the GPU's memory. Raises UsageError where they do not fit."""
         if self.crops is not None:
-            self.crops.load(squares(Cache(self.settings.cache), ids, self.inputs.crop_boxes(ids)))
+            self.crops.load(squares(self.inputs.cache, ids, self.inputs.crop_boxes(ids)))
 
     @cached_property
     def crops(self) -> Crops | None:
         resident = self.settings.data.resident == "gpu" and self.accelerator.device.type == "cuda"
-        return Crops(self.settings.cache, self.accelerator.device) if resident else None
+        return Crops(self.inputs.cache, self.accelerator.device) if resident else None
 
     def drawing(self) -> Drawing:
         """How training items are drawn."""

@@ -35,7 +35,7 @@ def test_hours_follow_from_rates_and_the_schedule_on_eight_devices_is_close_to_i
     total = sum(seconds.values()) / 3600
     assert f"{total:.4g} hours on one such device" in train.estimate(found)
     file = tmp_path / "costs.yaml"
-    said = train.schedule(found, file)
+    said = train.simulated(found, file)
     assert float(said.split("hours, ")[1].split()[0]) <= 1.15
     plan = train.read_plan(train.PLAN, tmp_path, tmp_path)
     costs = read_costs(plan, file)

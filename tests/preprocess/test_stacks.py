@@ -50,21 +50,20 @@ def test_a_short_thin_series_does_not_beat_the_volume(tmp_path):
     assert len(plan.slices) == 12 and left == ["2 images: it covers less than half as much"]
 
 
-def test_two_kernels_at_the_same_positions_are_never_interleaved(tmp_path):
-    write_series(tmp_path, 6, kernel="STANDARD")
+@pytest.mark.parametrize(
+    ("worse", "better", "why"),
+    [
+        ({"kernel": "STANDARD"}, {"kernel": "BONEPLUS"}, "a softer kernel"),
+        ({"SliceThickness": "5"}, {"SliceThickness": "2"}, "thicker slices"),
+    ],
+)
+def test_two_reconstructions_at_the_same_positions_are_never_interleaved(worse, better, why, tmp_path):
+    write_series(tmp_path, 6, **worse)
     for k in range(6):
-        write_slice(tmp_path / f"{20 + k}.dcm", picture(50 + k), z=100 - 2 * k, number=20 + k, kernel="BONEPLUS")
+        write_slice(tmp_path / f"{20 + k}.dcm", picture(50 + k), z=100 - 2 * k, number=20 + k, **better)
     plan, left = kept_and_left(tmp_path)
-    assert plan.slice_number.tolist() == [20, 21, 22, 23, 24, 25] and left == ["6 images: a softer kernel"]
+    assert plan.slice_number.tolist() == [20, 21, 22, 23, 24, 25] and left == [f"6 images: {why}"]
     assert np.array_equal(grey(plan), expected_grey(np.stack([picture(50 + k) for k in range(6)])))
-
-
-def test_two_thicknesses_at_the_same_positions_are_two_stacks(tmp_path):
-    write_series(tmp_path, 6, SliceThickness="5")
-    for k in range(6):
-        write_slice(tmp_path / f"{20 + k}.dcm", picture(50 + k), z=100 - 2 * k, number=20 + k, SliceThickness="2")
-    plan, left = kept_and_left(tmp_path)
-    assert plan.slice_number.tolist() == [20, 21, 22, 23, 24, 25] and left == ["6 images: thicker slices"]
 
 
 def test_one_series_may_change_its_thickness_on_the_way(tmp_path):

@@ -141,8 +141,8 @@ def test_a_planted_leak_stops_a_run_before_it_trains(tiny_cache, tiny_settings, 
 
     def exposure_of(planted: pd.DataFrame) -> pd.DataFrame:
         runs = [honest, vertebrae_run(tmp_path, cache, 1, lineage.merged([seen, planted]))]
-        make.vertebra_ratios(tmp_path, cache, runs)
-        make.pseudo_labels(tmp_path, cache)
+        make.make("vertebra_ratios", tmp_path, cache, runs)
+        make.make("pseudo_labels", tmp_path, cache)
         settings = load(words)
         found = of_run(settings, Inputs(settings))
         check_scorable(settings, Inputs(settings), found)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -15,19 +16,20 @@ from trainer.tables.parts import iou
 from trainer.tables.pseudo import FRACTURES
 from trainer.tables.scores import (
     Score,
-    bbox_scores,
     read_scores,
     render,
     render_levels,
+    score,
     score_folds,
-    slice_fracture_scores,
-    study_fracture_scores,
-    vertebra_scores,
     write_scores,
 )
 
 BOX = ["x0", "y0", "x1", "y1"]
 RNG = np.random.default_rng(0)
+bbox_scores = partial(score, "bbox")
+vertebra_scores = partial(score, "vertebrae")
+slice_fracture_scores = partial(score, "slice_fracture")
+study_fracture_scores = partial(score, "study_fracture")
 
 
 def boxes(rows: list[tuple]) -> pd.DataFrame:

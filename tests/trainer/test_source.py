@@ -109,7 +109,7 @@ def test_crops_kept_on_a_device_give_the_same_pictures(intensity, tiny_cache):
         source = Source(
             tiny_cache, Training(items, 1, 2), Drawing(64, 5, AUGMENT, thin=0.6), boxes_of(cache), intensity, limit=6
         )
-        on_device = ResidentSource(source, Crops(tiny_cache, cpu))
+        on_device = ResidentSource(source, Crops(cache, cpu))
         expected = dali_pictures(source, 2, settings, cpu, 0)
         for (found, keys), (pictures, same) in zip(
             dali_pictures(on_device, 2, settings, cpu, 0), expected, strict=True
@@ -120,7 +120,7 @@ def test_crops_kept_on_a_device_give_the_same_pictures(intensity, tiny_cache):
 def test_crops_that_do_not_fit_are_refused_before_anything_is_read(tiny_cache, monkeypatch):
     monkeypatch.setattr(Crops, "_room", lambda self: 10**6)
     with pytest.raises(UsageError, match=r"needs 0\.0 GiB for 6 studies"):
-        Crops(tiny_cache, torch.device("cpu")).load(boxes_of(Cache(tiny_cache)))
+        Crops(Cache(tiny_cache), torch.device("cpu")).load(boxes_of(Cache(tiny_cache)))
 
 
 def test_no_gpu_is_one_line_for_crops_in_its_memory(tiny_cache):

@@ -24,17 +24,17 @@ def chain(tiny_cache, tiny_settings, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs")
     cache, common = Cache(tiny_cache), dict(cache=tiny_cache, out=out, config=tiny_settings)
     runs = {"bbox": [train(stage="bbox", fold=fold, **common) for fold in (0, 1)]}
-    assert make.study_boxes(out, cache, runs["bbox"])
+    assert make.make("study_boxes", out, cache, runs["bbox"])
     common["boxes"] = out / "tables/study_boxes.parquet"
     runs["vertebrae"] = [train(stage="vertebrae", variant="04A", fold=fold, **common) for fold in (0, 1)]
-    make.vertebra_ratios(out, cache, runs["vertebrae"])
-    make.pseudo_labels(out, cache, [])
+    make.make("vertebra_ratios", out, cache, runs["vertebrae"])
+    make.make("pseudo_labels", out, cache, [])
     pseudo = out / "tables/pseudo_labels.parquet"
     runs["slice_fracture"] = [train(stage="slice_fracture", fold=fold, pseudo=pseudo, **common) for fold in (0, 1)]
     runs["study_fracture"] = [
         train(stage="study_fracture", fold=fold, backbone=runs["slice_fracture"][fold], **common) for fold in (0, 1)
     ]
-    make.study_predictions(out, cache, runs["study_fracture"])
+    make.make("study_predictions", out, cache, runs["study_fracture"])
     return out, runs
 
 
@@ -70,7 +70,7 @@ def test_the_submission_has_eight_rows_for_every_study(chain, tiny_cache):
 
 def test_scores_cover_all_stages_and_are_finite(chain, tiny_cache):
     out, runs = chain
-    make.scores(out, Cache(tiny_cache), [folder for folders in runs.values() for folder in folders])
+    make.make("scores", out, Cache(tiny_cache), [folder for folders in runs.values() for folder in folders])
     scores = json.loads((out / "tables/scores.json").read_text())
     assert [row["stage"] for row in scores if row["split"] == "held_out" and ":" not in row["metric"]] == [
         "bbox",
@@ -85,10 +85,10 @@ def test_scores_cover_all_stages_and_are_finite(chain, tiny_cache):
 def test_tables_are_made_once_and_again_only_when_their_inputs_change(chain, tiny_cache):
     out, runs = chain
     cache = Cache(tiny_cache)
-    assert not make.study_boxes(out, cache, runs["bbox"])
-    assert not make.pseudo_labels(out, cache, [])
-    assert make.study_boxes(out, cache, runs["bbox"][:1])
-    assert make.study_boxes(out, cache, runs["bbox"])
+    assert not make.make("study_boxes", out, cache, runs["bbox"])
+    assert not make.make("pseudo_labels", out, cache, [])
+    assert make.make("study_boxes", out, cache, runs["bbox"][:1])
+    assert make.make("study_boxes", out, cache, runs["bbox"])
 
 
 def test_a_finished_run_is_not_run_again(chain, tiny_cache, tiny_settings):
@@ -180,6 +180,15 @@ def test_a_prediction_on_all_studies_leaves_the_held_out_one_alone(chain, tiny_c
     train(stage="bbox", mode="predict", split="all", cache=tiny_cache, out=out, config=tiny_settings)
     assert (runs["bbox"][0] / "predictions.parquet").read_bytes() == before
     assert set(read_table(runs["bbox"][0] / "predictions-all.parquet")["id"]) == set(Cache(tiny_cache).ids)
+
+
+def test_a_prediction_with_another_folder_s_weights_is_made_once(chain, tiny_cache, tiny_settings, tmp_path, capsys):
+    _, runs = chain
+    given = dict(stage="bbox", mode="predict", split="all", cache=tiny_cache, out=tmp_path, config=tiny_settings)
+    made = train(**given, weights=runs["bbox"][0]) / "predictions-all.parquet"
+    first = made.stat().st_mtime_ns
+    train(**given, weights=runs["bbox"][0])
+    assert made.stat().st_mtime_ns == first and "already done" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

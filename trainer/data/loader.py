@@ -24,6 +24,8 @@ KINDS = {kind.__name__: kind for kind in (CspineError, CacheError, StaleStudy, U
 
 Targets = Callable[[Place, np.ndarray, Draw], dict[str, np.ndarray]]
 """(place, (frames,) z_index, draw) -> the item's targets, each an array of one shape per name"""
+Pictures = Iterator[tuple[list[torch.Tensor], list[int]]]
+"""batches of (frames / 3, 3, size, size) float16 on the device, and the keys of their items"""
 
 
 @dataclass
@@ -70,7 +72,7 @@ class Loader:
             if source.limit is not None and k >= source.limit:
                 return
 
-    def _pictures(self) -> "Pictures":
+    def _pictures(self) -> Pictures:
         source, batch, settings, device = self.source, self.batch, self.settings, self.device
         if settings.resident == "gpu":
             if settings.loader != "dali":
@@ -105,10 +107,6 @@ class Loader:
             z_index,
             {name: value.to(self.device, non_blocking=True) for name, value in targets.items()},
         )
-
-
-Pictures = Iterator[tuple[list[torch.Tensor], list[int]]]
-"""batches of (frames / 3, 3, size, size) float16 on the device, and the keys of their items"""
 
 
 def dali_pictures(source: Any, batch: int, settings: DataSettings, device: torch.device, workers: int) -> Pictures:

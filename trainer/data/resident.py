@@ -1,6 +1,5 @@
 """Crops of whole studies in a GPU's memory (`data.resident=gpu`): decoded and copied once, sliced and stretched there for every item."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,8 +19,8 @@ SHARE = 0.7
 class Crops:
     """(slices, h, w) uint8 of each study loaded, on one device."""
 
-    def __init__(self, cache: Path, device: torch.device):
-        self.cache, self.device = Cache(cache), device
+    def __init__(self, cache: Cache, device: torch.device):
+        self.cache, self.device = cache, device
         self._crops: dict[tuple[str, Box], torch.Tensor] = {}
 
     def load(self, squares: dict[str, Box]) -> None:

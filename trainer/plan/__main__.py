@@ -11,8 +11,10 @@ HELP = """usage: python -m trainer.plan PLAN.yaml cache=CACHE out=RUNS [dry_run=
            [format=sh|slurm|json] [costs=FILE] [only=NODE] [config=FILE] [tables.key=value ...] [section.key=value ...]
 
 Makes every run and table of the plan, several runs at a time where there are several GPUs, and skips what is done.
-dry_run=true lists the nodes with state, cost and command. format= prints the same graph as commands instead of running it.
-scheduler=  makes the runs on the workers of a Dask cluster that shares these folders.
+dry_run=true lists the nodes with state (done; stale: made from something else; due; waits for others), cost and command.
+format=     prints the same graph as commands instead of running it.
+scheduler=  makes the runs on the workers of a Dask cluster that shares these folders. An interrupted plan leaves there what had begun;
+            the same command waits for it.
 costs=      seconds by node name, <stage>-<variant> or stage: what goes first [the plan's own, else configs/costs.yaml].
 only=       makes one node whose needs are there. section.key=value goes to every run, tables.key=value to the tables.
 Exit status: 0 all made, 1 something failed, 2 a wrong plan or setting."""

@@ -15,12 +15,8 @@ from trainer.tables import make
 
 HELD_OUT = "held_out"
 DONE, STALE, DUE, WAITS = "done", "stale", "due", "waits"
-STATES = {
-    DONE: "there, made from what there is now",
-    STALE: "there, made from something else: it will be made again unless what it is made from comes out the same",
-    DUE: "not there yet; everything it needs is",
-    WAITS: "not there yet, and needs what is not done",
-}
+"""of a node: made from what there is now; made from something else, and made again unless what it is made from comes out the
+same; not there while everything it needs is; not there, and needs what is not done"""
 
 
 def node_keys(plan: Plan, digests: Mapping[str, Any]) -> dict[str, str]:
@@ -73,7 +69,7 @@ def cache_digests(plan: Plan, cache: Cache) -> dict[str, Any]:
 
 
 def states(plan: Plan, cache: Cache) -> dict[str, str]:
-    """node name -> one of STATES. What depends on something that is not done is not done."""
+    """node name -> done, stale, due or waits. What depends on something that is not done is not done."""
     found: dict[str, str] = {}
     for node in plan.nodes:
         ready = all(found[need] == DONE for need in node.needs)

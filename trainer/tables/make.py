@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -139,13 +138,6 @@ def make(
         submission = studies.submission(read_table(sources.path(name)))
         write_whole(out / "tables" / "submission.csv", submission.to_csv(index=False).encode())
     return made
-
-
-study_boxes = partial(make, "study_boxes")
-vertebra_ratios = partial(make, "vertebra_ratios")
-pseudo_labels = partial(make, "pseudo_labels")
-study_predictions = partial(make, "study_predictions")
-scores = partial(make, "scores")
 
 
 def make_all(out: Path, cache: Cache, settings: TableSettings | None = None) -> list[str]:

@@ -4,7 +4,6 @@ import io
 import json
 import math
 from collections.abc import Collection, Iterable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -114,12 +113,6 @@ def score_folds(
 ) -> list[Score]:
     """Out-of-fold predictions scored together and by target, each fold beside the baseline of the others. folds: id -> fold."""
     return _summaries(stage, variant, across_folds(MEASURES[stage].parts, predictions, truth, folds), splits)
-
-
-bbox_scores = partial(score, "bbox")
-vertebra_scores = partial(score, "vertebrae")
-slice_fracture_scores = partial(score, "slice_fracture")
-study_fracture_scores = partial(score, "study_fracture")
 
 
 def bootstrap(parts: Parts, terms: Iterable[slice] = (slice(None),), seed: int = 0) -> list[tuple[float, float]]:

@@ -13,7 +13,7 @@ from trainer.tables import lineage, ratios, runs, studies
 from trainer.tables.scores import HELD_OUT, Score, score_folds
 from trainer.tables.truth import box_truth, ratio_truth
 
-UNSEGMENTED = "held_out_unsegmented"
+HELD_OUT_UNSEGMENTED = "held_out_unsegmented"
 EXPOSED_FILE = "segmentation_exposure.csv"
 """run, study, way: scored studies whose segmentation reached the run through its inputs"""
 
@@ -91,7 +91,7 @@ def _score(stage: str, variant: str, cache: Cache, predictions: list[pd.DataFram
     every = set(folds.index)
     splits = {HELD_OUT: every}
     if stage in ("slice_fracture", "study_fracture"):
-        splits[UNSEGMENTED] = every - set(cache.index.loc[cache.index["segmentation_digest"].notna(), "id"])
+        splits[HELD_OUT_UNSEGMENTED] = every - set(cache.index.loc[cache.index["segmentation_digest"].notna(), "id"])
     if stage == "vertebrae":
         pooled = ratios.vertebra_ratios(predictions)
     elif stage == "study_fracture":
