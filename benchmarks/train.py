@@ -7,6 +7,7 @@ are the full ones on a GPU, and sizes small enough to end within minutes on a CP
 
 import argparse
 import itertools
+import math
 import resource
 import sys
 import tempfile
@@ -63,6 +64,15 @@ class Measured:
         return f"{self.settings.stage} {self.settings.variant}"
 
     @property
+    def pace(self) -> float:
+        """Pictures per second."""
+        return self.pictures / median(self.real)
+
+    def line(self) -> str:
+        step, kept = median(self.real), median(self.kept)
+        return f"{self.name}: {step:.3g} s per step, {kept:.3g} on a kept batch, {self.pace:.4g} images/s, {self.predicted:.4g} predicted/s"
+
+    @property
     def rate(self) -> float:
         """Floating-point operations per second."""
         return self.flops / median(self.real)
@@ -78,10 +88,11 @@ def main(words: list[str]) -> int:
         "--steps",
         type=int,
         default=10,
-        help="optimiser steps a round; the loader has up to two batches ready when one begins",
+        help="optimiser steps a round, at least; the loader has up to two batches ready when one begins",
     )
+    parser.add_argument("--seconds", type=float, default=2, help="that a round lasts, at least")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--studies", type=int, default=12, help="phantoms to make")
+    parser.add_argument("--studies", type=int, default=16, help="phantoms to make, half of them to train on")
     parser.add_argument("--slices", type=int, help="of each phantom")
     parser.add_argument("--keep", action="store_true", help="write the output to benchmarks/results too")
     parser.add_argument("--costs", type=Path, metavar="FILE", help="write seconds a run, for `costs=` of trainer.plan")
@@ -110,8 +121,8 @@ def parts(given: argparse.Namespace, gpu: str | None) -> Iterator[str]:
         found = []
         for stage, variant in variants:
             settings = settings_of(stage, variant, chosen, Path(folder))
-            found.append(measure(settings, given.steps, given.rounds))
-            yield f"{found[-1].name}: {median(found[-1].real):.3g} s per step"
+            found.append(measure(settings, given.steps, given.seconds, given.rounds))
+            yield found[-1].line()
         yield "\n" + report(found, matrix_flops("cuda" if gpu else "cpu", found[0].settings))
         unknown = sorted({f"{run.stage} {run.variant}" for run in runs()} - {each.name for each in found})
         if unknown:
@@ -128,7 +139,7 @@ def settings_of(stage: str, variant: str, words: list[str], out: Path) -> Settin
     return settings.model_copy(update={"backbone": None})
 
 
-def measure(settings: Settings, steps: int, rounds: int) -> Measured:
+def measure(settings: Settings, steps: int, seconds: float, rounds: int) -> Measured:
     """Steps on real batches and on a kept one, in turn; then a prediction of the held-out fold."""
     run = Run(settings, Inputs(settings), "")
     accelerator, train = run.accelerator, settings.train
@@ -147,12 +158,12 @@ def measure(settings: Settings, steps: int, rounds: int) -> Measured:
     loader = run.loader(schedule, micro, run.drawing(), ids, targets=True, keep_chunks=run.stage.by_block)
     batches = iter(loader)
     shown = [0, 0]
-    real = _counting(batches, shown)
-    kept = itertools.repeat(next(batches))
+    real, first = _counting(batches, shown), next(batches)
+    kept = itertools.repeat(first)
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
 
-    def cost(source: Iterator) -> Cost:
+    def cost(source: Iterator, steps: int) -> Cost:
         _wait(on_gpu)
         cpu, wall = time.process_time(), time.perf_counter()
         for _ in range(steps):
@@ -160,7 +171,9 @@ def measure(settings: Settings, steps: int, rounds: int) -> Measured:
         _wait(on_gpu)
         return Cost((time.process_time() - cpu) * 1e3 / steps, (time.perf_counter() - wall) * 1e3 / steps)
 
-    costs = run_rounds({"real": lambda: cost(real), "kept": lambda: cost(kept)}, rounds)
+    cost(kept, 1)
+    steps = max(steps, math.ceil(seconds * 1e3 / cost(kept, 1).wall_ms))
+    costs = run_rounds({"real": lambda: cost(real, steps), "kept": lambda: cost(kept, steps)}, rounds)
     peak = torch.cuda.max_memory_allocated() / 2**30 if on_gpu else _resident_gib()
     batches.close()
     each = shown[0] / shown[1] * passes
@@ -169,11 +182,14 @@ def measure(settings: Settings, steps: int, rounds: int) -> Measured:
         settings,
         f"{choice.micro_batch} at once" + ", channels last" * choice.channels_last + ", compiled" * choice.compiled,
         [cost.wall_ms / 1e3 for cost in costs["real"]],
-        [cost.wall_ms / 1e3 for cost in costs["kept"]],
+        # as if the kept batch had as many pictures as the others have on average
+        [cost.wall_ms / 1e3 * each / (len(first.images) * passes) for cost in costs["kept"]],
         round(each),
         each * forward * (1 if settings.stage == "study_fracture" else 3),
         peak,
-        _prediction_rate(run, model),
+        [_prediction_rate(run, model) for _ in range(1 + on_gpu)][
+            -1
+        ],  # a GPU tries out algorithms, or compiles, at first
     )
 
 
@@ -223,7 +239,7 @@ def report(found: list[Measured], reachable: float) -> str:
         train = each.settings.train
         numbers = (
             f"{step:.3g}",
-            f"{each.pictures / step:.4g}",
+            f"{each.pace:.4g}",
             f"{each.rate / 1e12:.3g}",
             f"{each.rate / reachable:.0%}",
         )

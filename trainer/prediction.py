@@ -77,7 +77,7 @@ def encoded_windows(session: Session, model: nn.Module, items: Sequence[Item]) -
     batch = train.eval_batch * session.settings.data.frames // TRIPLET
     schedule = Evaluation(triplets, batch)
     limit = schedule.steps * batch
-    encoder = _Encoder(session, model)
+    encoder = _Encoder(session, model, batch)
     features: dict[tuple[str, int], Tensor] = {}
     for found in session.loader(schedule, batch, session.still(), _ids(triplets), limit=limit, keep_chunks=True):
         starts = [(place.item.id, place.item.start) for place in found.places]
@@ -98,15 +98,17 @@ def distinct(windows: Sequence[Item]) -> list[Item]:
 class _Encoder:
     """Pictures -> features under the session's precision."""
 
-    def __init__(self, session: Session, model: nn.Module):
-        self.session, self.model = session, model
+    def __init__(self, session: Session, model: nn.Module, batch: int):
+        """batch: pictures in one pass."""
+        self.session, self.model, self.batch = session, model, batch
 
     @cached_property
     def blank(self) -> Tensor:
         """(width,) float32: of three slices beyond a study's end, as a window shows them."""
         picture = torch.from_numpy((-MEAN / STD).astype(np.float16))[:, None, None]
         size = self.session.settings.data.size
-        return self(picture.expand(1, TRIPLET, size, size).to(self.session.accelerator.device))[0]
+        # as many as in any other pass: a CNN that is compiled, or whose algorithms are tried out, sees one shape only
+        return self(picture.expand(self.batch, TRIPLET, size, size).to(self.session.accelerator.device))[0]
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:

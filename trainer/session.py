@@ -91,6 +91,8 @@ def accelerator(settings: Settings) -> Accelerator:
     torch.set_num_threads(train.threads or THREADS)
     cv2.setNumThreads(train.threads or -1)
     torch.use_deterministic_algorithms(settings.deterministic, warn_only=True)
+    if settings.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without which cuBLAS does not repeat itself
     torch.backends.cudnn.benchmark = not settings.deterministic
     on_gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("true", "1", "yes")
     precision = ("fp16" if on_gpu else "no") if train.precision == "auto" else train.precision

@@ -1,5 +1,6 @@
 """A small cache with labels, two folds and segmentations, and the smallest settings on the real code path."""
 
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -12,6 +13,9 @@ from preprocess.phantom.generate import write_phantom
 from trainer.tables.boxes import segmentation_box
 from trainer.tables.pseudo import pseudo_labels
 from trainer.tables.truth import ratio_truth
+
+os.environ["ACCELERATE_USE_CPU"] = "true"
+"""on a machine with a GPU too, and in the processes that tests start; test_gpu.py alone goes there"""
 
 SETTINGS = """
 model: {name: test_efficientnet_gn, pretrained: false, chunk: 8}

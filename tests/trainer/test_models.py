@@ -94,7 +94,7 @@ def test_full_size_slice_fracture_model_gives_three_outputs_per_triplet(variant,
 
 @pytest.mark.parametrize(("variant", "name"), variants("study_fracture"))
 def test_full_size_study_fracture_model_gives_eight_logits_per_study(variant, name):
-    model = StudyFractureModel(Backbone(name)).eval()
+    model = StudyFractureModel(Backbone(name), chunk=5).eval()
     with torch.no_grad():
         out = model(torch.randn(5, 3, SIDE, SIDE), torch.tensor([2, 3]))
     assert out.shape == (2, 8)
@@ -217,6 +217,15 @@ def test_chunks_of_one_shape_give_what_one_pass_gives(study_model):
     assert shapes == [4, 4, 4] and features.shape == (10, study_model.backbone.width)
     with torch.no_grad():
         assert torch.allclose(features, study_model.backbone(images), atol=1e-5)
+
+
+def test_chunks_are_filled_up_in_whatever_precision_pictures_come(study_model):
+    """float16 pictures under an autocast to bfloat16, which does not join them."""
+    images = torch.randn(5, 3, SIDE, SIDE).half()
+    expected = study_model.encode(images.float())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = study_model.encode(images)
+    assert found.dtype == torch.float32 and torch.allclose(found, expected, atol=0.1, rtol=0.1)
 
 
 def test_a_study_is_predicted_alone_as_in_any_batch_and_order(study_model):

@@ -1,49 +1,17 @@
 """The picture of design 7: DALI's graph and the plain loader against each other and against OpenCV, albumentations and plain arithmetic."""
 
 import albumentations as A
-import cv2
 import numpy as np
 import pytest
 import torch
+from samples import SIZE, random_samples
 
 from cache_schema.study import square_around
-from trainer.config import AugmentSettings, DataSettings
-from trainer.data.draws import Draw, draw, still
-from trainer.data.items import Item
+from trainer.config import DataSettings
+from trainer.data.draws import Draw, still
 from trainer.data.loader import Loader
-from trainer.data.order import Place
 from trainer.data.plain import picture
 from trainer.data.source import MEAN, STD, assemble, stretch
-
-SIZE = 96
-
-
-class Samples:
-    """Stands in for a Source where a test wants to choose the pixels itself."""
-
-    def __init__(self, samples, places):
-        self.samples, self.schedule, self.limit = samples, places, len(samples)
-        self.drawing = lambda epoch, item: still(SIZE)
-
-    def __call__(self, info):
-        if info.idx_in_epoch >= self.limit:
-            raise StopIteration
-        return self.samples[info.idx_in_epoch]
-
-    def read(self, k):
-        return self.samples[k]
-
-
-def random_samples(count, frames=6, seed=0):
-    random = np.random.default_rng(seed)
-    samples, places = [], []
-    for k in range(count):
-        item = Item(k, "a", 0, frames, 200)
-        pixels = random.integers(0, 256, (frames, 70 + k, 60)).astype(np.uint8)
-        pixels = np.stack([cv2.GaussianBlur(p, (0, 0), 1.5) for p in pixels])
-        samples.append(assemble(pixels, draw(0, 0, item, AugmentSettings(), SIZE), k))
-        places.append(Place(0, item))
-    return Samples(samples, places)
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])

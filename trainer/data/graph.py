@@ -32,11 +32,23 @@ NUMBERS = {"dtype": [types.FLOAT] * 6 + [types.INT64], "ndim": [2, 2, 2, 1, 1, 1
 """all of a Sample but its pixels"""
 
 
+def remap_on_gpu(pixels: Any, map_x: Any, map_y: Any, size: int, interpolation: str, longest_side: int) -> Any:
+    """The same as `_remap` by DALI's operator, whose pictures are as large as its input and whose input's outermost pixels
+    do not fade into the 0 around them: pictures and maps are laid on one canvas with a margin, and the result is cut out."""
+    canvas = max(size, longest_side + 2)
+    on_canvas = {"shape": [canvas, canvas], "out_of_bounds_policy": "pad"}
+    pixels = fn.slice(pixels, start=[-1, -1], axis_names="HW", fill_values=0, **on_canvas)
+    maps = [fn.slice(map_ + 1.0, start=[0, 0], axes=[0, 1], fill_values=-9, **on_canvas) for map_ in (map_x, map_y)]
+    found = fn.experimental.remap(pixels, *maps, interp=DALI_INTERPOLATION[interpolation], pixel_origin="center")
+    return fn.slice(found, start=[0, 0], shape=[size, size], axis_names="HW")
+
+
 @pipeline_def
-def graph(source: Any, size: int, interpolation: str, gpu: bool, workers: int):
+def graph(source: Any, size: int, interpolation: str, gpu: bool, workers: int, longest_side: int):
     """Per sample: (frames / 3, 3, size, size) float16, normalised; and (1,) int64, the key of the item that was read.
 
     source: a Source, called in `workers` processes or, with 0, in this one; or a ResidentSource, whose pixels are on the device.
+    longest_side: of its pixels, in any sample.
     """
     if isinstance(source, ResidentSource):
         device = "gpu" if gpu else "cpu"
@@ -60,7 +72,7 @@ def graph(source: Any, size: int, interpolation: str, gpu: bool, workers: int):
     map_x = matrix[0, 0] * axis_x + matrix[0, 1] * axis_y + (matrix[0, 2] - 0.5)
     map_y = matrix[1, 0] * axis_x + matrix[1, 1] * axis_y + (matrix[1, 2] - 0.5)
     if gpu:
-        x = fn.experimental.remap(x, map_x, map_y, interp=DALI_INTERPOLATION[interpolation], pixel_origin="center")
+        x = remap_on_gpu(x, map_x, map_y, size, interpolation, longest_side)
     else:
         remap = {"bilinear": remap_bilinear, "bicubic": remap_bicubic}[interpolation]
         x = fn.python_function(x, map_x, map_y, function=remap, output_layouts="FHWC")

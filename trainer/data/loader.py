@@ -124,6 +124,7 @@ def dali_pictures(source: Any, batch: int, settings: DataSettings, device: torch
         settings.interpolation,
         gpu,
         workers,
+        source.longest_side(),
         batch_size=batch,
         num_threads=4 if gpu else 1,
         device_id=device.index or 0 if gpu else None,

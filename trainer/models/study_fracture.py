@@ -55,8 +55,11 @@ class StudyFractureModel(nn.Module):
             kept = len(part)
             wanted = max(kept, 2) if self.backbone.training else self.chunk
             if kept < wanted:
-                filler = part if self.backbone.training else part.new_zeros(wanted - kept, *part.shape[1:])
-                part = torch.cat([part, filler])
+                filled = part.new_zeros(wanted, *part.shape[1:])
+                filled[:kept] = part
+                if self.backbone.training:
+                    filled[kept:] = part
+                part = filled
             features.append(self.backbone(part)[:kept])
         return torch.cat(features)
 

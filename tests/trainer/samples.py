@@ -1,0 +1,43 @@
+"""Pictures of random pixels, drawn as a training item's are."""
+
+import cv2
+import numpy as np
+
+from trainer.config import AugmentSettings
+from trainer.data.draws import draw, still
+from trainer.data.items import Item
+from trainer.data.order import Place
+from trainer.data.source import assemble
+
+SIZE = 96
+
+
+class Samples:
+    """Stands in for a Source where a test wants to choose the pixels itself."""
+
+    def __init__(self, samples, places):
+        self.samples, self.schedule, self.limit = samples, places, len(samples)
+        self.drawing = lambda epoch, item: still(SIZE)
+
+    def __call__(self, info):
+        if info.idx_in_epoch >= self.limit:
+            raise StopIteration
+        return self.samples[info.idx_in_epoch]
+
+    def longest_side(self):
+        return max(max(sample.pixels.shape[1:3]) for sample in self.samples)
+
+    def read(self, k):
+        return self.samples[k]
+
+
+def random_samples(count, frames=6, seed=0):
+    random = np.random.default_rng(seed)
+    samples, places = [], []
+    for k in range(count):
+        item = Item(k, "a", 0, frames, 200)
+        pixels = random.integers(0, 256, (frames, 70 + k, 60)).astype(np.uint8)
+        pixels = np.stack([cv2.GaussianBlur(p, (0, 0), 1.5) for p in pixels])
+        samples.append(assemble(pixels, draw(0, 0, item, AugmentSettings(), SIZE), k))
+        places.append(Place(0, item))
+    return Samples(samples, places)
