@@ -26,7 +26,7 @@ $(DEMO)/rsna: | $(SETUP)
 	$(BIN)/python -m preprocess phantom $@
 
 test: $(SETUP)   ## all tests, at most 10 minutes on 2 cores
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 soak: $(SETUP)   ## kills, flipped bits, broken files and random changes by the hundred; about an hour
 	PYTHONPATH=tests/preprocess:tests/cache_schema $(BIN)/python tests/soak/soak.py

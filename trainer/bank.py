@@ -101,7 +101,8 @@ class BankLoader(Loader):
         k = 0
         while True:
             places = [self.source.schedule[k + i] for i in range(self.batch)]
-            yield self._with_targets([self.bank.read(place).to(self.device) for place in places], places)
+            features = [self.bank.read(place) for place in places]
+            yield self._with_targets(torch.cat(features).to(self.device), [len(each) for each in features], places)
             k += self.batch
 
 

@@ -1,5 +1,6 @@
 """What a run finds out before its first step: kept in config.yaml under `chosen`, and used again when it goes on."""
 
+import importlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -59,6 +60,8 @@ def tries_out(session: Session) -> bool:
 def tune(session: Session, model: nn.Module, given: int, layouts: Sequence[Layout] = LAYOUTS) -> Layout:
     """The fastest layout of the model's CNN at the number of pictures that training gives it."""
     settings, accelerator = session.settings, session.accelerator
+    if settings.model.batch_norm == "train":
+        layouts = [layout for layout in layouts if not layout.compiled]  # its last chunks differ in length
     micro, _ = micro_batch.share(settings.train.batch, given, accelerator.num_processes)
     count, size = pictures_at_once(settings, micro), settings.data.size
     numbers = torch.Generator(accelerator.device).manual_seed(0)  # its own, so that the run's are left alone
@@ -72,4 +75,7 @@ def tune(session: Session, model: nn.Module, given: int, layouts: Sequence[Layou
 def apply(choice: Choice, session: Session, model: nn.Module) -> None:
     """Lays the model's CNN out as chosen. Another machine's layout is of no use on a CPU."""
     if session.accelerator.device.type == "cuda":
+        if choice.compiled and session.accelerator.num_processes > 1:
+            # else it would cut the CNN into one graph for each bucket of gradients
+            importlib.import_module("torch._dynamo").config.optimize_ddp = False
         model.backbone.lay_out(choice.channels_last, choice.compiled)

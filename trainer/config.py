@@ -55,8 +55,9 @@ class DataSettings(Section):
     """per_slice: stretch each slice's crop to 0..255 as the reference does; fixed: keep the cache's window"""
     loader: Literal["dali", "plain"] = "dali"
     """plain: the same pictures through cv2 and a torch DataLoader, where DALI cannot be had"""
-    workers: int = Field(0, ge=0)
-    """reading processes per training process; 0 reads in the training process"""
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    """reading processes per training process; 0 reads in the training process. auto: on a GPU up to six, of the cores that
+    training leaves; 0 on a CPU"""
     resident: Literal["disk", "ram", "gpu"] = "disk"
     """ram: each reading process keeps decoded chunks up to data.ram_gb; gpu: all crops lie in the GPU's memory, loaded once"""
     ram_gb: float = Field(8.0, gt=0)

@@ -50,7 +50,7 @@ def bbox_loss(box: Tensor, presence: Tensor, true_box: Tensor, has_box: Tensor) 
     entropy = F.binary_cross_entropy_with_logits(presence.float(), label, reduction="none")
     return {
         "box": Term(0.8, distance.sum(), positive.sum().float()),
-        "presence": Term(0.2, entropy.sum(), torch.tensor(float(len(entropy)), device=entropy.device)),
+        "presence": Term(0.2, entropy.sum(), entropy.new_full((), len(entropy))),
     }
 
 

@@ -19,8 +19,10 @@ from trainer.session import Session
 
 RESERVED_COPIES = 3
 """of the trained weights: two moments of AdamW, and the gradients once more where processes exchange them"""
-RESERVED_BATCHES = 4
-"""of pictures: what DALI keeps on the GPU beside the batch in use"""
+RESERVED_BATCHES = 11
+"""of pictures: what DALI keeps on the GPU beside the batch in use, its maps included, one an item"""
+OUT_OF_MEMORY = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "unable to find an engine")
+"""what libraries say that lack memory for their own work, beside what Accelerate knows"""
 
 
 def share(batch: int, micro_batch: int, processes: int) -> tuple[int, int]:
@@ -48,7 +50,7 @@ def largest_that_fits(most: int, attempt: Callable[[int], object]) -> int:
             attempt(size)
             return size
         except Exception as error:
-            if not should_reduce_batch_size(error):
+            if not should_reduce_batch_size(error) and not any(text in str(error) for text in OUT_OF_MEMORY):
                 raise
         clear_device_cache(garbage_collection=True)
         size //= 2

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate.utils import broadcast, gather_object
+from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
 
 from cache_schema.errors import UsageError
@@ -36,6 +37,7 @@ def predict(session: Session, model: nn.Module, *, scored_only: bool = False) ->
     if not items:
         raise UsageError("no study to predict on", where=session.settings.run_dir, do="give split=all or another fold=")
     model = accelerator.unwrap_model(model).eval()
+    clear_device_cache(garbage_collection=True)  # DALI cannot use what torch holds back of a GPU's memory
     if accelerator.num_processes > 1:
         # batch norm's running statistics are each process's own; the main process's are the ones that are saved
         for buffer in model.buffers():

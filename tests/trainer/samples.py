@@ -31,12 +31,14 @@ class Samples:
         return self.samples[k]
 
 
-def random_samples(count, frames=6, seed=0):
+def random_samples(count, frames=6, seed=0, white=0):
+    """white: as many white pictures come before."""
     random = np.random.default_rng(seed)
-    samples, places = [], []
-    for k in range(count):
+    samples = [assemble(np.full((frames, 78, 60), 255, np.uint8), still(SIZE), k) for k in range(white)]
+    places = [Place(0, Item(k, "a", 0, frames, 200)) for k in range(white)]
+    for k in range(white, white + count):
         item = Item(k, "a", 0, frames, 200)
-        pixels = random.integers(0, 256, (frames, 70 + k, 60)).astype(np.uint8)
+        pixels = random.integers(0, 256, (frames, 70 + k - white, 60)).astype(np.uint8)
         pixels = np.stack([cv2.GaussianBlur(p, (0, 0), 1.5) for p in pixels])
         samples.append(assemble(pixels, draw(0, 0, item, AugmentSettings(), SIZE), k))
         places.append(Place(0, item))

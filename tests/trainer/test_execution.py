@@ -127,12 +127,12 @@ def test_a_failed_run_stops_only_what_depends_on_it_and_shows_its_last_lines(
 ):
     file, out = tmp_path / "plan.yaml", tmp_path / "runs"
     file.write_text(
-        f"config: {tiny_settings}\nruns:\n  - {{stage: bbox, folds: [0]}}\n  - {{stage: vertebrae, variant: 04A, folds: [0]}}\n"
+        f"config: {tiny_settings}\nruns:\n  - {{stage: bbox, folds: [7]}}\n  - {{stage: vertebrae, variant: 04A, folds: [7]}}\n"
     )
-    assert main(command(file, tiny_cache, out, "train.batch=100000")[3:]) == 1
+    assert main(command(file, tiny_cache, out)[3:]) == 1
     said = capsys.readouterr()
-    assert "only 56 training items for an effective batch of 100000" in said.out
-    assert "[vertebrae-04A/fold0-seed1] not started" in said.out
+    assert "no study is in fold 7" in said.out
+    assert "[vertebrae-04A/fold7-seed1] not started" in said.out
     assert "error: " in said.err and "Traceback" not in said.err + said.out
 
 

@@ -63,10 +63,11 @@ def exact(sample):
 
 @pytest.mark.parametrize("frames", [3, 12])
 def test_its_pictures_are_exact(frames):
-    source = random_samples(8, frames)
-    (batch,) = Loader(source, 8, DataSettings(size=SIZE), GPU)
+    """After many white ones, whose memory they get: what looks beyond the crop is black for all that."""
+    source = random_samples(8, frames, white=24)
+    *_, batch = Loader(source, 8, DataSettings(size=SIZE), GPU)
     assert batch.images.dtype == torch.float16 and batch.images.device == GPU
-    apart = np.abs(levels(batch.images) - np.concatenate([exact(sample) for sample in source.samples]))
+    apart = np.abs(levels(batch.images) - np.concatenate([exact(sample) for sample in source.samples[24:]]))
     print(f"grey levels apart: {apart.max():.2f} at most, {apart.mean():.4f} on average")
     assert apart.max() < 2.3 and apart.mean() < 0.2
 
@@ -189,9 +190,10 @@ def test_layout_and_micro_batch_are_tried_written_down_and_used_again(given, tmp
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_a_layout_trains_as_any_other(compiled, given, tmp_path, monkeypatch):
-    """The same losses to rounding, compiled or not, and the same names of weights."""
-    settings, made = dict(given["vertebrae"], **{"train.precision": "no"}), []
+@pytest.mark.parametrize("name", ["test_efficientnet", "test_efficientnet_gn"])
+def test_a_layout_trains_as_any_other(name, compiled, given, tmp_path, monkeypatch):
+    """The same losses to rounding, compiled or not, with batch norm or group norm, and the same names of weights."""
+    settings, made = dict(given["vertebrae"], **{"train.precision": "no", "model.name": name}), []
     for channels_last, compile_ in ((False, False), (True, compiled)):
         choice = Choice(2, channels_last, compile_)
         monkeypatch.setattr(loop, "choose", lambda session, model, items, choice=choice: choice)

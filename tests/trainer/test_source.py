@@ -18,7 +18,7 @@ from trainer.data.items import triplets, whole_studies, windows
 from trainer.data.loader import Loader, dali_pictures
 from trainer.data.order import Evaluation, Place, Training
 from trainer.data.resident import Crops, ResidentSource
-from trainer.data.shared_memory import workers_with_room
+from trainer.data.shared_memory import wanted_workers, workers_with_room
 from trainer.data.source import Source, stretch
 
 AUGMENT = AugmentSettings(reverse=0.5)
@@ -111,10 +111,8 @@ def test_crops_kept_on_a_device_give_the_same_pictures(intensity, tiny_cache):
         )
         on_device = ResidentSource(source, Crops(cache, cpu))
         expected = dali_pictures(source, 2, settings, cpu, 0)
-        for (found, keys), (pictures, same) in zip(
-            dali_pictures(on_device, 2, settings, cpu, 0), expected, strict=True
-        ):
-            assert keys == same and all(torch.equal(a, b) for a, b in zip(found, pictures, strict=True))
+        for found, same in zip(dali_pictures(on_device, 2, settings, cpu, 0), expected, strict=True):
+            assert found[1:] == same[1:] and torch.equal(found[0], same[0])
 
 
 def test_crops_that_do_not_fit_are_refused_before_anything_is_read(tiny_cache, monkeypatch):
@@ -136,12 +134,24 @@ def test_too_little_shared_memory_means_no_reading_processes(loader, free, tiny_
     source = Source(tiny_cache, Training(windows(lengths(cache), 24, 6), 1, 2), Drawing(64))
     settings = DataSettings(size=64, loader=loader, workers=2)
     assert source.largest_sample() == 24 * 512 * 512
-    assert workers_with_room(settings, source, 2) == 2
+    cpu = torch.device("cpu")
+    assert workers_with_room(settings, source, 2, cpu) == 2
     monkeypatch.setattr("trainer.data.shared_memory._room", lambda: free)
-    assert workers_with_room(settings, source, 4) == 0
+    assert workers_with_room(settings, source, 4, cpu) == 0
     assert "--shm-size" in capfd.readouterr().err
     if loader == "dali":
-        assert workers_with_room(settings, Source(tiny_cache, source.schedule, Drawing(64), boxes_of(cache)), 1) == 2
+        assert (
+            workers_with_room(settings, Source(tiny_cache, source.schedule, Drawing(64), boxes_of(cache)), 1, cpu) == 2
+        )
+
+
+def test_reading_processes_are_for_gpus_unless_a_number_is_given(monkeypatch):
+    cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: range(16))
+    assert wanted_workers(DataSettings(), cpu) == 0 and wanted_workers(DataSettings(workers=3), cpu) == 3
+    assert wanted_workers(DataSettings(), gpu) == 6
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert wanted_workers(DataSettings(), gpu) == 3 and wanted_workers(DataSettings(workers=0), gpu) == 0
 
 
 @pytest.mark.parametrize(("loader", "workers"), [("dali", 0), ("plain", 0)])

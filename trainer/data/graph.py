@@ -4,7 +4,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from nvidia.dali import fn, pipeline_def, types
+from nvidia.dali import fn, math, pipeline_def, types
 
 from trainer.data.resident import ResidentSource
 from trainer.data.source import INTERPOLATION, MEAN, STD, Sample
@@ -28,19 +28,23 @@ def _remap(pixels: np.ndarray, map_x: np.ndarray, map_y: np.ndarray, interpolati
     return out
 
 
+MARGIN = 3
+"""pixels of 0 around what the GPU's remap reads: more than bicubic interpolation reaches"""
 NUMBERS = {"dtype": [types.FLOAT] * 6 + [types.INT64], "ndim": [2, 2, 2, 1, 1, 1, 1]}
 """all of a Sample but its pixels"""
 
 
 def remap_on_gpu(pixels: Any, map_x: Any, map_y: Any, size: int, interpolation: str, longest_side: int) -> Any:
-    """The same as `_remap` by DALI's operator, whose pictures are as large as its input and whose input's outermost pixels
-    do not fade into the 0 around them: pictures and maps are laid on one canvas with a margin, and the result is cut out."""
-    canvas = max(size, longest_side + 2)
+    """The same as `_remap` by DALI's operator. That makes pictures as large as its input, does not fade the outermost pixels
+    into the 0 around them, and leaves pixels that look beyond the input as they were in memory. So pictures and maps are
+    laid on one canvas with a margin, maps stay on it, and the result is cut out."""
+    canvas = max(size, longest_side + 2 * MARGIN)
     on_canvas = {"shape": [canvas, canvas], "out_of_bounds_policy": "pad"}
-    pixels = fn.slice(pixels, start=[-1, -1], axis_names="HW", fill_values=0, **on_canvas)
-    maps = [fn.slice(map_ + 1.0, start=[0, 0], axes=[0, 1], fill_values=-9, **on_canvas) for map_ in (map_x, map_y)]
+    pixels = fn.slice(pixels, start=[-MARGIN, -MARGIN], axes=[1, 2], fill_values=0, **on_canvas)
+    maps = [math.clamp(map_ + float(MARGIN), 1.0, float(canvas - MARGIN)) for map_ in (map_x, map_y)]
+    maps = [fn.slice(map_, start=[0, 0], axes=[0, 1], fill_values=1, **on_canvas) for map_ in maps]
     found = fn.experimental.remap(pixels, *maps, interp=DALI_INTERPOLATION[interpolation], pixel_origin="center")
-    return fn.slice(found, start=[0, 0], shape=[size, size], axis_names="HW")
+    return fn.slice(fn.reshape(found, layout="FHWC"), start=[0, 0], shape=[size, size], axes=[1, 2])
 
 
 @pipeline_def

@@ -24,8 +24,8 @@ KINDS = {kind.__name__: kind for kind in (CspineError, CacheError, StaleStudy, U
 
 Targets = Callable[[Place, np.ndarray, Draw], dict[str, np.ndarray]]
 """(place, (frames,) z_index, draw) -> the item's targets, each an array of one shape per name"""
-Pictures = Iterator[tuple[list[torch.Tensor], list[int]]]
-"""batches of (frames / 3, 3, size, size) float16 on the device, and the keys of their items"""
+Pictures = Iterator[tuple[torch.Tensor, list[int], list[int]]]
+"""batches of (sum of triplets, 3, size, size) float16 on the device, the triplets of each item, and the items' keys"""
 
 
 @dataclass
@@ -65,9 +65,9 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         source, k = self.source, 0
-        for images, keys in self._pictures():
+        for images, triplets, keys in self._pictures():
             places = [self._read(source.schedule[k + i], key) for i, key in enumerate(keys)]
-            yield self._with_targets(images, places)
+            yield self._with_targets(images, triplets, places)
             k += self.batch
             if source.limit is not None and k >= source.limit:
                 return
@@ -81,7 +81,7 @@ class Loader:
                 raise UsageError("data.resident=gpu needs a GPU", do="give data.resident=ram or disk")
             return dali_pictures(ResidentSource(source, self.crops), batch, settings, device, 0)
         pictures = {"dali": dali_pictures, "plain": plain_pictures}[settings.loader]
-        return pictures(source, batch, settings, device, workers_with_room(settings, source, batch))
+        return pictures(source, batch, settings, device, workers_with_room(settings, source, batch, device))
 
     def _read(self, place: Place, key: int) -> Place:
         """What was read in its place; an item that could not be is counted and named."""
@@ -93,7 +93,7 @@ class Loader:
             place = self.source.schedule.instead(place)
         return place
 
-    def _with_targets(self, images: list[torch.Tensor], places: list[Place]) -> Batch:
+    def _with_targets(self, images: torch.Tensor, triplets: list[int], places: list[Place]) -> Batch:
         draws = [self.source.drawing(place.epoch, place.item) for place in places]
         z_index = [place.item.z_index(draw.step, draw.phase) for place, draw in zip(places, draws, strict=True)]
         targets = {}
@@ -101,8 +101,8 @@ class Loader:
             rows = [self.targets(*row) for row in zip(places, z_index, draws, strict=True)]
             targets = {name: torch.from_numpy(np.stack([np.float32(row[name]) for row in rows])) for name in rows[0]}
         return Batch(
-            torch.cat(images) if len(images) > 1 else images[0],
-            [len(image) for image in images],
+            images,
+            triplets,
             places,
             z_index,
             {name: value.to(self.device, non_blocking=True) for name, value in targets.items()},
@@ -144,10 +144,11 @@ def dali_pictures(source: Any, batch: int, settings: DataSettings, device: torch
             raise
         except Exception as error:
             raise reading_error(error) from error
-        images = [torch.empty(tensor.shape(), dtype=torch.float16, device=device) for tensor in outputs]
-        for tensor, image in zip(outputs, images, strict=True):
+        triplets = [tensor.shape()[0] for tensor in outputs]
+        images = torch.empty((sum(triplets), *outputs[0].shape()[1:]), dtype=torch.float16, device=device)
+        for tensor, image in zip(outputs, images.split(triplets), strict=True):
             feed_ndarray(tensor, image, cuda_stream=stream)
-        yield images, keys.as_array().ravel().tolist()
+        yield images, triplets, keys.as_array().ravel().tolist()
 
 
 def plain_pictures(source: Source, batch: int, settings: DataSettings, device: torch.device, workers: int) -> Pictures:
@@ -161,7 +162,8 @@ def plain_pictures(source: Source, batch: int, settings: DataSettings, device: t
             return
         except CspineError as error:
             raise reading_error(error) from error
-        yield [image.to(device) for image, _ in found], [key for _, key in found]
+        images = [image for image, _ in found]
+        yield torch.cat(images).to(device), [len(image) for image in images], [key for _, key in found]
 
 
 def reading_error(error: Exception) -> Exception:
