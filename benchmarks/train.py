@@ -178,6 +178,8 @@ def measure(settings: Settings, steps: int, seconds: float, rounds: int) -> Meas
     batches.close()
     each = shown[0] / shown[1] * passes
     forward = forward_flops(settings.model.name, settings.data.size)
+    if on_gpu:
+        _prediction_rate(run, model)  # the first compiles, or tries algorithms out
     return Measured(
         settings,
         f"{choice.micro_batch} at once" + ", channels last" * choice.channels_last + ", compiled" * choice.compiled,
@@ -187,9 +189,7 @@ def measure(settings: Settings, steps: int, seconds: float, rounds: int) -> Meas
         round(each),
         each * forward * (1 if settings.stage == "study_fracture" else 3),
         peak,
-        [_prediction_rate(run, model) for _ in range(1 + on_gpu)][
-            -1
-        ],  # a GPU tries out algorithms, or compiles, at first
+        _prediction_rate(run, model),
     )
 
 

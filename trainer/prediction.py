@@ -108,9 +108,10 @@ class _Encoder:
     def blank(self) -> Tensor:
         """(width,) float32: of three slices beyond a study's end, as a window shows them."""
         picture = torch.from_numpy((-MEAN / STD).astype(np.float16))[:, None, None]
-        size = self.session.settings.data.size
-        # as many as in any other pass: a CNN that is compiled, or whose algorithms are tried out, sees one shape only
-        return self(picture.expand(self.batch, TRIPLET, size, size).to(self.session.accelerator.device))[0]
+        size, device = self.session.settings.data.size, self.session.accelerator.device
+        # on a GPU as many as in any other pass: a CNN that is compiled, or has its algorithms tried out, sees one shape only
+        count = self.batch if device.type == "cuda" else 1
+        return self(picture.expand(count, TRIPLET, size, size).to(device))[0]
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
