@@ -26,8 +26,9 @@ KEEP_MEMORY = {
 }
 """glibc gives buffers of a slice or a chunk back to the system, Dask asks it to do so sooner still, and touching them
 anew costs more than reading a file into them"""
-LOOK_SECONDS, LONELY_SECONDS = 2, 120
-"""how often to look whether a worker is left, and how long to wait for one: Dask starts dead local workers again"""
+LOOK_SECONDS, REPLACE_SECONDS, LONELY_SECONDS = 2, 30, 120
+"""how often to look whether workers are left, how long a local one may stay away, and how long to wait for any: Dask
+starts dead local workers again, but not one that dies before its start was noticed, as on a task tried once more"""
 TRIES = 2
 """a task whose worker died is tried once more; a second death is the task's fault"""
 
@@ -60,7 +61,7 @@ class Pool:
 
     def __init__(self, workers: int | None, scheduler: str | None, tell: Callable[[str], None]):
         self._workers, self._scheduler, self._tell = workers, scheduler, tell
-        self._stack, self._client = ExitStack(), None
+        self._stack, self._client, self._cluster = ExitStack(), None, None
 
     def __enter__(self) -> "Pool":
         self._interrupted = False
@@ -113,17 +114,25 @@ class Pool:
 
     def _next(self, finished: SimpleQueue) -> Any:
         """The next future to end. Raises UsageError where for `LONELY_SECONDS` there was nobody to work on any."""
-        seen = time.monotonic()
+        any_left = all_left = time.monotonic()
         while not self._interrupted:
             try:
                 return finished.get(timeout=LOOK_SECONDS)
             except Empty:
-                if self._threads():
-                    seen = time.monotonic()
-                elif time.monotonic() - seen > LONELY_SECONDS:
+                now, lost = time.monotonic(), self._wanted - (threads := self._threads())
+                any_left, all_left = now if threads else any_left, now if lost <= 0 else all_left
+                if now - all_left > REPLACE_SECONDS:
+                    self._cluster.scale(len(self._cluster.worker_spec) + lost)
+                    all_left = now
+                elif now - any_left > LONELY_SECONDS:
                     line = f"no worker has been left for {LONELY_SECONDS} s"
                     raise UsageError(line, where=self._scheduler, do="run the same again") from None
         raise KeyboardInterrupt
+
+    @property
+    def _wanted(self) -> int:
+        """Workers of its own; 0 where they are someone else's."""
+        return 0 if self._scheduler else self._workers or os.cpu_count() or 1
 
     def _threads(self) -> int:
         """Of all workers; 0 where there are none, or the scheduler does not answer."""
@@ -146,8 +155,8 @@ class Pool:
     def _local(self) -> Any:
         from distributed import Client
 
-        cluster = self._stack.enter_context(local_cluster(self._workers or os.cpu_count() or 1))
-        return self._stack.enter_context(Client(cluster))
+        self._cluster = self._stack.enter_context(local_cluster(self._wanted))
+        return self._stack.enter_context(Client(self._cluster))
 
     def _connect(self) -> Any:
         from distributed import Client

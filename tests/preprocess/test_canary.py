@@ -116,6 +116,17 @@ def test_a_decoder_that_hangs_costs_its_task_and_never_the_run(tmp_path):
     assert found == {0: "A", 1: None, 2: "B"} and mark.read_text() == "xx"
 
 
+def test_workers_that_nobody_starts_again_are_replaced(monkeypatch):
+    """As after one that died before its start was noticed."""
+    monkeypatch.setattr("preprocess.cluster.REPLACE_SECONDS", 1)
+    with Pool(2, None, lambda line: None) as pool:
+        assert dict(pool.run(str.upper, ["a"])) == {0: "A"}
+        for nanny in list(pool._cluster.workers.values()):
+            pool._client.sync(nanny.close)
+        assert pool._threads() == 0
+        assert dict(pool.run(str.upper, ["a", "b", "c"])) == {0: "A", 1: "B", 2: "C"}
+
+
 def test_a_deadline_that_is_met_harms_nothing():
     with deadline(0.05), deadline(5.0):
         pass
