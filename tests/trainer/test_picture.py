@@ -1,6 +1,7 @@
 """The picture of design 7: DALI's graph and the plain loader against each other and against OpenCV, albumentations and plain arithmetic."""
 
 import albumentations as A
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -8,6 +9,7 @@ from samples import SIZE, random_samples
 
 from cache_schema.study import square_around
 from trainer.config import DataSettings
+from trainer.data import graph
 from trainer.data.draws import Draw, still
 from trainer.data.loader import Loader
 from trainer.data.plain import picture
@@ -24,6 +26,36 @@ def test_dali_and_the_plain_loader_show_the_same_within_a_grey_level(frames, int
     plain = np.concatenate([picture(sample, SIZE, interpolation) for sample in source.samples])
     levels = np.abs(batch.images.numpy().astype(np.float32) - plain) * STD[:, None, None]
     assert levels.max() < 1.3 and (levels > 0.5).mean() < 0.01
+
+
+def remap_as_on_a_gpu(pixels, map_x, map_y):
+    """The habits of DALI's remap on a GPU: one size for pictures and maps, and nothing written where a map leaves the picture."""
+    assert pixels.shape[1:3] == map_x.shape == map_y.shape
+    out, side = np.full_like(pixels, 77), len(map_x) - 1
+    there = (map_x >= 0) & (map_x <= side) & (map_y >= 0) & (map_y <= side)
+    for frame, moved in zip(pixels, out, strict=True):
+        moved[there, 0] = cv2.remap(frame[..., 0], map_x, map_y, cv2.INTER_LINEAR)[there]
+    return out
+
+
+@pytest.mark.parametrize("longest_side", [78, SIZE, 130])
+def test_on_a_gpus_canvas_pictures_are_the_same(longest_side, monkeypatch):
+    source = random_samples(8, 12)
+    expected = next(iter(Loader(source, 8, DataSettings(size=SIZE), torch.device("cpu")))).images
+
+    def remap(pixels, map_x, map_y, interp, pixel_origin):
+        return graph.fn.python_function(pixels, map_x, map_y, function=remap_as_on_a_gpu)
+
+    monkeypatch.setattr(source, "longest_side", lambda: longest_side)
+    monkeypatch.setattr(graph.fn.experimental, "remap", remap)
+    monkeypatch.setattr(
+        graph,
+        "remap_on_cpu",
+        lambda x, map_x, map_y, interpolation: graph.remap_on_gpu(x, map_x, map_y, SIZE, interpolation, longest_side),
+    )
+    found = next(iter(Loader(source, 8, DataSettings(size=SIZE), torch.device("cpu")))).images
+    levels = (found.float() - expected.float()).abs() * torch.from_numpy(STD)[:, None, None]
+    assert levels.max() < 1.1 and (levels > 0.5).float().mean() < 1e-4
 
 
 def test_items_of_different_length_share_a_batch():

@@ -34,6 +34,11 @@ NUMBERS = {"dtype": [types.FLOAT] * 6 + [types.INT64], "ndim": [2, 2, 2, 1, 1, 1
 """all of a Sample but its pixels"""
 
 
+def remap_on_cpu(pixels: Any, map_x: Any, map_y: Any, interpolation: str) -> Any:
+    remap = {"bilinear": remap_bilinear, "bicubic": remap_bicubic}[interpolation]
+    return fn.python_function(pixels, map_x, map_y, function=remap, output_layouts="FHWC")
+
+
 def remap_on_gpu(pixels: Any, map_x: Any, map_y: Any, size: int, interpolation: str, longest_side: int) -> Any:
     """The same as `_remap` by DALI's operator. That makes pictures as large as its input, does not fade the outermost pixels
     into the 0 around them, and leaves pixels that look beyond the input as they were in memory. So pictures and maps are
@@ -75,11 +80,11 @@ def graph(source: Any, size: int, interpolation: str, gpu: bool, workers: int, l
         matrix, axis_x, axis_y = matrix.gpu(), axis_x.gpu(), axis_y.gpu()
     map_x = matrix[0, 0] * axis_x + matrix[0, 1] * axis_y + (matrix[0, 2] - 0.5)
     map_y = matrix[1, 0] * axis_x + matrix[1, 1] * axis_y + (matrix[1, 2] - 0.5)
-    if gpu:
-        x = remap_on_gpu(x, map_x, map_y, size, interpolation, longest_side)
-    else:
-        remap = {"bilinear": remap_bilinear, "bicubic": remap_bicubic}[interpolation]
-        x = fn.python_function(x, map_x, map_y, function=remap, output_layouts="FHWC")
+    x = (
+        remap_on_gpu(x, map_x, map_y, size, interpolation, longest_side)
+        if gpu
+        else remap_on_cpu(x, map_x, map_y, interpolation)
+    )
     x = fn.brightness_contrast(x, contrast=gain, contrast_center=0.0)
     x = fn.erase(x, anchor=hole_start, shape=hole_shape, axis_names="HW", fill_value=0)
     x = fn.reshape(x, shape=[-1, 3, size, size], layout="FCHW")
