@@ -28,7 +28,7 @@ KEEP_MEMORY = {
 anew costs more than reading a file into them"""
 LOOK_SECONDS, REPLACE_SECONDS, LONELY_SECONDS = 2, 30, 120
 """how often to look whether workers are left, how long a local one may stay away, and how long to wait for any: Dask
-starts dead local workers again, but not one that dies before its start was noticed, as on a task tried once more"""
+starts dead local workers again, but on a busy machine it may leave one out"""
 TRIES = 2
 """a task whose worker died is tried once more; a second death is the task's fault"""
 

@@ -1,6 +1,5 @@
 """What a run finds out before its first step: kept in config.yaml under `chosen`, and used again when it goes on."""
 
-import importlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -76,6 +75,7 @@ def apply(choice: Choice, session: Session, model: nn.Module) -> None:
     """Lays the model's CNN out as chosen. Another machine's layout is of no use on a CPU."""
     if session.accelerator.device.type == "cuda":
         if choice.compiled and session.accelerator.num_processes > 1:
-            # else it would cut the CNN into one graph for each bucket of gradients
-            importlib.import_module("torch._dynamo").config.optimize_ddp = False
+            from torch import _dynamo
+
+            _dynamo.config.optimize_ddp = False  # else it would cut the CNN into one graph for each bucket of gradients
         model.backbone.lay_out(choice.channels_last, choice.compiled)

@@ -94,7 +94,7 @@ def accelerator(settings: Settings) -> Accelerator:
     if settings.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without which cuBLAS does not repeat itself
     torch.backends.cudnn.benchmark = not settings.deterministic
-    torch.backends.cudnn.allow_tf32 = False  # float32 is what it says, an LSTM's above all; 16-bit CNNs are as fast
+    torch.backends.cudnn.allow_tf32 = False  # float32 is what it says, an LSTM's above all
     on_gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("true", "1", "yes")
     precision = ("fp16" if on_gpu else "no") if train.precision == "auto" else train.precision
     # Accelerate keeps the first run's precision for the whole process; its process group stays

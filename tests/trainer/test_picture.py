@@ -46,7 +46,6 @@ def test_on_a_gpus_canvas_pictures_are_the_same(longest_side, monkeypatch):
     def remap(pixels, map_x, map_y, interp, pixel_origin):
         return graph.fn.python_function(pixels, map_x, map_y, function=remap_as_on_a_gpu)
 
-    monkeypatch.setattr(source, "longest_side", lambda: longest_side)
     monkeypatch.setattr(graph.fn.experimental, "remap", remap)
     monkeypatch.setattr(
         graph,

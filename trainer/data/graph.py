@@ -10,6 +10,8 @@ from trainer.data.resident import ResidentSource
 from trainer.data.source import INTERPOLATION, MEAN, STD, Sample
 
 DALI_INTERPOLATION = {"bilinear": types.INTERP_LINEAR, "bicubic": types.INTERP_CUBIC}
+MARGIN = 3
+"""pixels of 0 around what the GPU's remap reads: more than bicubic interpolation reaches"""
 
 
 def remap_bilinear(pixels: np.ndarray, map_x: np.ndarray, map_y: np.ndarray) -> np.ndarray:
@@ -28,8 +30,6 @@ def _remap(pixels: np.ndarray, map_x: np.ndarray, map_y: np.ndarray, interpolati
     return out
 
 
-MARGIN = 3
-"""pixels of 0 around what the GPU's remap reads: more than bicubic interpolation reaches"""
 NUMBERS = {"dtype": [types.FLOAT] * 6 + [types.INT64], "ndim": [2, 2, 2, 1, 1, 1, 1]}
 """all of a Sample but its pixels"""
 

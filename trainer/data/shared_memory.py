@@ -15,7 +15,7 @@ DALI_BATCHES = 4
 """batches of samples that DALI keeps in shared memory with a prefetch queue of two (measured)"""
 SPARE = 16 << 20
 MOST_WORKERS = 6
-"""of data.workers=auto: what the fastest stage takes, at two milliseconds a triplet and sixty a window"""
+"""of data.workers=auto"""
 
 
 def wanted_workers(settings: DataSettings, device: torch.device) -> int:
