@@ -22,8 +22,9 @@ from trainer.data.draws import Drawing
 from trainer.data.items import triplets, windows
 from trainer.data.loader import Loader
 from trainer.data.order import Training
+from trainer.data.picture import STD
 from trainer.data.resident import Crops
-from trainer.data.source import STD, TRIPLET_CHUNKS_BYTES, Source
+from trainer.data.source import TRIPLET_CHUNKS_BYTES, Source
 
 BOX = (100, 110, 400, 410)
 RAM_BYTES = 16 << 30

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 import torch
 
-from benchmarks.others import Albumentations, cropped, decoded, from_png
+from benchmarks.others import Albumentations, cropped, decoded, from_png, with_opencv
 from benchmarks.rounds import Cost, Ratio, cost_of, machine, print_and_keep, run_rounds, table
 from benchmarks.sources import write_sources
 from cache_schema import Cache
@@ -26,12 +26,11 @@ from preprocess.build import build_cache
 from preprocess.series import plan_studies
 from trainer.config import AugmentSettings, DataSettings, load
 from trainer.data.draws import Drawing
-from trainer.data.graph import remap_bilinear
 from trainer.data.items import Item, triplets, windows
 from trainer.data.loader import Loader
 from trainer.data.order import Place, Training, generator
-from trainer.data.plain import picture
-from trainer.data.source import TRIPLET_CHUNKS_BYTES, Source, stretch
+from trainer.data.picture import picture
+from trainer.data.source import TRIPLET_CHUNKS_BYTES, Source, assemble, stretch
 
 STUDIES, SLICES, ROUNDS = 4, 128, 7
 BOX = (100, 110, 400, 410)
@@ -111,11 +110,11 @@ class Ways:
         return self.albumentations(cropped(slices, self.box), self.warp_of(item))
 
     def _plain(self, place: Place) -> np.ndarray:
-        return picture(self.source.sample(place), self.source.drawing.size)
+        return with_opencv(self.source.sample(place))
 
     def split(self) -> dict[str, float]:
         """CPU milliseconds an item of the steps of this path, done one after another."""
-        spent = dict.fromkeys(("read", "stretch", "draw", "warp"), 0.0)
+        spent = dict.fromkeys(("read", "stretch", "draw", "picture"), 0.0)
         places = self.places()
         for place in places:
             item, clock = place.item, _Clock(spent)
@@ -125,12 +124,10 @@ class Ways:
             box = self.box and square_around(self.box, study.record.rows, study.record.columns)
             pixels = self.source.reader().read(item.id, item.start, item.start + item.frames, box)
             clock("read")
-            pixels = stretch(pixels, pixels.min(axis=(1, 2)), pixels.max(axis=(1, 2)))[..., None]
+            pixels = stretch(pixels, pixels.min(axis=(1, 2)), pixels.max(axis=(1, 2)))
             clock("stretch")
-            matrix, x, y = draw.map_from_crop(*pixels.shape[1:3]), draw.axis_x[None], draw.axis_y[:, None]
-            maps = [np.float32(row[0] * x + row[1] * y + row[2] - 0.5) for row in matrix]
-            remap_bilinear(pixels, *maps)
-            clock("warp")
+            picture(assemble(pixels, draw), self.source.drawing.size)
+            clock("picture")
         return {name: ms / len(places) for name, ms in spent.items()}
 
 
@@ -241,7 +238,7 @@ def report(studies: int, slices: int, rounds: int) -> Iterator[str]:
     one = Ratio("random triplet: CPU-ms of reading, amortised over an epoch", reading, at_most=1)
     yield table("ratios", ("what", "median", "range", "aim", "met"), [ratio.row() for ratio in [*ratios, one]])
     yield table("CPU-ms an item (a window has 96 slices, a triplet 3)", ("what", "CPU-ms"), rows)
-    yield table("this path's steps, CPU-ms an item", ("what", "read", "stretch", "draw", "warp", "rest"), splits)
+    yield table("this path's steps, CPU-ms an item", ("what", "read", "stretch", "draw", "picture", "rest"), splits)
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from cache_schema.errors import UsageError
 from trainer.data.items import Item
 from trainer.data.loader import Batch
 from trainer.data.order import Evaluation, Place
-from trainer.data.source import MEAN, STD
+from trainer.data.picture import MEAN, STD
 from trainer.models.sequence import TRIPLET
 from trainer.session import Session
 

@@ -17,9 +17,9 @@ from trainer.data.draws import Drawing
 from trainer.data.items import triplets, windows
 from trainer.data.loader import Loader
 from trainer.data.order import Training
-from trainer.data.plain import picture
+from trainer.data.picture import MEAN, STD, picture
 from trainer.data.resident import Crops
-from trainer.data.source import MEAN, STD, Source
+from trainer.data.source import Source
 from trainer.identity import recorded_config
 from trainer.journal import Journal
 from trainer.loop import Run

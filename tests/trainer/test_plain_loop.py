@@ -10,7 +10,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits as entropy
 
 from trainer.config import load
 from trainer.data.order import Training
-from trainer.data.plain import picture
+from trainer.data.picture import picture
 from trainer.data.source import Source
 from trainer.inputs import Inputs
 from trainer.loop import Run

@@ -25,14 +25,9 @@ MOST_SKIPPED = 20
 TRIPLET_CHUNKS_BYTES = 256 << 20
 """decoded chunks a reading process keeps for random triplets: twice what one shuffle buffer touches (trainer.data.order)"""
 
-MEAN = np.array([0.22363983, 0.18190407, 0.2523437], np.float32) * 255
-STD = np.array([0.32451536, 0.2956294, 0.31335256], np.float32) * 255
-"""reference 2.4, by slice of a triplet, in grey levels"""
-INTERPOLATION = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
-
 
 class Sample(NamedTuple):
-    """One item as the graph takes it."""
+    """One item as `trainer.data.graph` and `trainer.data.picture` take it."""
 
     pixels: np.ndarray
     """(frames, height, width, 1) uint8, stretched; padding slices 0"""

@@ -13,7 +13,7 @@ from trainer.data.draws import Draw, Drawing
 from trainer.data.items import Item
 from trainer.data.loader import Batch
 from trainer.data.order import Evaluation, Training, shuffled
-from trainer.data.source import MEAN, STD
+from trainer.data.picture import MEAN, STD
 from trainer.inputs import Inputs
 from trainer.session import Session
 from trainer.stages import Stage
