@@ -148,6 +148,14 @@ def test_what_is_unusual_about_boxes_is_said_in_lines():
     assert lines[1].startswith("study_boxes: the box of flat has aspect 4 beside the median 1.1, ")
 
 
+def test_a_margin_widens_what_is_there_inside_the_frame():
+    small = pd.DataFrame({"id": ["a"], "rows": [100], "columns": [300], "slices": [20]})
+    frame = bbox_run("a", [1.0] * 4, [[20.2, 30.0, 289.5, 60.5]] * 4)
+    assert study_boxes([frame], small, box_margin=16).loc[0, BOX].tolist() == [4, 14, 300, 77]
+    inside_out = bbox_run("a", [1.0] * 4, [[50.0, 30.0, 40.0, 60.0]] * 4)
+    assert study_boxes([inside_out], small, box_margin=16).loc[0, "source"] == "full_frame"
+
+
 def test_every_threshold_can_be_set():
     frame = bbox_run("a", [0.3] * 2 + [0.5] + [0.3] * 8)
     assert study_boxes([frame], studies(a=33)).loc[0, "source"] == "full_frame"

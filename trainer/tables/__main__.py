@@ -11,7 +11,8 @@ HELP = """usage: python -m trainer.tables RUNS cache=CACHE [export=rsna22] [tabl
 Makes RUNS/tables from the held-out predictions of the runs under RUNS: study_boxes, vertebra_ratios, pseudo_labels,
 study_predictions, submission.csv and scores.json, and prints the scores.
 export=rsna22 writes them in the reference's own formats as well, into RUNS/tables/rsna22.
-tables.over_seeds=mean|extreme, tables.presence, tables.z_presence, tables.rolling_rows: thresholds of study_boxes [those it was made with].
+tables.over_seeds=mean|extreme, tables.presence, tables.z_presence, tables.rolling_rows, tables.box_margin: how study_boxes is made
+[as it was made before].
 Exit status: 0 made, 1 a score was refused, 2 a wrong setting or no finished run."""
 
 

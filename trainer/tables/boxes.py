@@ -27,6 +27,7 @@ def study_boxes(
     presence: float = PRESENCE,
     z_presence: float = Z_PRESENCE,
     rolling_rows: int = ROLLING_ROWS,
+    box_margin: float = 0,
 ) -> pd.DataFrame:
     """The `study_boxes` table, a row for each of `studies`, sorted by id.
 
@@ -34,7 +35,8 @@ def study_boxes(
     studies: id, rows, columns, slices.
     over_seeds: `mean` averages the runs' boxes slice by slice, then takes the hull of the slices above `presence`;
     `extreme` takes the hull of every run's rows above it, as the reference does. The z-range is of the mean in both.
-    x0 y0 x1 y1: whole native pixels, exclusive ends. z_from, z_to: z_index of the kept middle slices, exclusive end.
+    x0 y0 x1 y1: whole native pixels, exclusive ends, `box_margin` pixels beyond the hull but inside the frame.
+    z_from, z_to: z_index of the kept middle slices, exclusive end.
     A study with no row above `presence` gets the full frame and all its slices, source `full_frame`.
     Raises CacheError where a study has no prediction.
     """
@@ -51,7 +53,7 @@ def study_boxes(
     slices = dict(iter(per_slice.groupby("id")))
     rows = []
     for study in studies.sort_values("id").itertuples():
-        box = _native(hulls.get(study.id), study.rows, study.columns)
+        box = _native(hulls.get(study.id), box_margin, study.rows, study.columns)
         if box is None:
             rows.append((study.id, 0, 0, study.columns, study.rows, 0, study.slices, "full_frame", runs[study.id]))
         else:
@@ -124,10 +126,14 @@ def _hulls(rows: pd.DataFrame) -> dict[str, tuple[float, ...]]:
     return {row.Index: tuple(row[1:]) for row in hulls.itertuples()}
 
 
-def _native(hull: tuple[float, ...] | None, rows: int, columns: int) -> tuple[int, int, int, int] | None:
-    """Outward to whole pixels and into the frame; None where nothing is left."""
+def _native(hull: tuple[float, ...] | None, margin: float, rows: int, columns: int) -> tuple[int, int, int, int] | None:
+    """Outward to whole pixels and into the frame; None where nothing is left, else widened by the margin."""
     if hull is None:
         return None
-    x0, x1 = np.clip([np.floor(hull[0]), np.ceil(hull[2])], 0, columns)
-    y0, y1 = np.clip([np.floor(hull[1]), np.ceil(hull[3])], 0, rows)
-    return (int(x0), int(y0), int(x1), int(y1)) if x1 > x0 and y1 > y0 else None
+    frame = np.array([columns, rows] * 2)
+    low, high = np.floor(hull[:2]).clip(0, frame[:2]), np.ceil(hull[2:]).clip(0, frame[:2])
+    if not (high > low).all():
+        return None
+    box = np.concatenate([np.floor(low - margin), np.ceil(high + margin)]).clip(0, frame)
+    x0, y0, x1, y1 = (int(side) for side in box)
+    return x0, y0, x1, y1

@@ -18,6 +18,8 @@ class TableSettings(Section):
     presence: float = Field(PRESENCE, ge=0, lt=1)
     z_presence: float = Field(Z_PRESENCE, ge=0, lt=1)
     rolling_rows: int = Field(ROLLING_ROWS, ge=1)
+    box_margin: float = Field(0, ge=0)
+    """native pixels by which a study's box is widened on each side: for networks that see slices much smaller than they are"""
 
     def of(self, table: str) -> dict[str, str]:
         """What of this decides a table, by name."""
