@@ -24,12 +24,13 @@ def is_main() -> bool:
 
 
 def serve(words: list[str], help: str, act: Callable[[list[str]], object], interrupted: str) -> int:
-    """Runs a command. Returns its exit status: 0, what a CspineError deserves, or 130 with the line `interrupted`."""
+    """Runs a command. Returns its exit status: what `act` returns where that is a number, else 0; what a CspineError
+    deserves; or 130 with the line `interrupted`."""
     if not words or {"-h", "--help", "help"} & set(words):
         say(help)
         return 0 if words else 2
     try:
-        act(words)
+        found = act(words)
     except UsageError as error:
         say(f"error: {error}", sys.stderr)
         if not is_main():
@@ -41,7 +42,7 @@ def serve(words: list[str], help: str, act: Callable[[list[str]], object], inter
     except KeyboardInterrupt:
         say(interrupted, sys.stderr)
         return INTERRUPTED
-    return 0
+    return found if isinstance(found, int) else 0
 
 
 def take(words: Iterable[str], place: str, known: Iterable[str], needed: Iterable[str]) -> tuple[str, dict[str, str]]:

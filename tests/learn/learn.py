@@ -75,8 +75,7 @@ def checks(asked: argparse.Namespace) -> Iterator[Check]:
     twins = asked.out / "twins"
     write_twins(twins, asked.twins, first=asked.studies, slices=asked.slices)
     build_cache(twins, asked.out / CACHE)
-    settings = [word for word in plan.runs[0].words if word.startswith("config=")]
-    yield twins_rank(predict_twins(asked.out, plan, settings), pd.read_csv(twins / "twins.csv", dtype=str))
+    yield twins_rank(predict_twins(asked.out, runs), pd.read_csv(twins / "twins.csv", dtype=str))
 
     yield permuted_labels_teach_nothing(read_scores(control(asked, plan, cache, runs) / "tables/scores.json"))
 

@@ -10,14 +10,9 @@ import cv2
 import pandas as pd
 
 from cache_schema import LEVELS, Cache
-from cache_schema.tables import read_table, write_table
 from preprocess.phantom.dicom import plan_files, write_dicom
 from preprocess.phantom.study import make_study
-from trainer import train
-from trainer.identity import PREDICTIONS_OF_ALL
-from trainer.plan.graph import Plan
-from trainer.tables.boxes import study_boxes
-from trainer.tables.studies import study_predictions
+from trainer.predict import predict_studies
 
 CACHE, RUNS = "cache-twins", "runs-twins"
 SEED = 0
@@ -44,21 +39,6 @@ def _write_pair(order: tuple[Path, int, int, int]) -> tuple[str, str, str]:
     return twins[0][0].study_uid, twins[1][0].study_uid, LEVELS[level - 1]
 
 
-def predict_twins(out: Path, plan: Plan, settings: list[str]) -> pd.DataFrame:
-    """id, patient_overall, C1..C7: the mean over the plan's stage-4 runs, on boxes from its stage-1 runs."""
-    common = dict(word.split("=", 1) for word in settings) | {"mode": "predict", "split": "all", "tracker": "none"}
-    common |= {"cache": out / CACHE, "out": out / RUNS}
-    boxes = out / RUNS / "study_boxes.parquet"
-    index = Cache(out / CACHE).index
-    found = [_predict("bbox", node.output, common) for node in plan.runs if node.kind.startswith("bbox-")]
-    write_table(boxes, study_boxes(found, index[["id", "rows", "columns", "slices"]]), "twins", {})
-    common["boxes"] = boxes
-    found = [_predict("study_fracture", n.output, common) for n in plan.runs if n.kind.startswith("study_fracture-")]
-    return study_predictions(found, pd.DataFrame({"id": index["id"], "fold": pd.NA}))
-
-
-def _predict(stage: str, weights: Path, common: dict) -> pd.DataFrame:
-    fold, seed = (part.strip("abcdefghijklmnopqrstuvwxyz") for part in weights.name.split("-"))
-    run = common["out"] / weights.parent.name / weights.name
-    train(stage=stage, variant=weights.parent.name.rpartition("-")[2], fold=fold, seed=seed, weights=weights, **common)
-    return read_table(run / PREDICTIONS_OF_ALL)
+def predict_twins(out: Path, models: Path) -> pd.DataFrame:
+    """id, patient_overall, C1..C7: the mean over all stage-4 runs, on boxes from all stage-1 runs."""
+    return predict_studies(Cache(out / CACHE), models, out / RUNS, {})

@@ -147,7 +147,7 @@ def make_all(out: Path, cache: Cache, settings: TableSettings | None = None) -> 
     """
     if cache.labels is None:
         raise UsageError("the cache holds no labels", where=cache.path, do="run: preprocess labels CACHE CSV")
-    found, settings = held_out_runs(out), settings or _made_with(out)
+    found, settings = held_out_runs(out), settings or made_with(out)
     made = []
     for name, stage in POOLS.items():
         own = [run_dir for run_dir in found if run_dir.parent.name.rpartition("-")[0] == stage]
@@ -163,7 +163,8 @@ def make_all(out: Path, cache: Cache, settings: TableSettings | None = None) -> 
     return made
 
 
-def _made_with(out: Path) -> TableSettings:
+def made_with(out: Path) -> TableSettings:
+    """The thresholds that RUNS's study_boxes were made with; the defaults where there are none."""
     path = out / "tables" / "study_boxes.parquet"
     inputs = table_meta(path)["inputs"] if path.is_file() else {}
     return TableSettings.model_validate(json.loads(inputs.get("settings", "{}")))

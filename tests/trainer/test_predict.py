@@ -1,0 +1,97 @@
+"""`python -m trainer.predict`: from a folder of DICOM files, or a cache, to probabilities, by the runs under RUNS."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cache_schema import TARGETS, Cache
+from cache_schema.tables import read_table
+from preprocess.phantom.generate import write_phantom
+from trainer import train
+from trainer.predict import main
+
+
+@pytest.fixture(scope="module")
+def models(tiny_cache, tiny_settings, true_boxes, pseudo, tmp_path_factory):
+    """RUNS with one bbox and two study_fracture runs that hold fold 0 out."""
+    out = tmp_path_factory.mktemp("models")
+    common = dict(cache=tiny_cache, out=out, config=tiny_settings, fold=0)
+    train(stage="bbox", **common)
+    common["boxes"] = true_boxes
+    backbone = train(stage="slice_fracture", pseudo=pseudo, **common, **{"train.epochs": 1})
+    for seed in (1, 2):
+        train(stage="study_fracture", backbone=backbone, seed=seed, **common)
+    return out
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory):
+    """Three new studies as DICOM, one of them of files that end too soon."""
+    folder = tmp_path_factory.mktemp("scans")
+    write_phantom(
+        folder / "all", studies=3, slices=30, segmented=0, syntax="explicit", seed=11, workers=1, progress=False
+    )
+    source = (folder / "all/train_images").rename(folder / "source")  # no labels beside it
+    for file in sorted(source.iterdir())[-1].iterdir():
+        file.write_bytes(file.read_bytes()[:-1000])
+    return source
+
+
+def test_new_scans_get_the_mean_of_all_runs(models, scans, tmp_path, capfd):
+    words = [f"source={scans}", f"models={models}", f"out={tmp_path}"]
+    assert main(words) == 3, "one study was refused"
+    said = capfd.readouterr().out
+    assert "1 bbox runs, 2 study_fracture runs" in said and "1 refused" in said and "seen in training" not in said
+    table = pd.read_csv(tmp_path / "predictions.csv", dtype={"id": str}).set_index("id")
+    assert sorted(table.index) == Cache(tmp_path / "cache").ids and len(table) == 2
+    each = [
+        read_table(path).set_index("id") for path in tmp_path.glob("runs/study_fracture-*/*/predictions-all.parquet")
+    ]
+    assert len(each) == 2 and not np.allclose(each[0][list(TARGETS)], each[1][list(TARGETS)], atol=1e-4)
+    expected = (each[0] + each[1])[list(TARGETS)] / 2
+    assert np.allclose(table[list(TARGETS)], expected.loc[table.index], atol=6e-5)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/*/*")}
+    assert main(words) == 3 and capfd.readouterr().out.count("already done") == 3
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/*/*")} == before
+
+
+def test_it_is_what_the_runs_predict_by_themselves_and_says_what_they_have_seen(
+    models, tiny_cache, tiny_settings, tmp_path, capfd
+):
+    assert main([f"source={tiny_cache}", f"models={models}", f"out={tmp_path}"]) == 0
+    assert "3 of 6 studies were seen in training by these models" in capfd.readouterr().out
+    found = pd.read_csv(tmp_path / "predictions.csv", dtype={"id": str})
+    runs = sorted(models.glob("study_fracture-*/*"))
+    alone = []
+    for seed, weights in enumerate(runs, 1):
+        given = dict(cache=tiny_cache, out=tmp_path / "alone", boxes=tmp_path / "study_boxes.parquet", weights=weights)
+        own = train(stage="study_fracture", mode="predict", split="all", seed=seed, config=tiny_settings, **given)
+        alone.append(read_table(own / "predictions-all.parquet")[list(TARGETS)])
+    assert np.allclose(found[list(TARGETS)], sum(alone) / 2, atol=6e-5)
+    plain = tmp_path / "plain"
+    assert main([f"source={tiny_cache}", f"models={models}", f"out={plain}", "data.loader=plain"]) == 0
+    assert np.allclose(found[list(TARGETS)], pd.read_csv(plain / "predictions.csv")[list(TARGETS)], atol=6e-5)
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["source=S", "out=O"], "no models given; expected models=RUNS"),
+        (["source=S", "models=M", "out=O", "modle.name=x"], "no setting modle; did you mean model?"),
+        (["source=S", "models=M", "out=O", "data.wokers=1"], "no setting data.wokers; did you mean data.workers?"),
+        (["source=S", "models=nowhere", "out=O"], "models=nowhere: no such folder; expected the out= of a plan"),
+        (
+            ["source=S", "models=.", "out=O"],
+            "models=.: no finished bbox run; expected bbox-*/fold*-seed*/model.safetensors",
+        ),
+        (["source=nowhere", "models=M", "out=O"], "nowhere"),
+        (["source=S", "models=M", "out=O", "data.size=96"], "was trained with data.size=64; expected data.size=96"),
+        (["source=S", "models=M", "out=O", "train.eval_batch=none"], "train.eval_batch='none' does not fit"),
+    ],
+)
+def test_a_mistake_is_one_line(words, line, models, tiny_cache, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    places = {"source=S": f"source={tiny_cache}", "models=M": f"models={models}"}
+    assert main([places.get(word, word) for word in words]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and said[0].startswith("error: ") and line in said[0]
