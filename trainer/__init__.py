@@ -12,4 +12,4 @@ def train(**settings: Any) -> Path:
     from trainer.config import load
     from trainer.run import run
 
-    return run(load(f"{key}={value}" for key, value in settings.items()))
+    return run(load(f"{key}={value}" for key, value in settings.items() if value is not None))

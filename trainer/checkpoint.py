@@ -32,8 +32,8 @@ def save(accelerator: Accelerator, model: nn.Module, run_dir: Path, step: int, k
     if accelerator.is_main_process:
         save_weights(accelerator.unwrap_model(model), new, {})
         (new / POSITION).write_text(json.dumps({"step": step, "key": key}))
-        shutil.rmtree(old, ignore_errors=True)
-        if now.exists():
+        if now.exists():  # else `old` is the last that is whole
+            shutil.rmtree(old, ignore_errors=True)
             now.rename(old)
         new.rename(now)
         shutil.rmtree(old, ignore_errors=True)
@@ -42,19 +42,29 @@ def save(accelerator: Accelerator, model: nn.Module, run_dir: Path, step: int, k
 
 def restore(accelerator: Accelerator, model: nn.Module, run_dir: Path, key: str) -> int:
     """The optimiser step to go on from: 0 without a checkpoint of this run."""
+    folder, step = _found(run_dir, key)
+    if folder is not None:
+        load_weights(accelerator.unwrap_model(model), folder / MODEL_FILE)
+        left_out = accelerator.register_load_state_pre_hook(lambda models, folder: models.clear())
+        accelerator.load_state(str(folder))
+        left_out.remove()
+        accelerator.step = 0  # micro-batches since the last optimiser step, whatever the number of processes was
+    return step
+
+
+def position(run_dir: Path, key: str) -> int:
+    """The optimiser step that `restore` would go on from."""
+    return _found(run_dir, key)[1]
+
+
+def _found(run_dir: Path, key: str) -> tuple[Path | None, int]:
     for folder in (run_dir / CHECKPOINT, run_dir / f"{CHECKPOINT}.old"):
-        position = folder / POSITION
-        if position.is_file():
-            found = json.loads(position.read_text())
-            if found["key"] == key:
-                load_weights(accelerator.unwrap_model(model), folder / MODEL_FILE)
-                left_out = accelerator.register_load_state_pre_hook(lambda models, folder: models.clear())
-                accelerator.load_state(str(folder))
-                left_out.remove()
-                # micro-batches since the last optimiser step, whatever the number of processes was
-                accelerator.step = 0
-                return found["step"]
-    return 0
+        path = folder / POSITION
+        if path.is_file():
+            held = json.loads(path.read_text())
+            if held["key"] == key:
+                return folder, held["step"]
+    return None, 0
 
 
 def save_weights(model: nn.Module, run_dir: Path, metadata: dict[str, str]) -> None:

@@ -18,7 +18,7 @@ from trainer.session import Session
 @dataclass(frozen=True)
 class Choice:
     micro_batch: int
-    """items per process and forward pass, before `micro_batch.share`"""
+    """items per process and forward pass"""
     channels_last: bool = False
     compiled: bool = False
 
@@ -32,7 +32,11 @@ def choose(session: Session, model: nn.Module, items: Sequence[Item]) -> Choice:
     On a CPU and under deterministic=true nothing is tried.
     """
     train, tries = session.settings.train, tries_out(session)
-    given = micro_batch.configured(session.settings) if train.micro_batch == "auto" else train.micro_batch
+
+    def shared(most: int) -> int:
+        return micro_batch.share(train.batch, most, session.accelerator.num_processes)[0]
+
+    given = shared(micro_batch.configured(session.settings) if train.micro_batch == "auto" else train.micro_batch)
     if train.micro_batch == "auto" and not tries:
         session.say(
             f"micro_batch=auto: {given}, the stage's own; nothing is tried on a CPU or under deterministic=true"
@@ -41,8 +45,9 @@ def choose(session: Session, model: nn.Module, items: Sequence[Item]) -> Choice:
         return Choice(given)
     model.to(session.accelerator.device)
     if train.micro_batch == "auto":
-        given = min(gather_object([micro_batch.find(session, model, items)]))
-        session.say(f"micro_batch=auto: {given}, the most that fit this GPU")
+        fit = min(gather_object([micro_batch.find(session, model, items)]))
+        given = shared(fit)
+        session.say(f"micro_batch=auto: {given}; {fit} items fit this GPU")
     layout = Layout()
     if train.autotune and session.is_main:
         layout = tune(session, model, given)
@@ -56,13 +61,12 @@ def tries_out(session: Session) -> bool:
     return session.accelerator.device.type == "cuda" and not session.settings.deterministic
 
 
-def tune(session: Session, model: nn.Module, given: int, layouts: Sequence[Layout] = LAYOUTS) -> Layout:
+def tune(session: Session, model: nn.Module, items: int, layouts: Sequence[Layout] = LAYOUTS) -> Layout:
     """The fastest layout of the model's CNN at the number of pictures that training gives it."""
     settings, accelerator = session.settings, session.accelerator
     if settings.model.batch_norm == "train":
         layouts = [layout for layout in layouts if not layout.compiled]  # its last chunks differ in length
-    micro, _ = micro_batch.share(settings.train.batch, given, accelerator.num_processes)
-    count, size = pictures_at_once(settings, micro), settings.data.size
+    count, size = pictures_at_once(settings, items), settings.data.size
     numbers = torch.Generator(accelerator.device).manual_seed(0)  # its own, so that the run's are left alone
     images = torch.randn(count, 3, size, size, device=accelerator.device, generator=numbers).half()
     model.train()

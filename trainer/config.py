@@ -129,7 +129,9 @@ class Settings(Section):
     weights: Path | None = None
     split: Literal["held_out", "all"] = "held_out"
     deterministic: bool = False
-    tracker: Literal["none", "tensorboard", "wandb", "mlflow", "comet_ml", "aim", "clearml", "dvclive"] = "tensorboard"
+    tracker: Literal[
+        "none", "tensorboard", "wandb", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab", "trackio"
+    ] = "tensorboard"
     model: ModelSettings = ModelSettings()
     data: DataSettings = DataSettings()
     augment: AugmentSettings = AugmentSettings()
@@ -146,6 +148,18 @@ class Settings(Section):
 
     def dump(self) -> dict[str, Any]:
         return self.model_dump(mode="json")
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{'a': {'b': 1}, 'c': None} -> {'a.b': 1, 'c': ''}: names and plain values, as trackers want them."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= (
+            flat(value, f"{prefix}{key}.")
+            if isinstance(value, Mapping)
+            else {prefix + key: "" if value is None else value}
+        )
+    return found
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

@@ -18,7 +18,7 @@ from cache_schema.errors import StaleStudy, UsageError
 from cache_schema.tables import read_table, table_meta
 from trainer.config import Settings, nearest
 from trainer.tables.boxes import BOX
-from trainer.tables.pseudo import FRACTURES
+from trainer.tables.pseudo import DECIMALS, FRACTURES
 
 MODEL_FILE = "model.safetensors"
 """a finished run's weights"""
@@ -146,7 +146,7 @@ class Inputs:
                     line = f"{id} has a slice twice, or one beyond its {slices}"
                     raise UsageError(line, where=f"pseudo={self.settings.pseudo}", do="make the table again")
                 values = np.full((slices, 14), np.nan, np.float32)
-                values[rows["z_index"].to_numpy()] = rows[[*LEVELS, *FRACTURES]].to_numpy(np.float32)
+                values[rows["z_index"].to_numpy()] = rows[[*LEVELS, *FRACTURES]].to_numpy(np.float64).round(DECIMALS)
                 found[id] = values
         return found
 

@@ -1,6 +1,7 @@
 """metrics.jsonl: one line for each logged step and each score, none of them twice however often a run was killed."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ class Journal:
 
     def append(self, step: int, values: dict[str, Any]) -> None:
         with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+            file.write(json.dumps({"step": step, **_finite(values)}) + "\n")
 
     def score(self, step: int, scores: list[dict[str, Any]]) -> None:
         """The scores of a step, in place of those it may have already."""
@@ -40,6 +41,13 @@ class Journal:
         new = self.path.with_name(f".{METRICS_FILE}.new")
         new.write_text("".join(json.dumps(line) + "\n" for line in self.lines() if wanted(line)))
         new.rename(self.path)
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows neither infinity nor NaN: null instead."""
+    if isinstance(value, dict):
+        return {name: _finite(each) for name, each in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _parsed(line: str) -> dict[str, Any] | None:

@@ -13,15 +13,15 @@ import yaml
 from accelerate.utils import broadcast, broadcast_object_list, gather_object
 from torch import nn
 
-from cache_schema.errors import CspineError, UsageError
+from cache_schema.errors import UsageError
 from cache_schema.tables import write_table
 from trainer import checkpoint, exposure
 from trainer.bank import Bank, BankLoader
 from trainer.choice import Choice, apply, choose
-from trainer.config import Settings, TrainSettings
+from trainer.config import Settings, TrainSettings, flat
 from trainer.data.items import Item
 from trainer.data.loader import Batch, Loader
-from trainer.data.order import Training
+from trainer.data.order import Place, Training
 from trainer.identity import (
     CONFIG_FILE,
     MODEL_FILE,
@@ -30,17 +30,20 @@ from trainer.identity import (
     prediction_inputs,
     predictions_path,
     recorded_config,
+    run_name,
     set_aside,
 )
 from trainer.inputs import Inputs
 from trainer.journal import Journal
 from trainer.losses import counts, total
-from trainer.micro_batch import share
+from trainer.micro_batch import memory_in_one_line, share
 from trainer.prediction import predict
 from trainer.session import Session
 
 BETAS, EPSILON = (0.9, 0.999), 1e-6
 """reference 8; all parameters decay, biases and norms included"""
+MOST_OVERFLOWS = 40
+"""fp16 steps in a row whose gradient overflows: each halves the loss scale, which is 1 after sixteen"""
 
 
 def learning_rate(peak: float, warmup: float, samples: int, total: int) -> float:
@@ -64,6 +67,8 @@ class Run(Session):
         """seen: the exposure that is kept beside the weights (trainer.exposure)."""
         super().__init__(settings, inputs, key)
         self.seen = seen
+        self.overflows = 0
+        """steps just before this one that were skipped (fp16)"""
         self.journal = Journal(settings.run_dir)
 
     def train(self) -> None:
@@ -82,6 +87,7 @@ class Run(Session):
         model = self.stage.model()
         self.require_boxes(ids)
         chosen = self._open_run_dir()  # only now: a mistake must not set a finished run aside
+        self._require_one_folder()
         if model_key(settings.run_dir) == self.key:
             checkpoint.load_weights(model, settings.run_dir / MODEL_FILE)
             self._finish(accelerator.prepare(model), last)
@@ -93,6 +99,8 @@ class Run(Session):
         apply(choice, self, model)
         micro, passes = share(train.batch, choice.micro_batch, accelerator.num_processes)
         accelerator.gradient_accumulation_steps = passes
+        if accelerator.process_index:  # dropout of its own; the first process goes on as it would alone
+            torch.manual_seed(settings.seed + accelerator.process_index)
         model, optimiser = accelerator.prepare(model, optimiser_of(model, train))
         first = checkpoint.restore(accelerator, model, settings.run_dir, self.key)
         self._open_logs(first)
@@ -110,7 +118,8 @@ class Run(Session):
         for step in range(first, last):
             if step % schedule.steps_per_epoch == 0:
                 self.inputs.check_fresh()
-            line = self._step(model, optimiser, batches, passes, step, last)
+            with memory_in_one_line(settings.run_dir / CONFIG_FILE, micro):
+                line = self._step(model, optimiser, batches, passes, step, last)
             if (step + 1) % train.log_every == 0 or step + 1 == last:
                 pace = (step + 1 - first) * train.batch / (time.monotonic() - started)
                 self._log({**line, "items_per_second": pace}, step + 1, last)
@@ -139,28 +148,41 @@ class Run(Session):
         )
         for group in optimiser.param_groups:
             group["lr"] = rate
-        losses, seen, norm = [], [], torch.zeros(())
+        losses, shown, norm = [], [], torch.zeros(())
         for _ in range(passes):
             batch = next(batches)
-            seen += [f"{place.item.id} z {place.item.start}" for place in batch.places]
+            shown.append(batch.places)
             with accelerator.accumulate(model):
                 terms = self.stage.loss(self.stage.forward(model, batch), batch.targets)
                 # divided by the count over all processes, so that the mean over processes is the mean over all items
                 everywhere = accelerator.reduce(counts(terms), reduction="sum")
                 loss = total(terms, everywhere) * accelerator.num_processes
+                losses.append(loss.detach())
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
                     norm = accelerator.clip_grad_norm_(model.parameters(), float("inf"))
+                    losses = accelerator.reduce(torch.stack(losses), reduction="mean").tolist()
+                    self._require_finite(losses, float(norm), shown, step)
                 optimiser.step()
                 optimiser.zero_grad()
-            losses.append(loss.detach())
-        loss = float(accelerator.reduce(torch.stack(losses).mean(), reduction="mean"))
-        if not math.isfinite(loss):
-            where = ", ".join(sorted(set(gather_object(seen))))
-            raise CspineError(
-                f"the loss is {loss} at step {step + 1}", where=where, do="look at these items, or lower train.lr"
-            )
-        return {"loss": loss, "gradient_norm": float(norm), "lr": rate}
+        self.overflows = self.overflows + 1 if optimiser.step_was_skipped else 0
+        return {"loss": sum(losses) / passes, "gradient_norm": float(norm), "lr": rate}
+
+    def _require_finite(self, losses: list[float], norm: float, shown: list[list[Place]], step: int) -> None:
+        """Raises UsageError, in all processes, before weights are spoiled; names the items of the passes in question.
+
+        In fp16 a gradient may overflow now and then: that step is skipped and the loss scale lowered.
+        """
+        bad = [places for loss, places in zip(losses, shown, strict=True) if not math.isfinite(loss)]
+        what = f"the loss is {sum(losses)}"
+        if not bad and not math.isfinite(norm):
+            if self.accelerator.scaler is not None and self.overflows < MOST_OVERFLOWS:
+                return
+            bad, what = shown, f"the gradient's norm is {norm}"
+        if bad:
+            items = gather_object([f"{place.item.id} z {place.item.start}" for places in bad for place in places])
+            where = ", ".join(sorted(set(items)))
+            raise UsageError(f"{what} at step {step + 1}", where=where, do="look at these items, or lower train.lr")
 
     def _agreed(self, seconds: float) -> float:
         """The main process's: what all processes do together must not follow from each one's own clock."""
@@ -200,6 +222,15 @@ class Run(Session):
         for tracker in self.accelerator.trackers:
             tracker.finish()
 
+    def _require_one_folder(self) -> None:
+        """All processes must go on from the same step, on whatever machines they are."""
+        run_dir = self.settings.run_dir
+        found = gather_object([(model_key(run_dir) == self.key, checkpoint.position(run_dir, self.key))])
+        if len(set(found)) > 1:
+            raise UsageError(
+                "is not the same folder for all processes", where=run_dir, do="give an out= that all machines share"
+            )
+
     def _open_run_dir(self) -> dict[str, Any] | None:
         """A run of other settings is set aside, never overwritten. Returns what this run chose, where it was begun."""
         run_dir, chosen = self.settings.run_dir, None
@@ -225,8 +256,11 @@ class Run(Session):
         if self.is_main:
             self.journal.rewind(step)
         if tracker != "none":
-            options = {"tensorboard": {"purge_step": step + 1}} if step else {}
-            self.accelerator.init_trackers("tracker", init_kwargs=options)
+            name = run_name(self.settings.run_dir)
+            options = {"tensorboard": {"purge_step": step + 1}, "wandb": {"name": name}, "mlflow": {"run_name": name}}
+            # TensorBoard would keep settings as one more run, each time that this one goes on
+            project, config = ("tracker", None) if tracker == "tensorboard" else ("cspine", flat(self.settings.dump()))
+            self.accelerator.init_trackers(project, config, options)
 
     def _schedule(self, items: list[Item], step: int) -> Training:
         accelerator, settings = self.accelerator, self.settings
@@ -274,6 +308,7 @@ class Run(Session):
             return
         scores = self.stage.scores(table)
         self.journal.score(step, [score._asdict() for score in scores])
+        self.accelerator.log({f"score/{score.metric}": score.value for score in scores}, step=step)
         for score in scores:
             beside = f"{score.baseline} {score.baseline_value:.4f}, ratio {score.ratio:.3f} on {score.n} studies"
             self.say(f"score: {score.metric} {score.value:.4f}, {beside}")

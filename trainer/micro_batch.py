@@ -4,7 +4,9 @@
 deterministic=true, which must not depend on a card - it stands for the number in configs/<stage>.yaml.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
@@ -50,11 +52,28 @@ def largest_that_fits(most: int, attempt: Callable[[int], object]) -> int:
             attempt(size)
             return size
         except Exception as error:
-            if not should_reduce_batch_size(error) and not any(text in str(error) for text in OUT_OF_MEMORY):
+            if not _lacks_memory(error):
                 raise
         clear_device_cache(garbage_collection=True)
         size //= 2
     raise CspineError("not even one item fits the GPU's memory", do="lower data.size or data.frames")
+
+
+@contextmanager
+def memory_in_one_line(config: Path, micro_batch: int) -> Iterator[None]:
+    """Raises CspineError where memory does not hold what was chosen, here or on another card."""
+    try:
+        yield
+    except Exception as error:
+        if not _lacks_memory(error):
+            raise
+        line = f"memory does not hold {micro_batch} items at once"
+        do = "take `chosen` out of this file and give micro_batch=auto, which then tries anew, or a smaller micro_batch"
+        raise CspineError(line, where=config, do=do) from error
+
+
+def _lacks_memory(error: Exception) -> bool:
+    return should_reduce_batch_size(error) or any(text in str(error) for text in OUT_OF_MEMORY)
 
 
 def find(session: Session, model: nn.Module, items: Sequence[Item]) -> int:

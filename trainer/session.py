@@ -7,8 +7,11 @@ import cv2
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import GradientAccumulationPlugin, set_seed
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import GradientAccumulationPlugin, LoggerType, set_seed
 
+from cache_schema.errors import UsageError
+from trainer.command import say
 from trainer.config import Settings
 from trainer.data.draws import Drawing
 from trainer.data.loader import Loader
@@ -88,6 +91,8 @@ class Session:
 def accelerator(settings: Settings) -> Accelerator:
     """Accelerate as the settings ask for it, and with it the process-wide switches of torch and OpenCV."""
     train = settings.train
+    if settings.tracker != "none" and LoggerType(settings.tracker) not in get_available_trackers():
+        raise UsageError(f"tracker={settings.tracker} is not installed", do="install it, or give tracker=none")
     torch.set_num_threads(train.threads or THREADS)
     cv2.setNumThreads(train.threads or -1)
     torch.use_deterministic_algorithms(settings.deterministic, warn_only=True)
@@ -97,6 +102,8 @@ def accelerator(settings: Settings) -> Accelerator:
     torch.backends.cudnn.allow_tf32 = False  # float32 is what it says, an LSTM's above all
     on_gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("true", "1", "yes")
     precision = ("fp16" if on_gpu else "no") if train.precision == "auto" else train.precision
+    if (asked := os.environ.get("ACCELERATE_MIXED_PRECISION", "no")) not in ("no", precision):
+        say(f"train.precision={precision} counts, not the launcher's mixed_precision={asked}")
     # Accelerate keeps the first run's precision for the whole process; its process group stays
     AcceleratorState._reset_state()
     return Accelerator(
@@ -105,4 +112,5 @@ def accelerator(settings: Settings) -> Accelerator:
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1, sync_with_dataloader=False),
         log_with=None if settings.tracker == "none" else settings.tracker,
         project_dir=str(settings.run_dir),
+        dynamo_backend="no",  # whatever `accelerate config` says: compiled weights have other names, and train.autotune compiles
     )

@@ -39,6 +39,18 @@ def test_a_mistake_that_is_not_about_memory_comes_through_and_no_memory_at_all_i
         largest_that_fits(4, lambda size: 1 // 0)
 
 
+def test_memory_that_runs_out_in_training_is_one_line(tiny_cache, tiny_settings, tmp_path, monkeypatch):
+    def step(*given):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    monkeypatch.setattr(Run, "_step", step)
+    with pytest.raises(
+        CspineError, match=r"memory does not hold 8 items at once; take `chosen` out of this file"
+    ) as said:
+        train(stage="bbox", cache=tiny_cache, out=tmp_path, config=tiny_settings)
+    assert said.value.where == tmp_path / "bbox-01B/fold0-seed1/config.yaml"
+
+
 def test_trying_leaves_the_model_and_the_random_numbers_as_they_were(tiny_cache, tiny_settings, true_boxes, tmp_path):
     words = ["stage=vertebrae", "variant=04A", f"cache={tiny_cache}", f"out={tmp_path}", f"config={tiny_settings}"]
     settings = load([*words, f"boxes={true_boxes}", "model.name=test_efficientnet", "model.dropout=0.5"])
@@ -88,8 +100,8 @@ def test_a_choice_is_written_before_the_first_step_and_used_again(
         train(**common)
     written = yaml.safe_load(path.read_text())
     assert written["train"]["micro_batch"] == "auto"
-    assert seen == [(1, {"micro_batch": 32, "channels_last": False, "compiled": False})]
-    assert "micro_batch=auto: 32, the stage's own; nothing is tried on a CPU" in capsys.readouterr().out
+    assert seen == [(1, {"micro_batch": 16, "channels_last": False, "compiled": False})]
+    assert "micro_batch=auto: 16, the stage's own; nothing is tried on a CPU" in capsys.readouterr().out
     written["chosen"]["micro_batch"] = 4
     path.write_text(yaml.safe_dump(written))
     with pytest.raises(InterruptedError):

@@ -52,7 +52,7 @@ def loss_of(stage, model, x, targets):
 
 
 def plain_step(settings):
-    """(loss, weights before, weights after) of one optimiser step in two passes."""
+    """(loss, gradient norm, weights before, weights after) of one optimiser step in two passes."""
     inputs, name = Inputs(settings), settings.stage
     stage = STAGES[name](settings, inputs)
     torch.manual_seed(settings.seed)
@@ -78,8 +78,9 @@ def plain_step(settings):
         loss = loss_of(name, model, x, targets)
         (loss / 2).backward()
         losses.append(float(loss.detach()))
+    norm = torch.stack([parameter.grad.norm() for parameter in trained if parameter.grad is not None]).norm()
     optimiser.step()
-    return sum(losses) / 2, before, model.state_dict()
+    return sum(losses) / 2, float(norm), before, model.state_dict()
 
 
 @pytest.fixture(scope="module")
@@ -90,10 +91,11 @@ def out(tmp_path_factory):
 @pytest.mark.parametrize("stage", BATCHES)
 def test_a_step_equals_one_of_plain_pytorch(stage, tiny_cache, tiny_settings, true_boxes, pseudo, out):
     settings = settings_for(stage, tiny_cache, tiny_settings, true_boxes, pseudo, out)
-    loss, before, expected = plain_step(settings)
+    loss, norm, before, expected = plain_step(settings)
     Run(settings, Inputs(settings), "key").train()
     (line,) = (json.loads(line) for line in (settings.run_dir / "metrics.jsonl").read_text().splitlines())
     assert line["step"] == 1 and line["loss"] == pytest.approx(loss, rel=1e-6)
+    assert line["gradient_norm"] == pytest.approx(norm, rel=1e-5)
     found, moved = load_file(settings.run_dir / "model.safetensors"), 0
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
