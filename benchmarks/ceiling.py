@@ -17,6 +17,7 @@ from benchmarks.rounds import machine, table
 from cache_schema import Cache
 from preprocess.build import build_cache
 from preprocess.phantom.generate import write_phantom
+from trainer.autotune import wait
 from trainer.config import DataSettings, load
 from trainer.data.draws import Drawing
 from trainer.data.items import triplets, windows
@@ -49,17 +50,12 @@ def pace(found: Loader, seconds: float) -> float:
     batches = iter(found)
     for _ in islice(batches, 4):
         pass
-    _wait(found.device)
+    wait(found.device)
     count, began = 0, time.perf_counter()
     while time.perf_counter() - began < seconds:
         count += len(next(batches).places)
-    _wait(found.device)
+    wait(found.device)
     return count / (time.perf_counter() - began)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def levels_apart(cache: Path, kind: str, device: torch.device) -> tuple[float, float]:

@@ -24,6 +24,7 @@ from torch import nn
 from benchmarks.matrix import PLAN, forward_flops, pictures, runs
 from benchmarks.phantoms import write_inputs
 from benchmarks.rounds import Cost, Ratio, machine, print_and_keep, run_rounds, table
+from trainer.autotune import wait
 from trainer.choice import apply, choose
 from trainer.config import STAGES, Settings, load, stage_file
 from trainer.data.order import Training
@@ -164,11 +165,11 @@ def measure(settings: Settings, steps: int, seconds: float, rounds: int) -> Meas
         torch.cuda.reset_peak_memory_stats()
 
     def cost(source: Iterator, steps: int) -> Cost:
-        _wait(on_gpu)
+        wait(accelerator.device)
         cpu, wall = time.process_time(), time.perf_counter()
         for _ in range(steps):
             run._step(model, optimiser, source, passes, 0, 1)
-        _wait(on_gpu)
+        wait(accelerator.device)
         return Cost((time.process_time() - cpu) * 1e3 / steps, (time.perf_counter() - wall) * 1e3 / steps)
 
     cost(kept, 1)
@@ -221,10 +222,10 @@ def matrix_flops(device: str, settings: Settings) -> float:
     a = torch.randn(side, side, device=device).to(dtype)
     took = []
     for _ in range(10):
-        _wait(device == "cuda")
+        wait(torch.device(device))
         began = time.perf_counter()
         a @ a
-        _wait(device == "cuda")
+        wait(torch.device(device))
         took.append(time.perf_counter() - began)
     return 2 * side**3 / min(took)
 
@@ -303,11 +304,6 @@ def is_full_size(settings: Settings) -> bool:
 def _resident_gib() -> float:
     """The most memory this process ever had, whatever for."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-def _wait(on_gpu: bool) -> None:
-    if on_gpu:
-        torch.cuda.synchronize()
 
 
 if __name__ == "__main__":

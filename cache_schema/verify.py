@@ -28,8 +28,6 @@ from cache_schema.store import StoredStudy, read_cache_document, read_study_docu
 from cache_schema.study import ContentDigest, StudyRecord, blocks, segmentation_digest, value_range
 from cache_schema.tables import content_digest, read_table, table_meta
 
-ROOT_FILES = (GROUP, INDEX, LABELS, REPORT)
-
 
 def verify(path: str | Path, sample: float = 1.0) -> list[str]:
     """Everything that is wrong with a cache, one line each, the study or file named first; [] where all is well.

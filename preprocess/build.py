@@ -14,7 +14,7 @@ from cache_schema.tables import content_digest, table_meta
 from cache_schema.verify import changed_files
 from cache_schema.writer import CacheWriter
 from preprocess import segmentation_folder
-from preprocess.cluster import Pool
+from preprocess.cluster import Pool, check_address
 from preprocess.findings import Finding
 from preprocess.inventory import list_files, read_many
 from preprocess.labels import MADE_BY_BUILD, LabelsTable, Wanted, check_same, make_table, wanted
@@ -88,6 +88,7 @@ def build_cache(
     status.
     """
     source, cache = Path(source), Path(cache)
+    check_address(scheduler)
     files = list_files(source)
     if not files:
         raise UsageError("holds no files", where=source, expected="DICOM files")

@@ -30,15 +30,15 @@ Folds = Annotated[
 @app.command()
 def phantom(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="a new or empty folder")],
-    studies: int = 24,
-    slices: Annotated[int, typer.Option(help="a study")] = 96,
-    segmented: Annotated[int, typer.Option(help="studies that get a segmentation")] = 16,
+    studies: Annotated[int, typer.Option(min=1)] = 24,
+    slices: Annotated[int, typer.Option(min=1, help="a study")] = 96,
+    segmented: Annotated[int, typer.Option(min=0, help="studies that get a segmentation")] = 16,
     prevalence: Annotated[
         float | None, typer.Option(metavar="P", help="of every level; those of RSNA 2022 without")
     ] = None,
     syntax: Annotated[str, typer.Option(metavar="mixed|sv1|explicit|j2k|rle", help="transfer syntax")] = "mixed",
-    seed: int = 0,
-    workers: Annotated[int | None, typer.Option(metavar="N", help="processes [one a core]")] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    workers: Annotated[int | None, typer.Option(metavar="N", min=1, help="processes [one a core]")] = None,
 ) -> int:
     """Write synthetic studies in the RSNA layout, with known truth."""
     from preprocess.phantom.generate import write_phantom
@@ -109,7 +109,10 @@ def build_cache(
 def labels(
     cache: CacheFolder,
     csv: Annotated[Path, typer.Argument(metavar="CSV", help="StudyInstanceUID, patient_overall, C1..C7")],
-    folds: Folds = None,
+    folds: Annotated[
+        str | None,
+        typer.Option(metavar="CSV|N", help="a CSV with StudyInstanceUID and fold, or a number [as they are]"),
+    ] = None,
     pseudonymise: Annotated[
         Path | None, typer.Option(metavar="KEYFILE", help="the key of a pseudonymised cache; the CSVs hold plain UIDs")
     ] = None,
@@ -162,10 +165,10 @@ def inspect(
     png: Annotated[Path | None, typer.Option(metavar="FILE", help="a contact sheet of the study")] = None,
 ) -> int:
     """What is in a cache, or in one of its studies."""
-    from preprocess import contents
+    from preprocess import contents, sheet
 
     if png is not None:
-        contents.write_contact_sheet(cache, id, png)
+        sheet.write_contact_sheet(cache, id, png)
     about = contents.about_cache(cache) if id is None else contents.about_study(cache, id)
     print(json.dumps(about, indent=2) if as_json else contents.as_text(about))
     return 0
@@ -210,7 +213,10 @@ def main(arguments: list[str] | None = None) -> None:
 def run(arguments: list[str]) -> int:
     """The exit status of a command. What the user can mend is one line on stderr."""
     try:
-        if arguments and not arguments[0].startswith("-"):
+        if not arguments:
+            app(["--help"], standalone_mode=False)
+            return 2
+        if not arguments[0].startswith("-"):
             _check_command(arguments[0])
         status = app(arguments, standalone_mode=False) or 0
         return _fail(INTERRUPTION, INTERRUPTED) if status == INTERRUPTED else status  # typer turns Ctrl-C into it

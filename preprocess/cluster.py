@@ -52,6 +52,12 @@ def local_cluster(workers: int) -> Any:
         )
 
 
+def check_address(scheduler: str | None) -> None:
+    """Raises UsageError for what is no scheduler's address, which Dask would try for a long time."""
+    if scheduler is not None and "://" not in scheduler:
+        raise UsageError("is no address", where=f"--scheduler {scheduler}", expected="tcp://HOST:PORT")
+
+
 class Pool:
     """Starts its workers with the first task and stops those it started at the end.
 

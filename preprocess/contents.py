@@ -1,18 +1,15 @@
-"""What is in a cache or a study: numbers for people and programs, and a picture."""
+"""What is in a cache or a study: numbers for people and programs."""
 
 import json
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pandas as pd
 
-from cache_schema import TARGETS, Cache, Study
-from cache_schema.errors import UsageError
+from cache_schema import TARGETS, Cache
 
-SHEET_ROWS, SHEET_COLUMNS, TILE = 4, 6, 192
 SPACING_EDGES = (0.0, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, np.inf)
 BOX_EDGES = (0, 128, 192, 256, 320, 384, 512, np.inf)
 
@@ -39,7 +36,9 @@ def about_cache(path: str | Path) -> dict[str, Any]:
         "pixel_hash": cache.pixel_hash,
     }
     if labels is not None:
-        about["fractured"] = {target: int(labels[target].sum()) for target in TARGETS}
+        about["labelled"] = int(labels[list(TARGETS)].notna().any(axis=1).sum())
+        known = labels[list(TARGETS)].sum(min_count=1)
+        about["fractured"] = {target: None if pd.isna(known[target]) else int(known[target]) for target in TARGETS}
         about["folds"] = _counts(labels["fold"].dropna().astype(str))
     return about
 
@@ -69,40 +68,5 @@ def _counts(values: pd.Series) -> dict[str, int]:
 
 def _histogram(values: pd.Series, edges: tuple[float, ...]) -> dict[str, int]:
     counts = np.histogram(values.to_numpy(float), edges)[0]
-    names = [f"{low:g} to {high:g}" for low, high in pairwise(edges)]
+    names = [f"{low:g} to {high:g}" if high < np.inf else f"{low:g} or more" for low, high in pairwise(edges)]
     return {name: int(count) for name, count in zip(names, counts, strict=True) if count}
-
-
-def write_contact_sheet(path: str | Path, id: str | None, png: Path) -> None:
-    """24 slices from head to feet as a PNG, slice boxes drawn in. Raises UsageError without a study, or where it cannot be written."""
-    if id is None:
-        raise UsageError("--png shows a study", expected="preprocess inspect CACHE ID --png FILE")
-    sheet = contact_sheet(Cache(path).study(id))
-    try:
-        png.write_bytes(cv2.imencode(".png", sheet)[1].tobytes())
-    except OSError as error:
-        raise UsageError(f"cannot be written ({error.strerror})", where=png) from error
-
-
-def contact_sheet(study: Study) -> np.ndarray:
-    """uint8 (4 * 192, 6 * 192): evenly spaced slices."""
-    left, top = study.record.held[:2]
-    sheet = np.zeros((SHEET_ROWS * TILE, SHEET_COLUMNS * TILE), np.uint8)
-    chosen = np.unique(np.linspace(0, study.record.slices - 1, SHEET_ROWS * SHEET_COLUMNS).round().astype(int))
-    for place, z in enumerate(chosen):
-        picture = study.read(int(z), int(z) + 1)[0].copy()
-        if study.slice_box is not None and study.slice_box[z, 0] >= 0:
-            x0, y0, x1, y1 = (study.slice_box[z] - (left, top, left, top)).tolist()
-            cv2.rectangle(picture, (x0, y0), (x1 - 1, y1 - 1), 255, 2)
-        down, across = place // SHEET_COLUMNS * TILE, place % SHEET_COLUMNS * TILE
-        sheet[down : down + TILE, across : across + TILE] = _fit(picture)
-    return sheet
-
-
-def _fit(picture: np.ndarray) -> np.ndarray:
-    """Shrunk or grown to the tile, its shape kept."""
-    scale = TILE / max(picture.shape)
-    height, width = (max(1, round(side * scale)) for side in picture.shape)
-    tile = np.zeros((TILE, TILE), np.uint8)
-    tile[:height, :width] = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
-    return tile

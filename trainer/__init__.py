@@ -5,11 +5,14 @@ from typing import Any
 
 
 def train(**settings: Any) -> Path:
-    """`train(stage="bbox", cache=..., out=..., **{"train.epochs": 2})`: the same as the command line. Returns the run's folder.
+    """`train(stage="bbox", cache=..., out=..., train={"epochs": 2})`: the same as the command line. Returns the run's folder.
+
+    None stands for a setting that is not given.
 
     Raises cache_schema.errors.CspineError for what the command line would answer in one line.
     """
-    from trainer.config import load
+    from trainer.config import flat, load
     from trainer.run import run
 
-    return run(load(f"{key}={value}" for key, value in settings.items() if value is not None))
+    given = {key: value for key, value in flat(settings).items() if value != ""}
+    return run(load(f"{key}={value}" for key, value in given.items()))

@@ -65,14 +65,14 @@ def seconds_per_pass(
     trained = any(parameter.requires_grad for parameter in trial.parameters())
     took = []
     for _ in range(WARM_UPS + PASSES):
-        _wait(images.device)
+        wait(images.device)
         began = time.perf_counter()
         with torch.set_grad_enabled(trained):
             with autocast():
                 features = trial(images)
             if trained:
                 features.sum().backward()
-        _wait(images.device)
+        wait(images.device)
         took.append(time.perf_counter() - began)
         trial.zero_grad(set_to_none=True)
     return median(took[WARM_UPS:])
@@ -89,6 +89,7 @@ def pictures_at_once(settings: Settings, micro_batch: int) -> int:
     }[settings.stage]
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
+    """For the device to have done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

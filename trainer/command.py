@@ -70,5 +70,7 @@ def one_of(given: dict[str, str], key: str, choices: tuple[str, ...]) -> str:
     """given[key], by default the first choice. Raises UsageError where it is none of them."""
     value = given.get(key, choices[0])
     if value not in choices:
-        raise UsageError(f"{key}={value} does not fit", expected=" or ".join(choices), do=nearest(value, choices))
+        near = nearest(value, choices)
+        do = near if near.startswith("did") else None
+        raise UsageError(f"{key}={value} does not fit", expected=" or ".join(choices), do=do)
     return value

@@ -169,17 +169,19 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     return f"did you mean {close[0]}?" if close else "choose from " + ", ".join(choices)
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping with every scalar as a string, so that `01` stays `01` until pydantic types it."""
+def read_yaml(path: Path, what: str = "settings") -> dict[str, Any]:
+    """A YAML mapping with every scalar as a string, so that `01` stays `01` until pydantic types it. what: it holds."""
     try:
         content = yaml.load(path.read_text(), Loader=yaml.BaseLoader)
     except OSError:
-        raise UsageError("no such settings file", where=path, do="check config=") from None
+        raise UsageError("no such file", where=path, expected=f"a YAML file of {what}") from None
+    except UnicodeDecodeError:
+        raise UsageError("is no text", where=path, expected=f"a YAML file of {what}") from None
     except yaml.YAMLError as error:
         line = getattr(getattr(error, "problem_mark", None), "line", 0) + 1
         raise UsageError(f"not valid YAML at line {line}", where=path) from None
     if not isinstance(content, dict):
-        raise UsageError("does not hold settings", where=path, expected="a mapping of section.key to value")
+        raise UsageError(f"does not hold {what}", where=path, expected="a mapping of key to value")
     return content
 
 
@@ -264,10 +266,20 @@ def load(words: Iterable[str], *, must_exist: bool = True) -> Settings:
             raise UsageError(f"no {needed} given", expected="cache=CACHE out=RUNS", do="see --help")
     merged = merge(common, variants[variant] or {}, *extra, given, {"variant": variant})
     settings = validate(_without_nulls(merged))
+    check_folder(settings.out)
     _check_needs(settings)
     if must_exist:
         _check_paths(settings)
     return settings
+
+
+def check_folder(out: Path) -> None:
+    """Raises UsageError where a folder cannot be made because a file lies in its way."""
+    for place in (out, *out.parents):
+        if place.exists():
+            if not place.is_dir():
+                raise UsageError("is a file", where=f"out={place}", expected="a folder")
+            return
 
 
 def stage_layer(path: Path, stage: str) -> dict[str, Any]:
@@ -291,8 +303,8 @@ def validate(values: Mapping[str, Any]) -> Settings:
         first = error.errors()[0]
         key = ".".join(_keys(first["loc"]))
         same = [each for each in error.errors() if ".".join(_keys(each["loc"])) == key]
-        wanted = " or ".join(each["msg"].lower().removeprefix("input should be ") for each in same)
-        raise UsageError(f"{key}={first.get('input')!r} does not fit", expected=wanted) from None
+        wanted = [each["msg"].lower().removeprefix("input should be ").partition(", unable")[0] for each in same]
+        raise UsageError(f"{key}={first.get('input')!r} does not fit", expected=" or ".join(wanted)) from None
 
 
 def _keys(loc: tuple[int | str, ...]) -> list[str]:
@@ -341,8 +353,8 @@ def _check_needs(settings: Settings) -> None:
 
 
 def _check_paths(settings: Settings) -> None:
-    for key in ("cache", "boxes", "pseudo", "backbone", "weights"):
-        path = getattr(settings, key)
+    given = {key: getattr(settings, key) for key in ("cache", "boxes", "pseudo", "backbone", "weights")}
+    for key, path in (given | {"model.weights_file": settings.model.weights_file}).items():
         if path is None or path.exists() or (key == "boxes" and str(path) == "cache"):
             continue
         parent = path.absolute().parent

@@ -52,7 +52,7 @@ def _of_training(name: str, settings: Settings, inputs: Inputs) -> list[pd.DataF
 
 
 def check_scorable(settings: Settings, inputs: Inputs, exposure: pd.DataFrame) -> None:
-    """Raises ForbiddenScore before anything is trained, where the held-out studies could not be scored (design 8)."""
+    """Raises ForbiddenScore before anything is trained, where the held-out studies could not be scored."""
     if settings.split == "held_out":
         lineage.refuse_exposed(settings.stage, exposure, inputs.eval_ids(segmented=inputs.segmented))
 

@@ -23,7 +23,7 @@ OUTSIDE = {"cache", "out", "mode", "boxes", "pseudo", "backbone", "weights", "sp
 """settings that say where things are, or come in by their digests"""
 OUTSIDE_SECTIONS = {
     "model": {"weights_file", "chunk"},
-    "data": {"loader", "workers", "resident", "ram_gb", "on_error", "eval_stride"},
+    "data": {"loader", "workers", "resident", "ram_gb", "eval_stride"},
     "train": {"autotune", "checkpoint_minutes", "evaluate_every", "log_every", "eval_batch", "threads"},
 }
 """settings that change no weight, or by no more than rounding"""
@@ -133,7 +133,15 @@ def check_weights(settings: Settings, inputs: Inputs, run: Path, *, stage: str) 
 def recorded_config(run_dir: Path) -> dict[str, Any] | None:
     """config.yaml as the run wrote it, with its `key`; None where there is none."""
     path = run_dir / CONFIG_FILE
-    return yaml.safe_load(path.read_text()) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        config = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError):
+        config = None
+    if not isinstance(config, dict) or "key" not in config:
+        raise UsageError("is not what a run wrote", where=path, do="move the run's folder away")
+    return config
 
 
 def set_aside(run_dir: Path, key: str) -> Path | None:

@@ -127,7 +127,9 @@ class Inputs:
             raise UsageError(
                 f"{len(missing)} studies have no box, first {missing[0]}",
                 where=f"boxes={self.settings.boxes}",
-                do="make the table again",
+                do="run: preprocess set-boxes CACHE TABLE"
+                if str(self.settings.boxes) == "cache"
+                else "make the table again",
             )
 
     @cached_property
@@ -203,7 +205,7 @@ class Inputs:
         return parts
 
     def check_fresh(self) -> None:
-        """A study replaced since this run opened the cache stops it (design 3)."""
+        """A study replaced since this run opened the cache stops it."""
         columns = ["content_digest", "segmentation_digest"]
         now = Cache(self.settings.cache).index.set_index("id")[columns].fillna("").reindex(self.index.index)
         then = self.index[columns].fillna("")

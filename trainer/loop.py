@@ -78,6 +78,12 @@ class Run(Session):
             check_weights(settings, self.inputs, settings.backbone, stage="slice_fracture")
         ids = self.inputs.train_ids(segmented=self.inputs.segmented)
         items = self.stage.train_items(ids)
+        if not items and self.inputs.segmented:
+            raise UsageError(
+                f"no study with a segmentation to train {settings.stage} on",
+                where=settings.cache,
+                do="build the cache with --segmentations DIR",
+            )
         if len(items) < train.batch:
             raise UsageError(
                 f"only {len(items)} training items for an effective batch of {train.batch}", do="set train.batch lower"

@@ -19,7 +19,7 @@ from cache_schema.layout import GROUP
 from cache_schema.tables import read_table, table_meta, write_table
 from trainer import exposure
 from trainer.command import say, serve
-from trainer.config import Settings, check_keys, merge, nearest, parse_assignments, validate
+from trainer.config import Settings, check_folder, check_keys, merge, nearest, parse_assignments, validate
 from trainer.identity import CONFIG_FILE, PREDICTIONS_OF_ALL, recorded_config, run_name
 from trainer.inputs import MODEL_FILE
 from trainer.run import run
@@ -65,6 +65,9 @@ def _main(words: list[str]) -> int:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("predicts in one process", do="start it without a launcher")
     check_keys(given)
+    check_folder(out)
+    if not source.is_dir():
+        raise UsageError("no such folder", where=f"source={source}", expected="DICOM files, or a cache")
     finished_runs(models)  # before anything is decoded
     cache, status = cache_of(source, out)
     table = predict_studies(cache, models, out, given)

@@ -14,7 +14,7 @@ import pytest
 import typer
 from tiny_rsna import IDS, files_of, write_rsna
 
-from cache_schema import Cache
+from cache_schema import TARGETS, Cache
 from cache_schema.tables import table_meta, write_table
 from preprocess.cli import app, run
 
@@ -94,6 +94,9 @@ def test_defaults_are_those_of_the_contract():
         (["set-boxes", "{cache}", "{new}.parquet"], "no such table"),
         (["phantom", "{rsna}"], "not an empty folder"),
         (["phantom", "{new}", "--syntax", "sv2"], "sv1"),
+        (["phantom", "{new}", "--seed", "-1"], "--seed"),
+        (["phantom", "{new}", "--workers", "0"], "--workers"),
+        (["build-cache", "{rsna}", "{new}", "--scheduler", "nope"], "expected tcp://HOST:PORT"),
     ],
 )
 def test_a_wrong_call_is_one_clear_line_and_exit_2(arguments, words, rsna, built, tmp_path, capfd):
@@ -102,6 +105,12 @@ def test_a_wrong_call_is_one_clear_line_and_exit_2(arguments, words, rsna, built
     out, err = capfd.readouterr()
     assert out == "" and err.startswith("error: ") and err.count("\n") == 1 and words in err, err
     assert not (tmp_path / "new").exists()
+
+
+def test_without_a_command_they_are_listed(capfd):
+    assert run([]) == 2
+    out, err = capfd.readouterr()
+    assert err == "" and "build-cache" in out and out.count("\n") > 10
 
 
 def test_verify_names_what_is_wrong_and_exits_1(cache, capsys):
@@ -126,7 +135,14 @@ def test_inspect_shows_a_cache_and_a_study(cache, tmp_path, capsys):
     assert run(["inspect", str(cache), "--json"]) == 0
     about = json.loads(capsys.readouterr().out)
     assert (about["studies"], about["slices"], about["segmented"]) == (4, 40, 2)
-    assert about["slice_spacing_mm"] == {"2 to 3": 4} and about["fractured"]["C1"] == 2
+    assert about["slice_spacing_mm"] == {"2 to 3": 4}
+    assert about["fractured"]["C1"] == 2 and about["labelled"] == 4
+    csv = pd.DataFrame({"StudyInstanceUID": IDS[:1], "patient_overall": [1], "C1": [None]})
+    csv.reindex(columns=["StudyInstanceUID", *TARGETS]).to_csv(tmp_path / "few.csv", index=False)
+    assert run(["labels", str(cache), str(tmp_path / "few.csv")]) == 0 and capsys.readouterr()
+    assert run(["inspect", str(cache), "--json"]) == 0
+    few = json.loads(capsys.readouterr().out)
+    assert few["labelled"] == 1 and few["fractured"] == {target: None for target in TARGETS} | {"patient_overall": 1}
     assert run(["inspect", str(cache)]) == 0 and "studies" in capsys.readouterr().out
     assert run(["inspect", str(cache), IDS[0], "--json", "--png", str(tmp_path / "sheet.png")]) == 0
     assert json.loads(capsys.readouterr().out) == Cache(cache).record(IDS[0]).model_dump(mode="json")

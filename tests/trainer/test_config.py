@@ -7,6 +7,7 @@ import pytest
 
 from cache_schema.errors import UsageError
 from trainer.config import STAGES, Settings, load, stage_file
+from trainer.identity import identity_settings, recorded_config
 from trainer.loop import learning_rate
 from trainer.micro_batch import configured, share
 
@@ -88,14 +89,39 @@ def test_micro_batch_on_the_command_line_keeps_the_effective_batch():
             ["stage=study_fracture", "cache=c", "out=o", "boxes=b"],
             "freezes a slice_fracture backbone and was given none",
         ),
-        (words("bbox", "config=nowhere.yaml"), "nowhere.yaml: no such settings file"),
+        (words("bbox", "config=nowhere.yaml"), "nowhere.yaml: no such file; expected a YAML file of settings"),
+        (
+            words("bbox", f"config={ROOT / 'tests/trainer/__pycache__'}"),
+            "no such file; expected a YAML file of settings",
+        ),
         (words("bbox"), "cache=c: no such path"),
+        (words("bbox", "cache=.", "model.weights_file=nowhere.pt"), "model.weights_file=nowhere.pt: no such path"),
+        (words("bbox", f"out={__file__}/runs"), f"out={__file__}: is a file; expected a folder"),
+        (words("bbox", "fold=x"), "fold='x' does not fit; expected a valid integer or 'all'"),
     ],
 )
 def test_a_wrong_setting_is_one_line_with_what_is_right(given, line):
     with pytest.raises(UsageError) as error:
         load(given)
     assert line in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_settings_file_that_is_no_text_is_one_line(tmp_path):
+    (tmp_path / "slice.dcm").write_bytes(bytes(range(256)))
+    with pytest.raises(UsageError, match=r"slice.dcm: is no text; expected a YAML file of settings"):
+        load(words("bbox", f"config={tmp_path / 'slice.dcm'}"))
+
+
+def test_what_a_run_wrote_may_be_damaged(tmp_path):
+    for content in ("[1]", "a: [", "lr: 1"):
+        (tmp_path / "config.yaml").write_text(content)
+        with pytest.raises(UsageError, match=r"config.yaml: is not what a run wrote"):
+            recorded_config(tmp_path)
+
+
+def test_skipping_what_cannot_be_read_is_another_run(tmp_path):
+    stop, skip = (load(words("bbox", f"data.on_error={way}"), must_exist=False) for way in ("stop", "skip"))
+    assert identity_settings(stop) != identity_settings(skip)
 
 
 def test_the_command_answers_in_one_line_and_with_status_2():

@@ -129,11 +129,18 @@ def test_a_failed_run_stops_only_what_depends_on_it_and_shows_its_last_lines(
     file.write_text(
         f"config: {tiny_settings}\nruns:\n  - {{stage: bbox, folds: [7]}}\n  - {{stage: vertebrae, variant: 04A, folds: [7]}}\n"
     )
+    assert main([*command(file, tiny_cache, out)[3:], "dry_run=true"]) == 2
+    assert "error: bbox-01B/fold7-seed1: " in (said := capsys.readouterr().err) and "no study is in fold 7" in said
     assert main(command(file, tiny_cache, out)[3:]) == 1
     said = capsys.readouterr()
     assert "no study is in fold 7" in said.out
     assert "[vertebrae-04A/fold7-seed1] not started" in said.out
     assert "error: " in said.err and "Traceback" not in said.err + said.out
+
+
+def test_an_address_that_is_none_is_said_at_once(tiny_cache, tmp_path, capsys):
+    assert main([str(PLANS / "demo.yaml"), f"cache={tiny_cache}", f"out={tmp_path}", "scheduler=nope"]) == 2
+    assert capsys.readouterr().err == "error: scheduler=nope: is no address; expected tcp://HOST:PORT\n"
 
 
 def test_an_order_that_comes_a_second_time_is_not_carried_out(tmp_path):

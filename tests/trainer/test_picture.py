@@ -1,4 +1,4 @@
-"""The picture of design 7: both loaders and DALI's operators against OpenCV, albumentations and plain arithmetic."""
+"""The picture that a network is shown: both loaders and DALI's operators against OpenCV, albumentations and plain arithmetic."""
 
 import albumentations as A
 import cv2

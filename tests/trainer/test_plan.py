@@ -78,6 +78,8 @@ def test_the_chain_of_the_demo_is_boxes_ratios_pseudo_labels_backbone():
         ("tables: {over_seeds: max}", "tables.over_seeds='max' does not fit; expected 'mean' or 'extreme'"),
         ("runs: [{stage: bbox, processes: all}]", "processes='all' does not fit"),
         ("config: [a]", "config: is no file's name"),
+        ("jobs: 2", "a plan without runs; expected runs: [{stage: ..., folds: [...], seeds: [...]}]"),
+        ("config: nowhere.yaml\nruns: [{stage: bbox}]", "nowhere.yaml: no such file; expected a YAML file of settings"),
         ("runs: [{stage: bbox, set: {boxes: mine.parquet}}]", "boxes= is the plan's own to choose"),
     ],
 )

@@ -13,6 +13,7 @@ from cache_schema.tables import read_table, write_table
 from trainer import train
 from trainer.config import load
 from trainer.data.order import Evaluation
+from trainer.identity import recorded_config
 from trainer.inputs import Inputs
 from trainer.loop import Run
 from trainer.tables import make
@@ -217,6 +218,32 @@ def test_a_backbone_that_saw_what_the_fold_holds_out_is_refused(
     common = dict(cache=tiny_cache, out=tmp_path, config=tiny_settings, boxes=chain[0] / "tables/study_boxes.parquet")
     with pytest.raises(UsageError, match=line):
         train(stage="study_fracture", fold=0, backbone=chain[1][stage][fold], **common)
+
+
+def test_weights_of_another_caches_pixels_are_refused(chain, tiny_cache, tiny_settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(Cache, "pixel_hash", "others")
+    with pytest.raises(UsageError, match=r"was trained with pixel_hash=.*; expected pixel_hash=others"):
+        train(
+            stage="bbox",
+            mode="predict",
+            cache=tiny_cache,
+            out=tmp_path,
+            config=tiny_settings,
+            weights=chain[1]["bbox"][0],
+        )
+
+
+def test_without_segmentations_stage_1_and_2_say_so(tiny_cache, tiny_settings, tmp_path, monkeypatch):
+    monkeypatch.setattr("trainer.inputs.Inputs.train_ids", lambda self, segmented=False: [])
+    with pytest.raises(UsageError, match="no study with a segmentation to train bbox on; build the cache with --segm"):
+        train(stage="bbox", cache=tiny_cache, out=tmp_path, config=tiny_settings)
+
+
+def test_settings_may_come_by_section_and_may_be_none(tiny_cache, tiny_settings, tmp_path):
+    run = train(
+        stage="bbox", cache=tiny_cache, out=tmp_path, config=tiny_settings, boxes=None, train={"epochs": 1, "batch": 8}
+    )
+    assert recorded_config(run)["train"]["batch"] == 8
 
 
 def test_a_mistake_does_not_set_a_finished_run_aside(chain, tiny_cache, tiny_settings):

@@ -39,7 +39,7 @@ class Draw:
     phase: int = 0
 
     def map_from_crop(self, height: int, width: int) -> np.ndarray:
-        """(2, 3) float32: output coordinates -> coordinates of a (height, width) crop. Resize is part of the same map (design 7.3)."""
+        """(2, 3) float32: output coordinates -> coordinates of a (height, width) crop. Resize is part of the same map."""
         return (np.array([[width], [height]]) / self.size * self.matrix).astype(np.float32)
 
     def move_box(self, box: np.ndarray) -> np.ndarray:

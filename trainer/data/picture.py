@@ -14,7 +14,7 @@ TOGETHER = 4
 
 
 def picture(sample: Sample, size: int, interpolation: str = "bilinear") -> np.ndarray:
-    """A sample -> (frames / 3, 3, size, size) float16: map, gain, cut-outs, normalisation (design 7)."""
+    """A sample -> (frames / 3, 3, size, size) float16: map, gain, cut-outs, normalisation."""
     (a, b, c), (d, e, f) = sample.matrix
     map_x = a * sample.axis_x + b * sample.axis_y + (c - np.float32(0.5))
     map_y = d * sample.axis_x + e * sample.axis_y + (f - np.float32(0.5))

@@ -47,7 +47,7 @@ class Sample(NamedTuple):
 
 
 def stretch(pixels: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """(n, h, w) uint8 -> the same; each slice's low..high to 0..255, floor; a constant slice to 0 (design 7.2)."""
+    """(n, h, w) uint8 -> the same; each slice's low..high to 0..255, floor; a constant slice to 0 (reference 2.2)."""
     stretched = np.empty(pixels.shape, np.uint8)
     for slice_, target, dark, bright in zip(pixels, stretched, low.tolist(), high.tolist(), strict=True):
         levels = np.clip(np.arange(256) - dark, 0, bright - dark)

@@ -9,7 +9,7 @@ import numpy as np
 from cache_schema import Cache
 from cache_schema.errors import UsageError
 from trainer.command import one_of, say, serve
-from trainer.config import STAGES, Settings, load, nearest
+from trainer.config import STAGES, Settings, check_folder, load, nearest
 
 HELP = f"""usage: python -m trainer.look stage={"|".join(STAGES)} [variant=NAME] cache=CACHE out=FOLDER
            [boxes=TABLE|cache] [pseudo=TABLE] [fold=0|all] [seed=1] [config=FILE] [section.key=value ...]
@@ -87,6 +87,7 @@ def _tables(given: dict[str, str]) -> tuple[Path, list[str]]:
         raise UsageError("no such folder", where=f"tables={runs}", expected="the out= of runs")
     cache = Cache(Path(given["cache"])) if "cache" in given else None
     out = Path(given.get("out", runs / "look"))
+    check_folder(out)
     made = []
     for name, pages in figures(runs, cache, _whole(given, "items", 12)):
         made += _save(out, name, pages)

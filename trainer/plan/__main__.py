@@ -31,7 +31,7 @@ def _main(words: list[str]) -> None:
     from trainer.plan import formats
     from trainer.plan.execute import run_plan
     from trainer.plan.graph import read_plan
-    from trainer.plan.keys import cache_digests, node_keys, states
+    from trainer.plan.keys import cache_digests, node_keys, require_possible, states
     from trainer.plan.pools import LocalPool
     from trainer.plan.schedule import read_costs
     from trainer.tables import make
@@ -63,7 +63,9 @@ def _main(words: list[str]) -> None:
         print(formats.as_json(plan, costs, states(plan, cache), keys, again))
     elif dry_run:
         pool = LocalPool(plan.jobs)
-        print(formats.listing(plan, costs, states(plan, cache), pool.slots, pool.spreads))
+        found = states(plan, cache)
+        print(formats.listing(plan, costs, found, pool.slots, pool.spreads), flush=True)
+        require_possible(plan, cache, found)
     else:
         run_plan(plan, cache, out, _pool(scheduler, plan.jobs), costs, own.get("only"))
         if "only" not in own:

@@ -16,6 +16,8 @@ class DaskPool:
     spreads = False
 
     def __init__(self, address: str):
+        if "://" not in address:
+            raise UsageError("is no address", where=f"scheduler={address}", expected="tcp://HOST:PORT")
         try:
             self._client = Client(address, timeout=TIMEOUT, set_as_default=False)
         except (OSError, ValueError) as error:

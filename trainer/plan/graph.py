@@ -73,14 +73,16 @@ def read_plan(path: Path, cache: Path, out: Path, extra: Iterable[str] = ()) -> 
 
     Raises UsageError naming what does not fit.
     """
-    content = read_yaml(path)
+    content = read_yaml(path, "a plan")
     for key in content:
         if key not in PLAN_KEYS:
             raise UsageError(f"a plan has no {key}", where=path, do=nearest(key, PLAN_KEYS))
     common, thresholds = [f"cache={cache}", f"out={out}"], dict(_mapping(content.get("tables"), f"{path}, tables"))
     if not isinstance(content.get("config", ""), str):
-        raise UsageError("config: is no file's name", where=path, expected="config: FILE")
-    extra, files = list(extra), [str(path.parent / content["config"])] if "config" in content else []
+        raise UsageError("config: is no file's name", where=path, expected="config: FILE or FILE,FILE")
+    extra, files = list(extra), []
+    if "config" in content:
+        files += [str(path.parent / name.strip()) for name in content["config"].split(",")]
     for word in list(extra):
         key, _, value = word.partition("=")
         if key in ("stage", "variant", "fold", "seed"):
@@ -101,8 +103,10 @@ def read_plan(path: Path, cache: Path, out: Path, extra: Iterable[str] = ()) -> 
     jobs = content.get("jobs")
     jobs = None if jobs is None else _count(jobs, "jobs", path, "how many runs at a time")
     nodes = tuple(_in_order([*runs, *_tables(runs, tables)]))
-    costs = dict(_mapping(content.get("costs"), f"{path}, costs"))
-    return Plan(nodes, jobs, table_settings(thresholds), costs)
+    costs, settings = dict(_mapping(content.get("costs"), f"{path}, costs")), table_settings(thresholds)
+    if not runs:
+        raise UsageError("a plan without runs", where=path, expected="runs: [{stage: ..., folds: [...], seeds: [...]}]")
+    return Plan(nodes, jobs, settings, costs)
 
 
 def _refuse_chosen(key: str, where: object) -> None:

@@ -93,6 +93,17 @@ def state(node: Node, plan: Plan, cache: Cache) -> str:
     return DUE if recorded is None or recorded["key"] == key else STALE
 
 
+def require_possible(plan: Plan, cache: Cache, found: Mapping[str, str]) -> None:
+    """Raises CspineError for the first run that waits for nothing and still cannot be made. found: what `states` gave."""
+    for node in plan.runs:
+        if found[node.name] == WAITS and all(found[need] == DONE for need in node.needs):
+            try:
+                Inputs(load(node.words), cache)
+            except CspineError as error:
+                error.where = node.name if error.where is None else f"{node.name}: {error.where}"
+                raise
+
+
 def is_there(node: Node) -> bool:
     return recorded_config(node.output) is not None if node.is_run else node.output.is_file()
 

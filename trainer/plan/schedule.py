@@ -34,7 +34,7 @@ def read_costs(plan: Plan, path: Path | None = None) -> dict[str, float]:
     exact name counts. Tables cost nothing where none is given. Raises UsageError for what does not fit.
     """
     path = path or (None if plan.costs else DEFAULT_COSTS)
-    stated, where = (read_yaml(path), path) if path else (plan.costs, "the plan's costs")
+    stated, where = (read_yaml(path, "costs"), path) if path else (plan.costs, "the plan's costs")
     given = {name: _seconds(value, f"{where}, {name}") for name, value in stated.items()}
     found = {}
     for node in plan.nodes:

@@ -9,7 +9,7 @@ from torch import nn
 
 from trainer.config import Settings
 from trainer.data.draws import Draw
-from trainer.data.items import Item, middles
+from trainer.data.items import Item, adaptive_stride, middles, windows
 from trainer.data.loader import Batch
 from trainer.data.order import Place
 from trainer.inputs import Inputs
@@ -51,12 +51,37 @@ class Stage(Protocol):
         ...
 
     def table(self, rows: pd.DataFrame) -> pd.DataFrame:
-        """All rows of a prediction -> the table of design 4, sorted."""
+        """All rows of a prediction -> the stage's table, sorted: one row a slice or study."""
         ...
 
     def scores(self, table: pd.DataFrame) -> list[Score]:
         """On those studies of the table that have a truth, beside the baseline of the training folds."""
         ...
+
+
+class WindowStage:
+    """What stages 2 and 3 have in common: windows of a study's slices, which overlap in prediction."""
+
+    by_block = False
+    overlapping = True
+
+    def __init__(self, settings: Settings, inputs: Inputs):
+        self.settings, self.inputs = settings, inputs
+
+    def train_items(self, ids: list[str]) -> list[Item]:
+        """At a fixed stride, or at one by each study's z-range."""
+        stride = self.settings.data.stride
+        if stride == "adaptive":
+            self.inputs.require_boxes(ids)
+            lengths = self.inputs.boxes["z_to"] - 1 - self.inputs.boxes["z_from"]
+            stride = {id: adaptive_stride(int(lengths[id])) for id in ids}
+        return windows(self.inputs.lengths(ids), self.settings.data.frames, stride)
+
+    def eval_items(self, ids: list[str]) -> list[Item]:
+        return windows(self.inputs.lengths(ids), self.settings.data.frames, self.settings.data.eval_stride)
+
+    def forward(self, model: nn.Module, batch: Batch) -> Any:
+        return model(batch.windows(), relative_positions(batch, self.settings))
 
 
 def backbone(settings: Settings) -> Backbone:

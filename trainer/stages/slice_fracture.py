@@ -6,36 +6,24 @@ import torch
 
 from cache_schema import LEVELS
 from cache_schema.errors import UsageError
-from trainer.config import Settings
 from trainer.data.draws import Draw
-from trainer.data.items import Item, middles, windows
+from trainer.data.items import Item, middles
 from trainer.data.loader import Batch
 from trainer.data.order import Place
-from trainer.inputs import Inputs
 from trainer.losses import Term, slice_fracture_loss
 from trainer.models import SliceFractureModel
-from trainer.stages.base import average, backbone, relative_positions, slice_rows
-from trainer.stages.vertebrae import training_windows
+from trainer.stages.base import WindowStage, average, backbone, slice_rows
 from trainer.tables.pseudo import FRACTURES
 from trainer.tables.scores import Score, score
 
 
-class SliceFractureStage:
-    by_block = False
-    overlapping = True
-
-    def __init__(self, settings: Settings, inputs: Inputs):
-        self.settings, self.inputs = settings, inputs
-
+class SliceFractureStage(WindowStage):
     def train_items(self, ids: list[str]) -> list[Item]:
         missing = sorted(set(ids) - set(self.inputs.pseudo))
         if missing:
             line = f"{len(missing)} studies have no pseudo labels, first {missing[0]}"
             raise UsageError(line, where=f"pseudo={self.settings.pseudo}", do="make the table again")
-        return training_windows(self.settings, self.inputs, ids)
-
-    def eval_items(self, ids: list[str]) -> list[Item]:
-        return windows(self.inputs.lengths(ids), self.settings.data.frames, self.settings.data.eval_stride)
+        return super().train_items(ids)
 
     def targets(self, place: Place, z_index: np.ndarray, draw: Draw) -> dict[str, np.ndarray]:
         """ratios, fractures (triplets, 7) at the middle slices, NaN where unknown; mask (triplets): 0 where padded."""
@@ -45,9 +33,6 @@ class SliceFractureStage:
 
     def model(self) -> SliceFractureModel:
         return SliceFractureModel(backbone(self.settings), self.settings.model.dropout, self.settings.model.positional)
-
-    def forward(self, model: SliceFractureModel, batch: Batch) -> dict[str, torch.Tensor]:
-        return model(batch.windows(), relative_positions(batch, self.settings))
 
     def loss(self, outputs: dict[str, torch.Tensor], targets: dict[str, torch.Tensor]) -> dict[str, Term]:
         return slice_fracture_loss(outputs, targets["ratios"], targets["fractures"], targets["mask"].bool())

@@ -1,4 +1,4 @@
-"""What a score is held against: the constant, for stage 2 the curve, that does best on the training folds (design 4).
+"""What a score is held against: the constant, for stage 2 the curve, that does best on the training folds.
 
 Each is fitted on training rows only. A weighted mean is the exact minimum of the weighted loss.
 """

@@ -1,4 +1,4 @@
-"""Whose label or segmentation a run or a table's row has seen, and by which way (design 8). Pure functions on data frames.
+"""Whose label or segmentation a run or a table's row has seen, and by which way. Pure functions on data frames.
 
 An exposure frame has a row for each thing seen:
 
@@ -98,7 +98,7 @@ def merged(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
 
 
 def refuse_exposed(stage: str, exposure: pd.DataFrame, scored: Collection[str]) -> None:
-    """Raises ForbiddenScore naming the way, where design 8 forbids the score of a run with this exposure on these studies.
+    """Raises ForbiddenScore naming the way, where a run with this exposure may not be scored on these studies.
 
     Stages 3 and 4: any exposure of the weights, or of the study's own predicted row, to the study's label. Stages 1 and
     2: training on the study's segmentation itself.

@@ -1,4 +1,4 @@
-"""Scores of the four stages beside their baselines, with bounds (design 4): rows, scores.json, a table to read."""
+"""Scores of the four stages beside their baselines, with bounds: rows, scores.json, a table to read."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Scores of the runs under RUNS from their held-out predictions, without those that design 8 forbids."""
+"""Scores of the runs under RUNS from their held-out predictions, without those on studies that a run has learned from."""
 
 from pathlib import Path
 from typing import NamedTuple

@@ -1,0 +1,46 @@
+"""A study as a picture: evenly spaced slices on one sheet."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from cache_schema import Cache, Study
+from cache_schema.errors import UsageError
+
+SHEET_ROWS, SHEET_COLUMNS, TILE = 4, 6, 192
+
+
+def write_contact_sheet(path: str | Path, id: str | None, png: Path) -> None:
+    """24 slices from head to feet as a PNG, slice boxes drawn in. Raises UsageError without a study, or where it cannot be written."""
+    if id is None:
+        raise UsageError("--png shows a study", expected="preprocess inspect CACHE ID --png FILE")
+    sheet = contact_sheet(Cache(path).study(id))
+    try:
+        png.write_bytes(cv2.imencode(".png", sheet)[1].tobytes())
+    except OSError as error:
+        raise UsageError(f"cannot be written ({error.strerror})", where=png) from error
+
+
+def contact_sheet(study: Study) -> np.ndarray:
+    """uint8 (4 * 192, 6 * 192): evenly spaced slices."""
+    left, top = study.record.held[:2]
+    sheet = np.zeros((SHEET_ROWS * TILE, SHEET_COLUMNS * TILE), np.uint8)
+    chosen = np.unique(np.linspace(0, study.record.slices - 1, SHEET_ROWS * SHEET_COLUMNS).round().astype(int))
+    for place, z in enumerate(chosen):
+        picture = study.read(int(z), int(z) + 1)[0].copy()
+        if study.slice_box is not None and study.slice_box[z, 0] >= 0:
+            x0, y0, x1, y1 = (study.slice_box[z] - (left, top, left, top)).tolist()
+            cv2.rectangle(picture, (x0, y0), (x1 - 1, y1 - 1), 255, 2)
+        down, across = place // SHEET_COLUMNS * TILE, place % SHEET_COLUMNS * TILE
+        sheet[down : down + TILE, across : across + TILE] = _fit(picture)
+    return sheet
+
+
+def _fit(picture: np.ndarray) -> np.ndarray:
+    """Shrunk or grown to the tile, its shape kept."""
+    scale = TILE / max(picture.shape)
+    height, width = (max(1, round(side * scale)) for side in picture.shape)
+    tile = np.zeros((TILE, TILE), np.uint8)
+    tile[:height, :width] = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
+    return tile
