@@ -4,7 +4,7 @@ DEMO ?= work/demo
 BIN := .venv/bin
 SETUP := .venv/.installed
 
-.PHONY: help setup demo test soak learn bench-cache bench-loader bench-train lint format lock clean-demo
+.PHONY: help setup demo test soak learn bench-cache bench-loader bench-train bench-gpu lint format lock clean-demo
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  *##' $(MAKEFILE_LIST) | sed -E 's/: *[^#]*## */\t/' | sort | awk -F'\t' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -42,6 +42,11 @@ bench-loader: $(SETUP) ## from the cache to the network's input, beside DICOM, P
 
 bench-train: $(SETUP)  ## what a training step of each variant costs, and hours for the reference's 83 trainings
 	$(BIN)/python -m benchmarks.train --keep
+
+bench-gpu: $(SETUP)    ## what only a GPU shows: its tests, items a second without a network, steps of the full-size variants in bf16
+	$(BIN)/python -m pytest tests/trainer/test_gpu.py
+	$(BIN)/python -m benchmarks.ceiling --keep
+	$(BIN)/python -m benchmarks.train --keep train.precision=bf16
 
 lint: $(SETUP)   ## ruff, and the rules between the packages
 	$(BIN)/ruff check .

@@ -7,13 +7,14 @@ import argparse
 import os
 import tempfile
 import time
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from benchmarks.rounds import machine, table
+from benchmarks.rounds import machine, print_and_keep, table
 from cache_schema import Cache
 from preprocess.build import build_cache
 from preprocess.phantom.generate import write_phantom
@@ -73,10 +74,15 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 1) - 2), help="reading processes")
     parser.add_argument("--seconds", type=float, default=10, help="of each measurement")
     parser.add_argument("--cache", type=Path, help="a cache instead of phantoms")
+    parser.add_argument("--keep", action="store_true", help="write the output to benchmarks/results too")
     given = parser.parse_args()
-    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "no GPU"
-    print(f"{machine()}; {name}; {given.workers} reading processes; 512 px, full augmentation", flush=True)
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    print_and_keep(report(given, gpu), "-".join(["ceiling", *(gpu or "").lower().split()]), given.keep)
+
+
+def report(given: argparse.Namespace, gpu: str | None) -> Iterator[str]:
+    device = torch.device("cuda", 0) if gpu else torch.device("cpu")
+    yield f"{machine()}; {gpu or 'no GPU'}; {given.workers} reading processes; 512 px, full augmentation\n"
     with tempfile.TemporaryDirectory(prefix="ceiling-") as folder:
         cache = given.cache
         if cache is None:
@@ -85,15 +91,13 @@ def main() -> None:
             build_cache(Path(folder) / "rsna", cache, folds=2, tell=lambda line: None)
         rows = []
         for kind in KINDS:
-            for resident in ("disk", "ram", *(["gpu"] if device.type == "cuda" else [])):
-                workers = 0 if resident == "gpu" else given.workers
-                rows.append(
-                    (kind, resident, f"{pace(loader(cache, kind, resident, device, workers), given.seconds):.1f}")
-                )
-        print(table("items a second without a network", ("items", "source", "a second"), rows), flush=True)
-        if device.type == "cuda":
+            for resident in ("disk", "ram", *(["gpu"] if gpu else [])):
+                found = loader(cache, kind, resident, device, 0 if resident == "gpu" else given.workers)
+                rows.append((kind, resident, f"{pace(found, given.seconds):.1f}"))
+        yield table("items a second without a network", ("items", "source", "a second"), rows)
+        if gpu:
             apart = [(kind, *(f"{value:.4f}" for value in levels_apart(cache, kind, device))) for kind in KINDS]
-            print(table("GPU's pictures against the CPU's, grey levels", ("items", "largest", "share over 1.3"), apart))
+            yield table("GPU's pictures against the CPU's, grey levels", ("items", "largest", "share over 1.3"), apart)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ from trainer.session import Session
 @dataclass(frozen=True)
 class Choice:
     micro_batch: int
-    """items per process and forward pass"""
+    """items per process and forward pass, at most: what divides a process's share of a step counts (`micro_batch.share`), which another
+    number of processes changes"""
     channels_last: bool = False
     compiled: bool = False
 
@@ -36,21 +37,20 @@ def choose(session: Session, model: nn.Module, items: Sequence[Item]) -> Choice:
     def shared(most: int) -> int:
         return micro_batch.share(train.batch, most, session.accelerator.num_processes)[0]
 
-    given = shared(micro_batch.configured(session.settings) if train.micro_batch == "auto" else train.micro_batch)
+    given = micro_batch.configured(session.settings) if train.micro_batch == "auto" else train.micro_batch
     if train.micro_batch == "auto" and not tries:
         session.say(
-            f"micro_batch=auto: {given}, the stage's own; nothing is tried on a CPU or under deterministic=true"
+            f"micro_batch=auto: {shared(given)}, by the stage's own settings; nothing is tried on a CPU or under deterministic=true"
         )
     if not tries:
         return Choice(given)
     model.to(session.accelerator.device)
     if train.micro_batch == "auto":
-        fit = min(gather_object([micro_batch.find(session, model, items)]))
-        given = shared(fit)
-        session.say(f"micro_batch=auto: {given}; {fit} items fit this GPU")
+        given = min(gather_object([micro_batch.find(session, model, items)]))
+        session.say(f"micro_batch=auto: {shared(given)}; {given} items fit this GPU")
     layout = Layout()
     if train.autotune and session.is_main:
-        layout = tune(session, model, given)
+        layout = tune(session, model, shared(given))
         torch.compiler.reset()  # lets go of the copies that were compiled
     clear_device_cache(garbage_collection=True)  # DALI and other processes cannot use what torch holds back
     (layout,) = broadcast_object_list([layout])

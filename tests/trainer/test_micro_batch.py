@@ -100,8 +100,8 @@ def test_a_choice_is_written_before_the_first_step_and_used_again(
         train(**common)
     written = yaml.safe_load(path.read_text())
     assert written["train"]["micro_batch"] == "auto"
-    assert seen == [(1, {"micro_batch": 16, "channels_last": False, "compiled": False})]
-    assert "micro_batch=auto: 16, the stage's own; nothing is tried on a CPU" in capsys.readouterr().out
+    assert seen == [(1, {"micro_batch": 32, "channels_last": False, "compiled": False})]
+    assert "micro_batch=auto: 16, by the stage's own settings; nothing is tried on a CPU" in capsys.readouterr().out
     written["chosen"]["micro_batch"] = 4
     path.write_text(yaml.safe_dump(written))
     with pytest.raises(InterruptedError):
