@@ -70,6 +70,8 @@ def _main(words: list[str]) -> int:
         raise UsageError("no such folder", where=f"source={source}", expected="DICOM files, or a cache")
     finished_runs(models)  # before anything is decoded
     cache, status = cache_of(source, out)
+    if not cache.ids:
+        raise UsageError("holds no study", where=source, expected="DICOM files, or a cache of studies")
     table = predict_studies(cache, models, out, given)
     shown = table[["id", *TARGETS]].head(MOST_SHOWN)
     say(shown.to_string(index=False, float_format="{:.3f}".format))

@@ -286,7 +286,7 @@ def test_two_builds_at_once_lose_nothing(source, built, scheduler, tmp_path):
 
 def test_no_scheduler_is_one_clear_line(build):
     with pytest.raises(UsageError, match="no Dask scheduler"):
-        build(scheduler="tcp:/nowhere")
+        build(scheduler="tcp://127.0.0.1:1")
 
 
 def test_neither_names_nor_paths_of_the_source_get_into_the_cache_or_what_is_told(build, source, tmp_path):

@@ -153,7 +153,8 @@ def test_a_planted_leak_stops_a_run_before_it_trains(tiny_cache, tiny_settings, 
     assert found.loc[found["kind"] == "unknown", "way"].tolist() == [
         "slice_fracture-04F/fold0-seed1 <- boxes=study_boxes.parquet"
     ]
-    words.append("model.weights_file=somewhere/imagenet.pth")
+    (tmp_path / "imagenet.pth").touch()
+    words.append(f"model.weights_file={tmp_path / 'imagenet.pth'}")
     started = exposure_of(lineage.used(run_of_1, [], LABEL))
     assert "slice_fracture-04F/fold0-seed1 <- model.weights_file=imagenet.pth" in set(started["way"])
     words.pop()
