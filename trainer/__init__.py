@@ -11,8 +11,9 @@ def train(**settings: Any) -> Path:
 
     Raises cache_schema.errors.CspineError for what the command line would answer in one line.
     """
-    from trainer.config import flat, load
+    from trainer.config import load
     from trainer.run import run
+    from trainer.words import flat
 
     given = {key: value for key, value in flat(settings).items() if value != ""}
     return run(load(f"{key}={value}" for key, value in given.items()))

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from cache_schema.errors import CspineError, UsageError
-from trainer.config import nearest
+from trainer.words import nearest
 
 INTERRUPTED = 130
 SECONDS_BEHIND = 10

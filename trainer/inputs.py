@@ -16,9 +16,10 @@ from safetensors import SafetensorError, safe_open
 from cache_schema import LEVELS, TARGETS, Cache, Study
 from cache_schema.errors import StaleStudy, UsageError
 from cache_schema.tables import read_table, table_meta
-from trainer.config import Settings, nearest
+from trainer.config import Settings
 from trainer.tables.boxes import BOX
 from trainer.tables.pseudo import DECIMALS, FRACTURES
+from trainer.words import nearest
 
 MODEL_FILE = "model.safetensors"
 """a finished run's weights"""

@@ -18,7 +18,7 @@ from cache_schema.tables import write_table
 from trainer import checkpoint, exposure
 from trainer.bank import Bank, BankLoader
 from trainer.choice import Choice, apply, choose
-from trainer.config import Settings, TrainSettings, flat
+from trainer.config import Settings, TrainSettings
 from trainer.data.items import Item
 from trainer.data.loader import Batch, Loader
 from trainer.data.order import Place, Training
@@ -39,6 +39,7 @@ from trainer.losses import counts, total
 from trainer.micro_batch import memory_in_one_line, share
 from trainer.prediction import predict
 from trainer.session import Session
+from trainer.words import flat
 
 BETAS, EPSILON = (0.9, 0.999), 1e-6
 """reference 8; all parameters decay, biases and norms included"""

@@ -13,11 +13,12 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor, nn
 
 from cache_schema.errors import CspineError, UsageError
-from trainer.config import Settings, merge, stage_file
+from trainer.config import Settings, stage_file
 from trainer.data.items import Item
 from trainer.data.loader import Batch
 from trainer.data.order import Place
 from trainer.session import Session
+from trainer.words import merge
 
 RESERVED_COPIES = 3
 """of the trained weights: two moments of AdamW, and the gradients once more where processes exchange them"""

@@ -19,13 +19,14 @@ from cache_schema.layout import GROUP
 from cache_schema.tables import read_table, table_meta, write_table
 from trainer import exposure
 from trainer.command import say, serve
-from trainer.config import Settings, check_folder, check_keys, merge, nearest, parse_assignments, validate
+from trainer.config import Settings, check_folder, check_keys, validate
 from trainer.identity import CONFIG_FILE, PREDICTIONS_OF_ALL, recorded_config, run_name
 from trainer.inputs import MODEL_FILE
 from trainer.run import run
 from trainer.tables.boxes import report, study_boxes
 from trainer.tables.make import made_with
 from trainer.tables.studies import study_predictions
+from trainer.words import merge, nearest, parse_assignments
 
 HELP = """usage: python -m trainer.predict source=DICOM_OR_CACHE models=RUNS out=DIR [section.key=value ...]
 

@@ -11,10 +11,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from cache_schema.errors import UsageError
 from trainer import checkpoint, losses, train
 from trainer.checkpoint import load_weights
-from trainer.config import flat, load
+from trainer.config import load
 from trainer.inputs import Inputs
 from trainer.journal import Journal
 from trainer.loop import MOST_OVERFLOWS, Run
+from trainer.words import flat
 
 
 @pytest.fixture

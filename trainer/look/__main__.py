@@ -9,7 +9,8 @@ import numpy as np
 from cache_schema import Cache
 from cache_schema.errors import UsageError
 from trainer.command import one_of, say, serve
-from trainer.config import STAGES, Settings, check_folder, load, nearest
+from trainer.config import STAGES, Settings, check_folder, load
+from trainer.words import nearest
 
 HELP = f"""usage: python -m trainer.look stage={"|".join(STAGES)} [variant=NAME] cache=CACHE out=FOLDER
            [boxes=TABLE|cache] [pseudo=TABLE] [fold=0|all] [seed=1] [config=FILE] [section.key=value ...]

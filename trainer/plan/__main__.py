@@ -5,7 +5,8 @@ from pathlib import Path
 
 from cache_schema.errors import UsageError
 from trainer.command import one_of, serve, take
-from trainer.config import Settings, nearest
+from trainer.config import Settings
+from trainer.words import nearest
 
 HELP = """usage: python -m trainer.plan PLAN.yaml cache=CACHE out=RUNS [dry_run=true] [scheduler=tcp://HOST:PORT]
            [format=sh|slurm|json] [costs=FILE] [only=NODE] [config=FILE] [tables.key=value ...] [section.key=value ...]

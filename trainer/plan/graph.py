@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from cache_schema.errors import UsageError
-from trainer.config import STAGES, load, nearest, read_yaml
+from trainer.config import STAGES, load
 from trainer.identity import run_name
 from trainer.tables.settings import TableSettings, table_settings
+from trainer.words import nearest, read_yaml
 
 RUN_KEYS = ("stage", "variant", "folds", "seeds", "set", "processes")
 CHOSEN = ("cache", "out", "mode", "split", "boxes", "pseudo", "backbone", "weights")
