@@ -102,7 +102,8 @@ def main(words: list[str]) -> int:
     )
     given = parser.parse_args(words)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    print_and_keep(parts(given, gpu), "-".join(["train", *(gpu or "").lower().split()]), given.keep)
+    precision = [word.partition("=")[2] for word in given.words if word.startswith("train.precision=")]
+    print_and_keep(parts(given, gpu), "-".join(["train", *(gpu or "").lower().split(), *precision]), given.keep)
     return 0
 
 

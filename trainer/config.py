@@ -180,9 +180,7 @@ def load(words: Iterable[str], *, must_exist: bool = True) -> Settings:
     given = parse_assignments(words)
     extra: list[dict[str, Any]] = []
     files = given.pop("config", None)
-    if "micro_batch" in given:
-        micro_batch = given.pop("micro_batch")
-        given = merge(given, {"train": {"micro_batch": micro_batch}})
+    micro_batch = given.pop("micro_batch", None)
     stage = given.get("stage")
     if stage is None:
         raise UsageError("no stage given", expected="stage=" + "|".join(STAGES), do="see --help")
@@ -192,6 +190,8 @@ def load(words: Iterable[str], *, must_exist: bool = True) -> Settings:
     if files is not None:
         extra = [stage_layer(Path(name), stage) for name in str(files).split(",")]
     check_keys(given)
+    if micro_batch is not None:
+        given = merge(given, {"train": {"micro_batch": micro_batch}})
     variant = given.get("variant") or next((layer["variant"] for layer in reversed(extra) if "variant" in layer), None)
     variant = variant or next(iter(variants))
     if variant not in variants:
@@ -202,7 +202,6 @@ def load(words: Iterable[str], *, must_exist: bool = True) -> Settings:
     merged = merge(common, variants[variant] or {}, *extra, given, {"variant": variant})
     settings = validate(_without_nulls(merged))
     check_folder(settings.out)
-    _check_needs(settings)
     if must_exist:
         _check_paths(settings)
     return settings
@@ -211,10 +210,15 @@ def load(words: Iterable[str], *, must_exist: bool = True) -> Settings:
 def check_folder(out: Path) -> None:
     """Raises UsageError where a folder cannot be made because a file lies in its way."""
     for place in (out, *out.parents):
-        if place.exists():
-            if not place.is_dir():
-                raise UsageError("is a file", where=f"out={place}", expected="a folder")
-            return
+        try:
+            place.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise UsageError(f"cannot be a folder ({error.strerror})", where=f"out={out}") from None
+        if not place.is_dir():
+            raise UsageError("is no folder", where=f"out={place}", expected="a folder, or a place for one")
+        return
 
 
 def stage_layer(path: Path, stage: str) -> dict[str, Any]:
@@ -232,14 +236,17 @@ def stage_layer(path: Path, stage: str) -> dict[str, Any]:
 
 
 def validate(values: Mapping[str, Any]) -> Settings:
+    """Typed. Raises UsageError for a value that does not fit, or that the variant needs and is not there."""
     try:
-        return Settings.model_validate(values)
+        settings = Settings.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(_keys(first["loc"]))
         same = [each for each in error.errors() if ".".join(_keys(each["loc"])) == key]
         wanted = [each["msg"].lower().removeprefix("input should be ").partition(", unable")[0] for each in same]
         raise UsageError(f"{key}={first.get('input')!r} does not fit", expected=" or ".join(wanted)) from None
+    _check_needs(settings)
+    return settings
 
 
 def _keys(loc: tuple[int | str, ...]) -> list[str]:

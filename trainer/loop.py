@@ -44,7 +44,7 @@ from trainer.words import flat
 BETAS, EPSILON = (0.9, 0.999), 1e-6
 """reference 8; all parameters decay, biases and norms included"""
 MOST_OVERFLOWS = 40
-"""fp16 steps in a row whose gradient overflows: each halves the loss scale, which is 1 after sixteen"""
+"""fp16 steps in a row whose gradient overflows: each halves the loss scale, sixteen take its first value to 1"""
 
 
 def learning_rate(peak: float, warmup: float, samples: int, total: int) -> float:
@@ -230,9 +230,11 @@ class Run(Session):
             tracker.finish()
 
     def _require_one_folder(self) -> None:
-        """All processes must go on from the same step, on whatever machines they are."""
+        """All processes must see the folder that the main one made, and go on from the same step."""
         run_dir = self.settings.run_dir
-        found = gather_object([(model_key(run_dir) == self.key, checkpoint.position(run_dir, self.key))])
+        found = gather_object(
+            [(run_dir.is_dir(), model_key(run_dir) == self.key, checkpoint.position(run_dir, self.key))]
+        )
         if len(set(found)) > 1:
             raise UsageError(
                 "is not the same folder for all processes", where=run_dir, do="give an out= that all machines share"
@@ -241,6 +243,8 @@ class Run(Session):
     def _open_run_dir(self) -> dict[str, Any] | None:
         """A run of other settings is set aside, never overwritten. Returns what this run chose, where it was begun."""
         run_dir, chosen = self.settings.run_dir, None
+        recorded_config(run_dir)  # where it is damaged, every process says so
+        self.accelerator.wait_for_everyone()
         if self.is_main:
             aside = set_aside(run_dir, self.key)
             if aside:

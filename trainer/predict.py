@@ -15,7 +15,7 @@ import pandas as pd
 from cache_schema import TARGETS, Cache
 from cache_schema.documents import write_whole
 from cache_schema.errors import UsageError
-from cache_schema.layout import GROUP
+from cache_schema.layout import GROUP, REPORT
 from cache_schema.tables import read_table, table_meta, write_table
 from trainer import exposure
 from trainer.command import say, serve
@@ -25,6 +25,7 @@ from trainer.inputs import MODEL_FILE
 from trainer.run import run
 from trainer.tables.boxes import report, study_boxes
 from trainer.tables.make import made_with
+from trainer.tables.settings import TableSettings
 from trainer.tables.studies import study_predictions
 from trainer.words import merge, nearest, parse_assignments
 
@@ -34,7 +35,7 @@ Writes DIR/predictions.csv: for each study the probability of a fracture (patien
 source=   a folder of DICOM files, decoded into DIR/cache first, or a cache. Labels are not needed.
 models=   what a plan made: all finished bbox and study_fracture runs under it are used, and their probabilities averaged.
 section.key=value says how it is computed: data.loader=plain without DALI, data.workers=, train.eval_batch=, train.precision=no ...
-The same command again goes on where it was stopped. Another source wants another DIR.
+The same command again goes on where it was stopped.
 Not a medical device: for research only.
 Exit status: 0 done, 1 something is damaged, 2 a wrong setting or nothing to predict on, 3 some studies of the source were refused."""
 
@@ -47,7 +48,10 @@ COMPUTING = {
 }
 """settings of the machine that trained, which another one does not take over"""
 MOST_SHOWN = 20
-CSV, BOXES, PREDICTIONS = "predictions.csv", "study_boxes.parquet", "study_predictions.parquet"
+CACHE, CSV = "cache", "predictions.csv"
+BOXES, PREDICTIONS = "study_boxes.parquet", "study_predictions.parquet"
+NOT_IN_SOURCE = "not_in_source"
+"""the build's reason (preprocess.report) for a study that stays in a cache"""
 
 
 def main(words: list[str]) -> int:
@@ -60,89 +64,71 @@ def _main(words: list[str]) -> int:
         if key not in (*PLACES, *SECTIONS):
             raise UsageError(f"no setting {key}", do=nearest(key, (*PLACES, *SECTIONS)))
     for key, expected in PLACES.items():
-        if not given.get(key):
+        if not isinstance(given.get(key) or None, str):
             raise UsageError(f"no {key} given", expected=expected, do="see --help")
     source, models, out = (Path(given.pop(key)) for key in PLACES)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("predicts in one process", do="start it without a launcher")
     check_keys(given)
-    check_folder(out)
-    if not source.is_dir():
-        raise UsageError("no such folder", where=f"source={source}", expected="DICOM files, or a cache")
-    finished_runs(models)  # before anything is decoded
-    cache, status = cache_of(source, out)
-    if not cache.ids:
-        raise UsageError("holds no study", where=source, expected="DICOM files, or a cache of studies")
-    table = predict_studies(cache, models, out, given)
+    table, status = predict_studies(source, models, out, given)
     shown = table[["id", *TARGETS]].head(MOST_SHOWN)
     say(shown.to_string(index=False, float_format="{:.3f}".format))
     say(f"{len(table)} studies{', the first of them above' * (len(table) > MOST_SHOWN)}: {out / CSV}")
     return status
 
 
-def cache_of(source: Path, out: Path) -> tuple[Cache, int]:
-    """The source itself where it is a cache, else OUT/cache, built or brought up to date; and the build's exit status."""
-    if (source / GROUP).is_file():
-        return Cache(source), 0
-    from preprocess.build import build_cache
-
-    result = build_cache(source, out / "cache")
-    refused = f", {result.refused} refused: see {out / 'cache/report.csv'}" if result.refused else ""
-    say(f"{out / 'cache'}: {result.studies} studies{refused}")
-    if not result.studies:
-        raise UsageError("no study can be used", where=source, do=f"see {out / 'cache/report.csv'}")
-    return Cache(out / "cache"), result.exit_status
-
-
-def finished_runs(models: Path) -> dict[str, list[Path]]:
-    """Folders of the finished runs under MODELS by stage. Raises UsageError where a stage has none."""
-    if not models.is_dir():
-        raise UsageError("no such folder", where=f"models={models}", expected="the out= of a plan")
-    found = {}
-    for stage in ("bbox", "study_fracture"):
-        found[stage] = sorted(path.parent for path in models.glob(f"{stage}-*/fold*-seed*/{MODEL_FILE}"))
-        if not found[stage]:
-            raise UsageError(
-                f"no finished {stage} run", where=f"models={models}", expected=f"{stage}-*/fold*-seed*/{MODEL_FILE}"
-            )
-    return found
-
-
-def predict_studies(cache: Cache, models: Path, out: Path, given: Mapping[str, Any]) -> pd.DataFrame:
-    """The `study_predictions` table of every study in the cache, into OUT with the boxes and a CSV of it.
+def predict_studies(source: Path, models: Path, out: Path, given: Mapping[str, Any]) -> tuple[pd.DataFrame, int]:
+    """The `study_predictions` table of every study in the source, into OUT with the boxes and a CSV of it; and 3 where studies
+    of the source were refused, else 0.
 
     models: RUNS of a plan. given: settings by section, on top of those that each run was trained with. Runs whose
-    predictions are there already are not made again. Raises CspineError.
+    predictions are there already are not made again. Raises CspineError, for what is wrong with models and settings
+    before anything is decoded.
     """
-    runs = finished_runs(models)
-    say(", ".join(f"{len(found)} {stage} runs" for stage, found in runs.items()))
-    _say_what_was_seen(runs["study_fracture"], cache)
+    check_folder(out)
+    if not source.is_dir():
+        raise UsageError("no such folder", where=f"source={source}", expected="DICOM files, or a cache")
+    is_cache = (source / GROUP).is_file()
+    place = source if is_cache else out / CACHE
+    boxers, fracturers = (
+        [_settings(weights, place, out, given) for weights in finished_runs(models, stage)]
+        for stage in ("bbox", "study_fracture")
+    )
+    status = 0 if is_cache else _build(source, place)
+    cache = Cache(place)
+    left_out = set() if is_cache else _no_longer_there(place)
+    ids = [id for id in cache.ids if id not in left_out]
+    if not ids:
+        raise UsageError("holds no study", where=source, expected="DICOM files, or a cache of studies")
+    say(f"{len(ids)} studies, {len(boxers)} bbox runs, {len(fracturers)} study_fracture runs")
+    _say_what_was_seen(fracturers, ids)
+
     studies = cache.index[["id", "rows", "columns", "slices"]]
-    found = _predictions(runs["bbox"], cache, out, given, None)
-    boxes = study_boxes(list(found.values()), studies, **dict(made_with(models)))
+    found = _predictions(boxers)
+    boxes = study_boxes(list(found.values()), studies, **dict(_thresholds(models)))
     write_table(out / BOXES, boxes, "trainer.predict", _digests(found))
     if lines := report(boxes):
         say(lines)
-    found = _predictions(runs["study_fracture"], cache, out, given, out / BOXES)
+    found = _predictions(fracturers)
     folds = pd.DataFrame({"id": studies["id"], "fold": pd.NA})
     table = study_predictions(list(found.values()), folds if cache.labels is None else cache.labels)
+    table = table[table["id"].isin(ids)].reset_index(drop=True)
     write_table(out / PREDICTIONS, table, "trainer.predict", _digests(found))
     write_whole(out / CSV, table[["id", *TARGETS]].to_csv(index=False, float_format="%.4f").encode())
-    return table
+    return table, status
 
 
-def _predictions(
-    runs: list[Path], cache: Cache, out: Path, given: Mapping[str, Any], boxes: Path | None
-) -> dict[Path, pd.DataFrame]:
-    """Path of each run's prediction table, and the table."""
-    found = {}
-    for weights in runs:
-        path = run(_settings(weights, cache.path, out, given, boxes)) / PREDICTIONS_OF_ALL
-        found[path] = read_table(path)
+def finished_runs(models: Path, stage: str) -> list[Path]:
+    """Folders of the stage's finished runs under MODELS. Raises UsageError where there is none."""
+    if not models.is_dir():
+        raise UsageError("no such folder", where=f"models={models}", expected="the out= of a plan")
+    pattern = f"{stage}-*/fold*-seed*/{MODEL_FILE}"
+    if not (found := sorted(path.parent for path in models.glob(pattern))):
+        raise UsageError(f"no finished {stage} run", where=f"models={models}", expected=pattern)
     return found
 
 
-def _settings(weights: Path, cache: Path, out: Path, given: Mapping[str, Any], boxes: Path | None) -> Settings:
+def _settings(weights: Path, cache: Path, out: Path, given: Mapping[str, Any]) -> Settings:
     """Those that the run was trained with, as of a prediction on this cache and this machine."""
     recorded = recorded_config(weights)
     if recorded is None:
@@ -151,15 +137,49 @@ def _settings(weights: Path, cache: Path, out: Path, given: Mapping[str, Any], b
     for section, names in COMPUTING.items():
         values[section] = {name: value for name, value in values[section].items() if name not in names}
     here = {"cache": cache, "out": out / "runs", "mode": "predict", "split": "all", "weights": weights}
-    none = {"boxes": boxes, "pseudo": None, "backbone": None, "tracker": "none", "deterministic": False}
+    here["boxes"] = None if values["stage"] == "bbox" else out / BOXES
+    none = {"pseudo": None, "backbone": None, "tracker": "none", "deterministic": False}
     return validate(merge(values, here, none, given))
 
 
-def _say_what_was_seen(runs: list[Path], cache: Cache) -> None:
+def _build(source: Path, cache: Path) -> int:
+    """The cache, built or brought up to date. Returns the build's exit status; raises UsageError where no study can be used."""
+    from preprocess.build import build_cache
+
+    result = build_cache(source, cache)
+    if result.refused:
+        say(f"{result.refused} studies were refused: see {cache / REPORT}")
+    if not result.studies:
+        raise UsageError("no study can be used", where=source, do=f"see {cache / REPORT}")
+    return result.exit_status
+
+
+def _no_longer_there(cache: Path) -> set[str]:
+    """Studies that an earlier build left in the cache and the source no longer has."""
+    rows = pd.read_csv(cache / REPORT, dtype=str)
+    gone = set(rows.loc[rows["reason"] == NOT_IN_SOURCE, "id"])
+    if gone:
+        say(f"{len(gone)} studies of an earlier source are left out, first {min(gone)}")
+    return gone
+
+
+def _thresholds(models: Path) -> TableSettings:
+    if not (models / "tables" / BOXES).is_file():
+        say(f"{models} has no tables/{BOXES}, which says by what thresholds boxes were made: the defaults are taken")
+    return made_with(models)
+
+
+def _predictions(runs: list[Settings]) -> dict[Path, pd.DataFrame]:
+    """Path of each run's prediction table, and the table."""
+    paths = [run(settings) / PREDICTIONS_OF_ALL for settings in runs]
+    return {path: read_table(path) for path in paths}
+
+
+def _say_what_was_seen(runs: list[Settings], ids: list[str]) -> None:
     """Probabilities of studies that a model learned from say nothing about the model."""
-    seen = set().union(*(exposure.kept(weights)["study"] for weights in runs)) & set(cache.ids)
+    seen = set().union(*(exposure.kept(settings.weights)["study"] for settings in runs)) & set(ids)
     if seen:
-        say(f"{len(seen)} of {len(cache.ids)} studies were seen in training by these models, first {min(seen)}")
+        say(f"{len(seen)} of {len(ids)} studies were seen in training by these models, first {min(seen)}")
 
 
 def _digests(found: Mapping[Path, pd.DataFrame]) -> dict[str, str]:

@@ -76,5 +76,6 @@ def close() -> None:
 
 if __name__ == "__main__":
     status = main(sys.argv[1:])
-    close()
+    if not status:
+        close()  # others may still be in the middle of an exchange with a process that failed
     sys.exit(status)

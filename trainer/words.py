@@ -38,8 +38,9 @@ def read_yaml(path: Path, what: str = "settings") -> dict[str, Any]:
     """A YAML mapping with every scalar as a string, so that `01` stays `01` until pydantic types it. what: it holds."""
     try:
         content = yaml.load(path.read_text(), Loader=yaml.BaseLoader)
-    except OSError:
-        raise UsageError("no such file", where=path, expected=f"a YAML file of {what}") from None
+    except OSError as error:
+        line = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+        raise UsageError(line, where=path, expected=f"a YAML file of {what}") from None
     except UnicodeDecodeError:
         raise UsageError("is no text", where=path, expected=f"a YAML file of {what}") from None
     except yaml.YAMLError as error:
@@ -67,9 +68,8 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """{'a': {'b': 1}, 'c': None} -> {'a.b': 1, 'c': ''}: names and plain values, as trackers want them."""
     found: dict[str, Any] = {}
     for key, value in values.items():
-        found |= (
-            flat(value, f"{prefix}{key}.")
-            if isinstance(value, Mapping)
-            else {prefix + key: "" if value is None else value}
-        )
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = "" if value is None else value
     return found

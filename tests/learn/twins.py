@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import pandas as pd
 
-from cache_schema import LEVELS, Cache
+from cache_schema import LEVELS
 from preprocess.phantom.dicom import plan_files, write_dicom
 from preprocess.phantom.study import make_study
 from trainer.predict import predict_studies
@@ -41,4 +41,4 @@ def _write_pair(order: tuple[Path, int, int, int]) -> tuple[str, str, str]:
 
 def predict_twins(out: Path, models: Path) -> pd.DataFrame:
     """id, patient_overall, C1..C7: the mean over all stage-4 runs, on boxes from all stage-1 runs."""
-    return predict_studies(Cache(out / CACHE), models, out / RUNS, {})
+    return predict_studies(out / CACHE, models, out / RUNS, {})[0]

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 REALCT = Path(os.environ.get("CSPINE_REALCT") or ROOT / ".." / "shared" / "realct")
 
 pytestmark = [
-    pytest.mark.skipif(not REALCT.is_dir(), reason="no real CT files: neither $CSPINE_REALCT nor ../shared/realct"),
+    pytest.mark.skipif(not REALCT.is_dir(), reason="no real CT files: name their folder by CSPINE_REALCT"),
     pytest.mark.filterwarnings("ignore::UserWarning:pydicom"),
 ]
 

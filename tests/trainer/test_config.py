@@ -90,13 +90,12 @@ def test_micro_batch_on_the_command_line_keeps_the_effective_batch():
             "freezes a slice_fracture backbone and was given none",
         ),
         (words("bbox", "config=nowhere.yaml"), "nowhere.yaml: no such file; expected a YAML file of settings"),
-        (
-            words("bbox", f"config={ROOT / 'tests/trainer/__pycache__'}"),
-            "no such file; expected a YAML file of settings",
-        ),
+        (words("bbox", f"config={ROOT}"), "cannot be read (Is a directory); expected a YAML file of settings"),
+        (words("bbox", f"out={'a' * 300}"), "cannot be a folder (File name too long)"),
+        (words("bbox", "micro_batch=2", "train=4"), "train is a section; expected train.<setting>=value"),
         (words("bbox"), "cache=c: no such path"),
         (words("bbox", "cache=.", "model.weights_file=nowhere.pt"), "model.weights_file=nowhere.pt: no such path"),
-        (words("bbox", f"out={__file__}/runs"), f"out={__file__}: is a file; expected a folder"),
+        (words("bbox", f"out={__file__}/runs"), f"out={__file__}: is no folder; expected a folder, or a place for one"),
         (words("bbox", "fold=x"), "fold='x' does not fit; expected a valid integer or 'all'"),
     ],
 )
@@ -104,6 +103,12 @@ def test_a_wrong_setting_is_one_line_with_what_is_right(given, line):
     with pytest.raises(UsageError) as error:
         load(given)
     assert line in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_link_to_nowhere_is_no_place_for_runs(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UsageError, match=r"out=.*link: is no folder"):
+        load(words("bbox", f"out={tmp_path / 'link'}"))
 
 
 def test_a_settings_file_that_is_no_text_is_one_line(tmp_path):

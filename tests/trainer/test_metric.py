@@ -23,7 +23,7 @@ FOLDS = (
 @pytest.fixture(scope="module")
 def labels() -> np.ndarray:
     if not FOLDS.is_file():
-        pytest.skip(f"no {FOLDS.name} in $CSPINE_REFERENCE or ../shared/reference")
+        pytest.skip(f"no {FOLDS.name}: name its folder by CSPINE_REFERENCE")
     return pd.read_csv(FOLDS)[TARGETS].to_numpy(float)
 
 

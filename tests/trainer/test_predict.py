@@ -1,5 +1,7 @@
 """`python -m trainer.predict`: from a folder of DICOM files, or a cache, to probabilities, by the runs under RUNS."""
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -41,7 +43,10 @@ def test_new_scans_get_the_mean_of_all_runs(models, scans, tmp_path, capfd):
     words = [f"source={scans}", f"models={models}", f"out={tmp_path}"]
     assert main(words) == 3, "one study was refused"
     said = capfd.readouterr().out
-    assert "1 bbox runs, 2 study_fracture runs" in said and "1 refused" in said and "seen in training" not in said
+    assert "2 studies, 1 bbox runs, 2 study_fracture runs" in said and "1 studies were refused" in said
+    assert (
+        "seen in training" not in said and "has no tables/study_boxes.parquet" in said and "defaults are taken" in said
+    )
     table = pd.read_csv(tmp_path / "predictions.csv", dtype={"id": str}).set_index("id")
     assert sorted(table.index) == Cache(tmp_path / "cache").ids and len(table) == 2
     each = [
@@ -53,6 +58,20 @@ def test_new_scans_get_the_mean_of_all_runs(models, scans, tmp_path, capfd):
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/*/*")}
     assert main(words) == 3 and capfd.readouterr().out.count("already done") == 3
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/*/*")} == before
+
+
+def test_studies_that_the_source_no_longer_has_are_left_out(models, scans, tmp_path, capfd):
+    source = shutil.copytree(scans, tmp_path / "source")
+    first, second, _ = sorted(source.iterdir())
+    words = [f"source={source}", f"models={models}", f"out={tmp_path / 'out'}"]
+    assert main(words) == 3
+    shutil.rmtree(first)
+    for _ in range(2):  # the second time nothing is left to build
+        capfd.readouterr()
+        assert main(words) in (0, 3)
+        assert f"1 studies of an earlier source are left out, first {first.name}" in capfd.readouterr().out
+        table = pd.read_csv(tmp_path / "out/predictions.csv", dtype={"id": str})
+        assert table["id"].tolist() == [second.name]
 
 
 def test_it_is_what_the_runs_predict_by_themselves_and_says_what_they_have_seen(
@@ -85,13 +104,24 @@ def test_it_is_what_the_runs_predict_by_themselves_and_says_what_they_have_seen(
             "models=.: no finished bbox run; expected bbox-*/fold*-seed*/model.safetensors",
         ),
         (["source=nowhere", "models=M", "out=O"], "nowhere"),
+        (["source=S", "source.x=a", "models=M", "out=O"], "source is a value, not a section"),
+        (["source.x=a", "models=M", "out=O"], "no source given; expected source=DICOM_OR_CACHE"),
+        (
+            ["source=D", "models=M", "out=O", "data.loader=foo"],
+            "data.loader='foo' does not fit; expected 'dali' or 'plain'",
+        ),
+        (
+            ["source=D", "models=M", "out=O", "data.resident=gpu"],
+            "data.resident=gpu keeps crops, and bbox 01B has none",
+        ),
         (["source=S", "models=M", "out=O", "data.size=96"], "was trained with data.size=64; expected data.size=96"),
         (["source=S", "models=M", "out=O", "train.eval_batch=none"], "train.eval_batch='none' does not fit"),
     ],
 )
-def test_a_mistake_is_one_line(words, line, models, tiny_cache, tmp_path, monkeypatch, capsys):
+def test_a_mistake_is_one_line(words, line, models, tiny_cache, scans, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    places = {"source=S": f"source={tiny_cache}", "models=M": f"models={models}"}
+    places = {"source=S": f"source={tiny_cache}", "source=D": f"source={scans}", "models=M": f"models={models}"}
     assert main([places.get(word, word) for word in words]) == 2
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1 and said[0].startswith("error: ") and line in said[0]
+    assert not (tmp_path / "O/cache").exists(), "before anything is decoded"

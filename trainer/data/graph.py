@@ -1,5 +1,5 @@
 """The DALI graph: the only file that names DALI operators. One definition for triplets, windows and studies. On a GPU pictures
-are made by DALI's operators; on a CPU, where these take several times as long, by one call of OpenCV's for each sample.
+are made by DALI's operators; on a CPU, where these take several times as long, by `picture` with OpenCV.
 """
 
 from typing import Any
