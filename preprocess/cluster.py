@@ -61,8 +61,8 @@ def check_address(scheduler: str | None) -> None:
 class Pool:
     """Starts its workers with the first task and stops those it started at the end.
 
-    One task a thread is under way at any time, so that a dying worker takes no other task with it. Decoders hold the
-    GIL: local workers are processes with one thread each.
+    One task a thread is under way at any time, so that a dying worker takes no other task with it, but for a result that
+    was not fetched yet: that task runs anew. Decoders hold the GIL: local workers are processes with one thread each.
     """
 
     def __init__(self, workers: int | None, scheduler: str | None, tell: Callable[[str], None]):

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from cache_schema.errors import UsageError
-from preprocess.cluster import Pool, local_cluster
+from preprocess.cluster import TRIES, Pool, local_cluster
 
 
 def test_a_worker_that_dies_costs_its_task_a_counted_retry_and_never_the_run(tmp_path):
@@ -25,7 +25,9 @@ def test_a_worker_that_dies_costs_its_task_a_counted_retry_and_never_the_run(tmp
         found = dict(pool.run(task, names))
     assert [found[n] for n in range(6)] == ["A", None, "B", "ONCE", "C", "D"]
     tries = {name: (tmp_path / name).stat().st_size for name in names}
-    assert tries == {"a": 1, "deadly": 2, "b": 1, "once": 2, "c": 1, "d": 1}
+    assert tries["deadly"] == tries["once"] == TRIES
+    # a result that a dying worker still held is computed anew
+    assert all(tries[name] <= TRIES for name in ("a", "b", "c", "d")), tries
 
 
 def test_a_run_without_a_worker_left_ends_with_one_line(monkeypatch):
