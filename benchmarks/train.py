@@ -25,13 +25,12 @@ from benchmarks.matrix import PLAN, forward_flops, pictures, runs
 from benchmarks.phantoms import write_inputs
 from benchmarks.rounds import Cost, Ratio, machine, print_and_keep, run_rounds, table
 from trainer.autotune import wait
-from trainer.choice import apply, choose
+from trainer.choice import choose
 from trainer.config import STAGES, Settings, load, stage_file
 from trainer.data.order import Training
 from trainer.identity import run_name
 from trainer.inputs import Inputs
-from trainer.loop import Run, optimiser_of
-from trainer.micro_batch import share
+from trainer.loop import Run
 from trainer.plan.graph import read_plan
 from trainer.plan.schedule import DOUBLING, best_widths, lower_bound, makespan, simulate
 from trainer.prediction import predict
@@ -151,10 +150,7 @@ def measure(settings: Settings, steps: int, seconds: float, rounds: int) -> Meas
     if len(items) < train.batch:
         raise SystemExit(f"{settings.stage}: {len(items)} items for a step of {train.batch}; give more by --studies")
     choice = choose(run, model, items)
-    apply(choice, run, model)
-    micro, passes = share(train.batch, choice.micro_batch, accelerator.num_processes)
-    accelerator.gradient_accumulation_steps = passes
-    model, optimiser = accelerator.prepare(model, optimiser_of(model, train))
+    model, optimiser, micro, passes = run.prepare(model, choice)
     model.train()
     schedule = Training(items, settings.seed, train.batch, by_block=run.stage.by_block)
     loader = run.loader(schedule, micro, run.drawing(), ids, targets=True, keep_chunks=run.stage.by_block)
@@ -169,7 +165,7 @@ def measure(settings: Settings, steps: int, seconds: float, rounds: int) -> Meas
         wait(accelerator.device)
         cpu, wall = time.process_time(), time.perf_counter()
         for _ in range(steps):
-            run._step(model, optimiser, source, passes, 0, 1)
+            run.step(model, optimiser, source, passes, 0, 1)
         wait(accelerator.device)
         return Cost((time.process_time() - cpu) * 1e3 / steps, (time.perf_counter() - wall) * 1e3 / steps)
 

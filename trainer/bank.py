@@ -9,11 +9,13 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from cache_schema.documents import write_whole
 from trainer.data.draws import Draw, Drawing
 from trainer.data.items import Item
 from trainer.data.loader import Batch, Loader
@@ -84,7 +86,7 @@ class Bank:
                 features = model.encode(found.images).cpu().split(found.triplets)
             for place, each in zip(found.places, features, strict=True):
                 if place.counts:
-                    _write(self.path(draw, place.item), each.numpy())
+                    write_features(self.path(draw, place.item), each.numpy())
 
 
 class BankLoader(Loader):
@@ -116,10 +118,9 @@ class OneDraw(Drawing):
         return super().__call__(self.draw, item)
 
 
-def _write(path: Path, features: np.ndarray) -> None:
-    """Whole or not at all."""
+def write_features(path: Path, features: np.ndarray) -> None:
+    """Whole or not at all: runs that share a bank may write the same file at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.new")
-    with new.open("wb") as file:
-        np.save(file, features)
-    new.rename(path)
+    data = BytesIO()
+    np.save(data, features)
+    write_whole(path, data.getvalue())

@@ -9,9 +9,11 @@ import shutil
 from pathlib import Path
 
 from accelerate import Accelerator
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialised
 from torch import nn
 
+from cache_schema.documents import sync, write_whole
 from trainer.identity import CHECKPOINT, MODEL_FILE
 from trainer.models import load_strictly
 
@@ -32,6 +34,8 @@ def save(accelerator: Accelerator, model: nn.Module, run_dir: Path, step: int, k
     if accelerator.is_main_process:
         save_weights(accelerator.unwrap_model(model), new, {})
         (new / POSITION).write_text(json.dumps({"step": step, "key": key}))
+        for path in (*new.iterdir(), new):
+            sync(path)
         if now.exists():  # else `old` is the last that is whole
             shutil.rmtree(old, ignore_errors=True)
             now.rename(old)
@@ -69,10 +73,8 @@ def _found(run_dir: Path, key: str) -> tuple[Path | None, int]:
 
 def save_weights(model: nn.Module, run_dir: Path, metadata: dict[str, str]) -> None:
     """model.safetensors, float32, whole or not at all."""
-    new = run_dir / f".{MODEL_FILE}.new"
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(state, str(new), metadata=metadata)
-    new.rename(run_dir / MODEL_FILE)
+    write_whole(run_dir / MODEL_FILE, serialised(state, metadata))
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

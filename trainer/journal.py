@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cache_schema.documents import write_whole
+
 METRICS_FILE = "metrics.jsonl"
 
 
@@ -36,11 +38,9 @@ class Journal:
             self.append(step, {"score": score})
 
     def _keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
-        if not self.path.is_file():
-            return
-        new = self.path.with_name(f".{METRICS_FILE}.new")
-        new.write_text("".join(json.dumps(line) + "\n" for line in self.lines() if wanted(line)))
-        new.rename(self.path)
+        if self.path.is_file():
+            kept = "".join(json.dumps(line) + "\n" for line in self.lines() if wanted(line))
+            write_whole(self.path, kept.encode())
 
 
 def _finite(value: Any) -> Any:

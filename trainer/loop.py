@@ -13,6 +13,7 @@ import yaml
 from accelerate.utils import broadcast, broadcast_object_list, gather_object
 from torch import nn
 
+from cache_schema.documents import write_whole
 from cache_schema.errors import UsageError
 from cache_schema.tables import write_table
 from trainer import checkpoint, exposure
@@ -78,18 +79,7 @@ class Run(Session):
         if settings.backbone is not None:
             check_weights(settings, self.inputs, settings.backbone, stage="slice_fracture")
         ids = self.inputs.train_ids(segmented=self.inputs.segmented)
-        items = self.stage.train_items(ids)
-        if not items and self.inputs.segmented:
-            raise UsageError(
-                f"no study with a segmentation to train {settings.stage} on",
-                where=settings.cache,
-                do="build the cache with --segmentations DIR",
-            )
-        if len(items) < train.batch:
-            raise UsageError(
-                f"only {len(items)} training items for an effective batch of {train.batch}", do="set train.batch lower"
-            )
-        share(train.batch, 1, accelerator.num_processes)
+        items = self._items(ids)
         last = train.epochs * (len(items) // train.batch)
         model = self.stage.model()
         self.require_boxes(ids)
@@ -103,30 +93,73 @@ class Run(Session):
         choice = Choice(**chosen) if chosen else choose(self, model, items)
         if self.is_main and not chosen:
             self._write_config(choice)
+        model, optimiser, micro, passes = self.prepare(model, choice)
+        first = checkpoint.restore(accelerator, model, settings.run_dir, self.key)
+        self._open_logs(first)
+        processes = accelerator.num_processes
+        schedule = Training(
+            items, settings.seed, train.batch, accelerator.process_index, processes, first, self.stage.by_block
+        )
+        if first:
+            self.say(f"resuming at step {first} of {last}")
+        steps = f"{len(items)} items, {schedule.steps_per_epoch} steps an epoch"
+        self.say(f"{steps}, {train.epochs} epochs, {processes} process(es)")
+        batches = iter(self._batches(model, schedule, micro, ids))
+        with memory_in_one_line(settings.run_dir / CONFIG_FILE, micro):
+            self._fit(model, optimiser, batches, passes, schedule, first, last)
+        batches.close()
+        self.inputs.check_fresh()
+        if self.is_main:
+            checkpoint.save_weights(accelerator.unwrap_model(model), settings.run_dir, self._metadata())
+        accelerator.wait_for_everyone()
+        self._finish(model, last)
+
+    def _items(self, ids: list[str]) -> list[Item]:
+        """What there is to train on. Raises UsageError where that is too little."""
+        settings, items = self.settings, self.stage.train_items(ids)
+        if not items and self.inputs.segmented:
+            raise UsageError(
+                f"no study with a segmentation to train {settings.stage} on",
+                where=settings.cache,
+                do="build the cache with --segmentations DIR",
+            )
+        batch = settings.train.batch
+        if len(items) < batch:
+            raise UsageError(
+                f"only {len(items)} training items for an effective batch of {batch}", do="set train.batch lower"
+            )
+        share(batch, 1, self.accelerator.num_processes)  # must divide it
+        return items
+
+    def prepare(self, model: nn.Module, choice: Choice) -> tuple[nn.Module, Any, int, int]:
+        """Model and optimiser under Accelerate, and how a step is divided: items a pass, passes a step."""
+        accelerator, train = self.accelerator, self.settings.train
         apply(choice, self, model)
         micro, passes = share(train.batch, choice.micro_batch, accelerator.num_processes)
         accelerator.gradient_accumulation_steps = passes
         if accelerator.process_index:  # dropout of its own; the first process goes on as it would alone
-            torch.manual_seed(settings.seed + accelerator.process_index)
-        model, optimiser = accelerator.prepare(model, optimiser_of(model, train))
-        first = checkpoint.restore(accelerator, model, settings.run_dir, self.key)
-        self._open_logs(first)
-        schedule = self._schedule(items, first)
-        if first:
-            self.say(f"resuming at step {first} of {last}")
-        self.say(
-            f"{len(items)} items, {schedule.steps_per_epoch} steps an epoch, {train.epochs} epochs, {accelerator.num_processes} process(es)"
-        )
+            torch.manual_seed(self.settings.seed + accelerator.process_index)
+        return *accelerator.prepare(model, optimiser_of(model, train)), micro, passes
 
-        batches = iter(self._batches(model, schedule, micro, ids))
+    def _fit(
+        self,
+        model: nn.Module,
+        optimiser: Any,
+        batches: Iterator[Batch],
+        passes: int,
+        schedule: Training,
+        first: int,
+        last: int,
+    ) -> None:
+        """All steps that are left, with logs, scores and checkpoints in between."""
+        settings, train = self.settings, self.settings.train
         scored = train.evaluate_every and bool(self.inputs.eval_ids(segmented=self.inputs.segmented))
         kept, started = time.monotonic(), time.monotonic()
         model.train()
         for step in range(first, last):
             if step % schedule.steps_per_epoch == 0:
                 self.inputs.check_fresh()
-            with memory_in_one_line(settings.run_dir / CONFIG_FILE, micro):
-                line = self._step(model, optimiser, batches, passes, step, last)
+            line = self.step(model, optimiser, batches, passes, step, last)
             if (step + 1) % train.log_every == 0 or step + 1 == last:
                 pace = (step + 1 - first) * train.batch / (time.monotonic() - started)
                 self._log({**line, "items_per_second": pace}, step + 1, last)
@@ -136,16 +169,10 @@ class Run(Session):
                 model.train()
             if self._agreed(time.monotonic() - kept) >= train.checkpoint_minutes * 60 and step + 1 < last:
                 self.inputs.check_fresh()
-                checkpoint.save(accelerator, model, settings.run_dir, step + 1, self.key)
+                checkpoint.save(self.accelerator, model, settings.run_dir, step + 1, self.key)
                 kept = time.monotonic()
-        batches.close()
-        self.inputs.check_fresh()
-        if self.is_main:
-            checkpoint.save_weights(accelerator.unwrap_model(model), settings.run_dir, self._metadata())
-        accelerator.wait_for_everyone()
-        self._finish(model, last)
 
-    def _step(
+    def step(
         self, model: nn.Module, optimiser: Any, batches: Iterator[Batch], passes: int, step: int, last: int
     ) -> dict[str, float]:
         """One optimiser step. Returns the undivided loss over all processes, the gradient norm and the learning rate."""
@@ -255,11 +282,8 @@ class Run(Session):
         return chosen
 
     def _write_config(self, choice: Choice) -> None:
-        run_dir = self.settings.run_dir
         values = {"key": self.key, **self.settings.dump(), "chosen": choice.dump()}
-        new = run_dir / f".{CONFIG_FILE}.new"
-        new.write_text(yaml.safe_dump(values, sort_keys=False))
-        new.rename(run_dir / CONFIG_FILE)
+        write_whole(self.settings.run_dir / CONFIG_FILE, yaml.safe_dump(values, sort_keys=False).encode())
 
     def _open_logs(self, step: int) -> None:
         """What was logged after a step is forgotten, here and in TensorBoard."""
@@ -272,18 +296,6 @@ class Run(Session):
             # TensorBoard would keep settings as one more run, each time that this one goes on
             project, config = ("tracker", None) if tracker == "tensorboard" else ("cspine", flat(self.settings.dump()))
             self.accelerator.init_trackers(project, config, options)
-
-    def _schedule(self, items: list[Item], step: int) -> Training:
-        accelerator, settings = self.accelerator, self.settings
-        return Training(
-            items,
-            settings.seed,
-            settings.train.batch,
-            accelerator.process_index,
-            accelerator.num_processes,
-            step,
-            self.stage.by_block,
-        )
 
     def _batches(self, model: nn.Module, schedule: Training, micro: int, ids: list[str]) -> Loader:
         """Pictures for the network; with data.bank= their features, after those that are not yet kept were made."""

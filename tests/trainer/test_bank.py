@@ -1,5 +1,7 @@
 """Features kept on disk stand for the pictures they were made from."""
 
+from threading import Thread
+
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -7,6 +9,7 @@ from safetensors.numpy import load_file
 from cache_schema.errors import UsageError
 from cache_schema.tables import read_table
 from trainer import train
+from trainer.bank import write_features
 
 
 @pytest.fixture(scope="module")
@@ -48,3 +51,21 @@ def test_a_bank_of_as_many_draws_as_epochs_changes_nothing_and_is_used_again(giv
 def test_a_bank_is_refused_where_features_do_not_last(change, line, given, tmp_path):
     with pytest.raises(UsageError, match=line):
         train(out=tmp_path, **{**given, "data.bank": 2, **change})
+
+
+def test_two_runs_may_write_the_same_features_at_once(tmp_path):
+    path, features, failed = tmp_path / "bank" / "features.npy", np.ones((3, 4), np.float32), []
+
+    def write_often():
+        try:
+            for _ in range(50):
+                write_features(path, features)
+        except OSError as error:
+            failed.append(error)
+
+    writers = [Thread(target=write_often) for _ in range(4)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert not failed and np.array_equal(np.load(path), features) and list(path.parent.iterdir()) == [path]

@@ -149,7 +149,7 @@ def test_all_stages_train_and_predict_as_on_a_cpu(precision, given, tmp_path, mo
 @pytest.mark.parametrize("stage", ["bbox", "vertebrae"])
 def test_a_run_stopped_at_a_step_goes_on_to_the_same_weights(stage, given, tmp_path, monkeypatch, capsys):
     settings = dict(given[stage], deterministic="true", **{"train.precision": "fp16"})
-    whole, steps = train(out=tmp_path / "whole", **settings), Run._step
+    whole, steps = train(out=tmp_path / "whole", **settings), Run.step
 
     def stop_there(self, model, optimiser, batches, passes, step, last):
         if step == 1:
@@ -157,7 +157,7 @@ def test_a_run_stopped_at_a_step_goes_on_to_the_same_weights(stage, given, tmp_p
         return steps(self, model, optimiser, batches, passes, step, last)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Run, "_step", stop_there)
+        patched.setattr(Run, "step", stop_there)
         with pytest.raises(Stopped):
             train(out=tmp_path / "stopped", **settings)
     resumed = train(out=tmp_path / "stopped", **settings)

@@ -36,7 +36,7 @@ def test_a_run_stopped_at_a_step_ends_with_the_same_weights_bit_for_bit(
     )
     whole = train(**common, out=tmp_path / "whole")
 
-    steps = Run._step
+    steps = Run.step
     with monkeypatch.context() as patched:
 
         def stop_there(self, model, optimiser, batches, passes, step, last):
@@ -44,7 +44,7 @@ def test_a_run_stopped_at_a_step_ends_with_the_same_weights_bit_for_bit(
                 raise Stopped
             return steps(self, model, optimiser, batches, passes, step, last)
 
-        patched.setattr(Run, "_step", stop_there)
+        patched.setattr(Run, "step", stop_there)
         with pytest.raises(Stopped):
             train(**common, out=tmp_path / "stopped")
     with (tmp_path / "stopped/vertebrae-04A/fold0-seed1/metrics.jsonl").open("a") as file:
