@@ -30,9 +30,9 @@ from preprocess import decode
 from preprocess.build import build_cache
 from preprocess.cluster import local_cluster
 from preprocess.decode import DicomPixels, decoder_names
-from preprocess.plan import StudyPlan
 from preprocess.segmentation import find_segmentation, read_segmentation
 from preprocess.series import plan_studies
+from preprocess.study_plan import StudyPlan
 
 STUDIES, SLICES, ROUNDS = 4, 128, 5
 WINDOW, CROP = 96, (100, 110, 400, 410)

@@ -29,11 +29,11 @@ from trainer.choice import choose
 from trainer.config import STAGES, Settings, load, stage_file
 from trainer.data.order import Training
 from trainer.identity import run_name
+from trainer.inference import predict
 from trainer.inputs import Inputs
 from trainer.loop import Run
 from trainer.plan.graph import read_plan
 from trainer.plan.schedule import DOUBLING, best_widths, lower_bound, makespan, simulate
-from trainer.prediction import predict
 
 SMALL = "model.name=test_efficientnet_gn model.chunk=8 data.size=64 data.frames=12 data.eval_stride=8 train.batch=4 train.micro_batch=2"
 """a CPU's defaults; nothing about them says what the real networks cost"""

@@ -5,6 +5,7 @@ unpacked directly: zarr's event loop costs more per chunk than the codec, and ha
 """
 
 import json
+import math
 import os
 import threading
 from pathlib import Path
@@ -45,26 +46,21 @@ def unpack(data: np.ndarray, out: np.ndarray) -> None:
         raise ValueError("no chunk of this size")
 
 
-class _Scratch(threading.local):
-    """Memory that is used again for every chunk: touching fresh pages costs more than the read."""
+class Scratch(threading.local):
+    """A thread's own memory, used again and again: touching fresh pages costs more than reading a file into them."""
 
     def __init__(self):
-        self._file = np.empty(0, np.uint8)
-        self._chunk = np.empty(0, np.uint8)
+        self._held = np.empty(0, np.uint8)
 
-    def file(self, size: int) -> np.ndarray:
-        if len(self._file) < size:
-            self._file = np.empty(size, np.uint8)
-        return self._file[:size]
-
-    def chunk(self, shape: tuple[int, ...]) -> np.ndarray:
-        size = int(np.prod(shape))
-        if len(self._chunk) < size:
-            self._chunk = np.empty(size, np.uint8)
-        return self._chunk[:size].reshape(shape)
+    def __call__(self, *shape: int) -> np.ndarray:
+        """uint8 of this shape, holding anything; valid until the next call in this thread."""
+        size = math.prod(shape)
+        if len(self._held) < size:
+            self._held = np.empty(size, np.uint8)
+        return self._held[:size].reshape(shape)
 
 
-_scratch = _Scratch()
+_file, _chunk = Scratch(), Scratch()
 
 
 def read_array(folder: Path, name: str) -> np.ndarray:
@@ -111,7 +107,7 @@ class StoredPixels:
             if whole and end - begin == CHUNK_SLICES:
                 _read_chunk(self.folder, chunk_file("pixels", first), part)
                 continue
-            chunk = _scratch.chunk((CHUNK_SLICES, rows, columns))
+            chunk = _chunk(CHUNK_SLICES, rows, columns)
             _read_chunk(self.folder, chunk_file("pixels", first), chunk)
             part[...] = chunk[begin - first : end - first, y0:y1, x0:x1]
         return out
@@ -121,7 +117,7 @@ def _read_chunk(folder: Path, file: str, out: np.ndarray) -> None:
     try:
         with open(f"{folder}/{file}", "rb", buffering=0) as source:
             size = os.fstat(source.fileno()).st_size
-            data = _scratch.file(size)
+            data = _file(size)
             if source.readinto(data) != size:
                 raise ValueError("became shorter while it was read")
         unpack(data, out)

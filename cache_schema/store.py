@@ -105,7 +105,7 @@ class Cache:
 
     @cached_property
     def index(self) -> pd.DataFrame:
-        """One row a study, sorted by id; columns in `cache_schema.frames.INDEX_COLUMNS`."""
+        """One row a study, sorted by id; columns in `cache_schema.columns.INDEX_COLUMNS`."""
         return read_table(self.path / INDEX)
 
     @cached_property

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from cache_schema.columns import index_frame, index_row, labels_frame
 from cache_schema.documents import checksum, chunk_checksum
 from cache_schema.errors import CspineError
-from cache_schema.frames import index_frame, index_row, labels_frame
 from cache_schema.layout import (
     BUILD_FOLDER,
     GROUP,

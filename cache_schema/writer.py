@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 
 from cache_schema.arrays import StudyWriter
+from cache_schema.columns import REPORT_COLUMNS, STUDY_BOX, index_frame, index_row, labels_frame
 from cache_schema.documents import checksum, sync, write_whole
 from cache_schema.errors import CacheError, UsageError
-from cache_schema.frames import BOX, REPORT_COLUMNS, index_frame, index_row, labels_frame
 from cache_schema.layout import (
     BUILD_FOLDER,
     CHUNK_SLICES,
@@ -98,7 +98,7 @@ class CacheWriter:
         """Rebuild the index from the studies' records and rewrite the root document; returns the index.
 
         labels: id, patient_overall, C1..C7, fold, kept with made_by, inputs and extra in its metadata. report: the
-        columns of `cache_schema.frames.REPORT_COLUMNS`. What is None stays as it is. Raises CacheError for a study
+        columns of `cache_schema.columns.REPORT_COLUMNS`. What is None stays as it is. Raises CacheError for a study
         whose record does not check.
         """
         if labels is not None:
@@ -262,15 +262,15 @@ def _sync_tree(folder: Path) -> None:
 def boxes_of(table: pd.DataFrame) -> dict[str, StudyBox]:
     """The boxes of a table by id. Raises UsageError for a missing column, a repeated id, a box that is none."""
     made_by = content_digest(table)
-    for column in ("id", *BOX):
+    for column in ("id", *STUDY_BOX):
         if column not in table.columns:
-            raise UsageError(f"the table has no column {column}", expected=", ".join(("id", *BOX)))
+            raise UsageError(f"the table has no column {column}", expected=", ".join(("id", *STUDY_BOX)))
     if table["id"].duplicated().any():
         raise UsageError("is in the table twice", where=table["id"][table["id"].duplicated()].iloc[0])
     found = {}
     for row in table.to_dict("records"):
         try:
-            found[str(row["id"])] = StudyBox(**{name: row[name] for name in BOX}, made_by=made_by)
+            found[str(row["id"])] = StudyBox(**{name: row[name] for name in STUDY_BOX}, made_by=made_by)
         except ValueError as error:
             raise UsageError("its box is empty, or not of whole numbers", where=row["id"]) from error
     return found

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from cache_schema.study import Study
     from preprocess.findings import Finding
-    from preprocess.plan import StudyPlan
+    from preprocess.study_plan import StudyPlan
 
 
 def studies(

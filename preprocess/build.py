@@ -18,7 +18,6 @@ from preprocess.cluster import Pool, check_address
 from preprocess.findings import Finding
 from preprocess.inventory import list_files, read_many
 from preprocess.labels import MADE_BY_BUILD, LabelsTable, Wanted, check_same, make_table, wanted
-from preprocess.plan import StudyPlan
 from preprocess.progress import progress_over, say
 from preprocess.pseudonyms import Pseudonyms
 from preprocess.report import PASSING_REASONS, Row, build_row, report_frame
@@ -35,6 +34,7 @@ from preprocess.resume import (
 )
 from preprocess.segmentation import find_segmentation
 from preprocess.series import judge
+from preprocess.study_plan import StudyPlan
 from preprocess.task import StudyTask, make_study
 
 FILES_A_TASK = 128

@@ -8,11 +8,11 @@ import numpy as np
 from pydicom.uid import RLELossless
 
 from cache_schema.errors import StudyRefused
+from preprocess.codestream import check_frame
 from preprocess.decode import LOSSY_SYNTAXES, DicomPixels, decode_stored, decoder_names
 from preprocess.findings import REASONS, Finding
-from preprocess.frames import check_frame
 from preprocess.header import NATIVE_SYNTAXES, FileHeader
-from preprocess.plan import SlicePlan, StudyPlan
+from preprocess.study_plan import SlicePlan, StudyPlan
 
 LOSSY_TOLERANCE = 2
 """stored values: exact decoders of one lossy frame may round its inverse transform differently"""

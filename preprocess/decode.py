@@ -9,10 +9,9 @@ import hashlib
 import io
 import logging
 import os
-import threading
 import warnings
 from functools import lru_cache
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 import cv2
 import google_crc32c
@@ -21,15 +20,14 @@ from pydicom import uid
 from pydicom.encaps import encapsulate, get_frame
 from pydicom.pixels import get_decoder
 
+from cache_schema.arrays import Scratch
 from cache_schema.errors import StudyRefused
 from cache_schema.layout import HU_HIGH, HU_LOW
+from preprocess.codestream import check_frame
 from preprocess.findings import REASONS, Finding
-from preprocess.frames import check_frame
 from preprocess.header import NATIVE_SYNTAXES, FileHeader
 from preprocess.jumps import jumps, thumbnail
-
-if TYPE_CHECKING:
-    from preprocess.plan import StudyPlan
+from preprocess.study_plan import StudyPlan
 
 # pydicom logs tracebacks and text from headers; what matters of them becomes a finding
 logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
@@ -121,31 +119,13 @@ def decode_stored(frame: bytes | memoryview, header: FileHeader, plugin: str) ->
     return native_order.view(np.uint8 if header.bits_allocated == 8 else np.uint16)
 
 
-class _Scratch(threading.local):
-    """Buffers that are used again for every slice: touching fresh memory costs more than reading a file into it."""
-
-    def __init__(self):
-        self._content = np.empty(0, np.uint8)
-        self._grey = np.empty((0, 0), np.uint8)
-
-    def content(self, size: int) -> np.ndarray:
-        if len(self._content) < size:
-            self._content = np.empty(size, np.uint8)
-        return self._content[:size]
-
-    def grey(self, shape: tuple[int, int]) -> np.ndarray:
-        if self._grey.shape != shape:
-            self._grey = np.empty(shape, np.uint8)
-        return self._grey
-
-
-_scratch = _Scratch()
+_content, _picture = Scratch(), Scratch()
 
 
 class DicomPixels:
     """The pixels of a planned study, decoded as they are read. Picklable; holds no file open between reads."""
 
-    def __init__(self, plan: "StudyPlan"):
+    def __init__(self, plan: StudyPlan):
         self.plan = plan
         self._checksums: dict[str, int] = {}
         self._used: dict[str, set[str]] = {}
@@ -182,7 +162,7 @@ class DicomPixels:
             header.slope, header.intercept, header.pixel_representation, header.bits_stored, header.photometric
         )
         table = table if stored.dtype == np.uint16 else table[:256]
-        return cv2.LUT(stored, table[None], _scratch.grey(stored.shape))
+        return cv2.LUT(stored, table[None], _picture(*stored.shape))
 
     def _stored(self, header: FileHeader) -> np.ndarray:
         frame = self.frame(header)
@@ -209,7 +189,7 @@ class DicomPixels:
                 _check_unchanged(file, header)
                 if header.frames > 1:
                     return _cut_frame(file, header)
-                content = _scratch.content(header.size)
+                content = _content(header.size)
                 if file.readinto(content.data) != header.size:
                     raise StudyRefused("source_changed", "a file became shorter while it was read")
         except OSError as error:

@@ -10,7 +10,7 @@ from preprocess.decode import LOSSY_SYNTAXES
 from preprocess.findings import REASONS
 from preprocess.geometry import TILT_DEGREES, degrees_from_axial
 from preprocess.header import FileHeader
-from preprocess.plan import StudyPlan
+from preprocess.study_plan import StudyPlan
 
 SAME_SPACING = 1e-3
 EVEN_SPACING = 0.05

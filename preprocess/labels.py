@@ -8,8 +8,8 @@ from pathlib import Path
 import pandas as pd
 
 from cache_schema import Cache, CacheWriter
+from cache_schema.columns import LABEL_COLUMNS, labels_frame
 from cache_schema.errors import UsageError
-from cache_schema.frames import LABEL_COLUMNS, labels_frame
 from cache_schema.layout import LABELS, TARGETS
 from cache_schema.tables import read_table, table_meta
 from preprocess.folds import assign_folds

@@ -5,7 +5,7 @@ from dataclasses import astuple, dataclass
 
 import pandas as pd
 
-from cache_schema.frames import REPORT_COLUMNS
+from cache_schema.columns import REPORT_COLUMNS
 from preprocess.findings import REASONS, Finding
 
 BUILD_REASONS: dict[str, str] = {

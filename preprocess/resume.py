@@ -17,9 +17,9 @@ from cache_schema.store import read_study_document
 from cache_schema.tables import content_digest
 from cache_schema.verify import changed_files
 from cache_schema.writer import CacheWriter
-from preprocess.plan import StudyPlan
 from preprocess.pseudonyms import Pseudonyms
 from preprocess.report import Row
+from preprocess.study_plan import StudyPlan
 
 DECODERS = (
     "gdcm",

@@ -13,11 +13,11 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
+from cache_schema.layout import LEVELS
 from preprocess.findings import Finding
 from preprocess.geometry import Grid
-from preprocess.plan import StudyPlan
+from preprocess.study_plan import StudyPlan
 
-LEVELS = 7
 MAX_VOXELS = 2**31
 """Cap on the voxels of a segmentation (2048 slices of 1024 x 1024): a header beyond it is a lie that would cost
 gigabytes."""
@@ -153,7 +153,7 @@ def as_labels(values: np.ndarray) -> np.ndarray:
 
 def _is_level(labels: np.ndarray) -> np.ndarray:
     """uint8 labels -> whether they are 1 to 7; 0 becomes 255, beyond them all."""
-    return labels - np.uint8(1) < LEVELS
+    return labels - np.uint8(1) < len(LEVELS)
 
 
 def by_affine(volume: np.ndarray, affine: np.ndarray, grid: Grid) -> Pictures | None:
@@ -243,7 +243,7 @@ def by_fixed_flips(volume: np.ndarray, plan: StudyPlan) -> Pictures:
 
 def survey_slices(pictures: Pictures, slices: int) -> Survey:
     """Look at every slice once."""
-    pixels = np.zeros((slices, LEVELS), int)
+    pixels = np.zeros((slices, len(LEVELS)), int)
     boxes = np.full((slices, 4), -1, np.int16)
     labelled = np.zeros(slices, bool)
     for z in range(slices):
@@ -254,7 +254,7 @@ def survey_slices(pictures: Pictures, slices: int) -> Survey:
         y0, x0 = rows[0], columns[0]
         labels = whole[y0 : rows[-1] + 1, x0 : columns[-1] + 1]
         labelled[z] = True
-        pixels[z] = np.bincount(labels.ravel(), minlength=LEVELS + 1)[1 : LEVELS + 1]
+        pixels[z] = np.bincount(labels.ravel(), minlength=len(LEVELS) + 1)[1 : len(LEVELS) + 1]
         if pixels[z].any():
             level = _is_level(labels)
             rows, columns = np.flatnonzero(level.any(axis=1)), np.flatnonzero(level.any(axis=0))

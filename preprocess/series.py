@@ -21,8 +21,8 @@ from preprocess.geometry import (
 )
 from preprocess.header import FileHeader
 from preprocess.inventory import RSNA_FOLDER, natural_key, scan
-from preprocess.plan import SlicePlan, StudyPlan
 from preprocess.stacks import SAME_POSITION, Stack, choose_stack, is_localizer, split_into_stacks, why_left_out
+from preprocess.study_plan import SlicePlan, StudyPlan
 
 __all__ = ["REASONS", "Finding", "SlicePlan", "StudyPlan", "judge", "plan_studies"]
 

@@ -10,10 +10,10 @@ from cache_schema.writer import CacheWriter
 from preprocess import open_study
 from preprocess.findings import Finding
 from preprocess.guard import STALL_SECONDS, GuardedPixels, deadline
-from preprocess.plan import StudyPlan
 from preprocess.pseudonyms import Pseudonyms
 from preprocess.report import BUILD_REASONS, Row
 from preprocess.resume import Memory, recall, remember
+from preprocess.study_plan import StudyPlan
 
 
 @dataclass(frozen=True)

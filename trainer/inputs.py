@@ -14,6 +14,7 @@ import pandas as pd
 from safetensors import SafetensorError, safe_open
 
 from cache_schema import LEVELS, TARGETS, Cache, Study
+from cache_schema.columns import STUDY_BOX
 from cache_schema.errors import StaleStudy, UsageError
 from cache_schema.tables import read_table, table_meta
 from trainer.config import Settings
@@ -94,7 +95,7 @@ class Inputs:
         path = self.settings.boxes
         if path is None:
             raise UsageError("no boxes given", do="add boxes=TABLE or boxes=cache")
-        columns = [*BOX, "z_from", "z_to"]
+        columns = list(STUDY_BOX)
         if str(path) == "cache":
             found = {id: self.cache.record(id).study_box for id in self.index.index}
             rows = [{"id": id, **{name: getattr(box, name) for name in columns}} for id, box in found.items() if box]

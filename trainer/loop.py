@@ -34,11 +34,11 @@ from trainer.identity import (
     run_name,
     set_aside,
 )
+from trainer.inference import predict
 from trainer.inputs import Inputs
 from trainer.journal import Journal
 from trainer.losses import counts, total
 from trainer.micro_batch import memory_in_one_line, share
-from trainer.prediction import predict
 from trainer.session import Session
 from trainer.words import flat
 

@@ -11,11 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainer.metric import NEGATIVE_WEIGHTS, POSITIVE_WEIGHTS
+from trainer.metric import NEGATIVE_WEIGHTS, NONZERO_WEIGHT, POSITIVE_WEIGHTS
 
 PRESENCE_CLIP = (0.05, 0.95)
-NONZERO_WEIGHT = 2.0
-"""squared errors count twice where the label is not exactly 0 (reference 7.1)"""
 
 
 class Term(NamedTuple):

@@ -1,4 +1,4 @@
-"""The competition's loss, as numbers. The same weights train stage 4 (trainer.losses)."""
+"""The competition's loss, as numbers, and the weights of the other stages' errors. The same weights train (trainer.losses)."""
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -6,6 +6,8 @@ from numpy.typing import ArrayLike
 POSITIVE_WEIGHTS = (14.0,) + (2.0,) * 7
 """of patient_overall, then of C1..C7, where the label is 1 (reference 7.1)"""
 NEGATIVE_WEIGHTS = (7.0,) + (1.0,) * 7
+NONZERO_WEIGHT = 2.0
+"""the squared error of a ratio or fracture of a slice counts twice where its label is not exactly 0 (reference 7.1)"""
 CLIP = 1e-15
 
 

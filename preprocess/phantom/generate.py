@@ -12,8 +12,9 @@ import cv2
 import pandas as pd
 
 from cache_schema.errors import UsageError
+from cache_schema.layout import LEVELS
 from preprocess.phantom.dicom import SYNTAXES, plan_files, write_dicom
-from preprocess.phantom.labels import LEVELS, draw_labels
+from preprocess.phantom.labels import draw_labels
 from preprocess.phantom.nifti import write_segmentation
 from preprocess.phantom.seeds import Stream, stream
 from preprocess.phantom.study import make_study

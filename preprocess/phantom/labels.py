@@ -3,9 +3,9 @@ another."""
 
 import numpy as np
 
+from cache_schema.layout import LEVELS
 from preprocess.phantom.seeds import Stream, stream
 
-LEVELS = ("C1", "C2", "C3", "C4", "C5", "C6", "C7")
 PREVALENCE = (0.0723, 0.1412, 0.0362, 0.0535, 0.0802, 0.1372, 0.1947)
 """Share of studies with each level broken (reference 1.2)."""
 BROKEN_LEVELS = (1058, 623, 239, 64, 26, 7, 2)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from cache_schema.layout import LEVELS
 from preprocess.phantom.dicom import FilePlan
-from preprocess.phantom.labels import LEVELS
 from preprocess.phantom.study import PhantomStudy
 
 

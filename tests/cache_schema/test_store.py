@@ -19,9 +19,9 @@ import zarr
 from made_studies import InMemory, files_of, make_study
 
 from cache_schema import Cache, CacheWriter, Study
+from cache_schema.columns import index_frame
 from cache_schema.documents import canonical_json
 from cache_schema.errors import CacheError, StaleStudy, UsageError
-from cache_schema.frames import index_frame
 from cache_schema.layout import TARGETS
 from cache_schema.tables import write_table
 from cache_schema.verify import verify

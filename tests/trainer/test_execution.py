@@ -21,7 +21,7 @@ from trainer.plan.__main__ import main
 from trainer.plan.execute import Execution
 from trainer.plan.graph import read_plan
 from trainer.plan.keys import DONE, STALE, states
-from trainer.plan.launch import Order, launch
+from trainer.plan.launch import RunOrder, launch
 from trainer.plan.pools import LocalPool
 from trainer.plan.schedule import read_costs
 from trainer.tables import make
@@ -35,7 +35,7 @@ def test_each_gpu_is_a_slot_and_is_given_out_by_its_name(monkeypatch, tmp_path):
     monkeypatch.setattr("trainer.plan.pools.launch", lambda order, children: order.devices)
     pool = LocalPool(None)
     assert pool.slots == 4 and pool.spreads
-    futures = [pool.submit(Order(str(i), (), tmp_path, "a"), width) for i, width in enumerate((1, 2, 1, 4))]
+    futures = [pool.submit(RunOrder(str(i), (), tmp_path, "a"), width) for i, width in enumerate((1, 2, 1, 4))]
     assert sorted(futures[3].result()) == ["1", "3", "5", "GPU-7"] and len(futures[1].result()) == 2
     pool.stop()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -144,7 +144,7 @@ def test_an_address_that_is_none_is_said_at_once(tiny_cache, tmp_path, capsys):
 
 
 def test_an_order_that_comes_a_second_time_is_not_carried_out(tmp_path):
-    order = Order("bbox-01B/fold0-seed1", ("stage=bbox",), tmp_path, "once")
+    order = RunOrder("bbox-01B/fold0-seed1", ("stage=bbox",), tmp_path, "once")
     assert launch(order).status == 2, "no cache given"
     again = launch(order)
     assert again.status == 1 and "not tried again" in again.last[0]
@@ -154,7 +154,7 @@ def test_a_run_that_another_process_makes_is_left_to_it(tmp_path):
     path = lease_file(tmp_path, "bbox-01B/fold0-seed1")
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps({"token": "t", "machine": "elsewhere/boot/pid", "pid": 7, "born": "1"}))
-    outcome = launch(Order("bbox-01B/fold0-seed1", ("stage=bbox",), tmp_path, "a"))
+    outcome = launch(RunOrder("bbox-01B/fold0-seed1", ("stage=bbox",), tmp_path, "a"))
     assert outcome.status is None and outcome.last == ["is being made by process 7 on elsewhere"]
 
 

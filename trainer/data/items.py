@@ -24,6 +24,11 @@ class Item(NamedTuple):
     slices: int
     """slices the study has"""
 
+    @property
+    def middle(self) -> int:
+        """Of a triplet: its middle slice; the last one where the study ends before it."""
+        return min(self.start + 1, self.slices - 1)
+
     def z_index(self, step: int = 1, phase: int = 0) -> np.ndarray:
         """(frames,) int64 slice indices; -1 where the study has ended."""
         index = self.start + phase + step * np.arange(self.frames)

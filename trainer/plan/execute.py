@@ -11,7 +11,7 @@ from cache_schema.errors import CspineError
 from trainer.lease import holder, lease_file
 from trainer.plan.graph import Node, Plan
 from trainer.plan.keys import DONE, state, states
-from trainer.plan.launch import Order, Outcome, forget, log_file
+from trainer.plan.launch import Outcome, RunOrder, forget, log_file
 from trainer.plan.pools import Pool
 from trainer.plan.schedule import Costs, best_widths, next_node, path_costs
 from trainer.tables import make
@@ -33,7 +33,7 @@ class Execution:
         self.left = list(plan.nodes)
         self.ready: list[Node] = []
         self.elsewhere: list[Node] = []
-        self.running: dict[Future[Outcome], tuple[Node, Order]] = {}
+        self.running: dict[Future[Outcome], tuple[Node, RunOrder]] = {}
         self.done: set[str] = set()
         self.failed: set[str] = set()
         self.free = pool.slots
@@ -77,7 +77,7 @@ class Execution:
             time.sleep(POLL)
 
     def _start(self, node: Node) -> None:
-        order = Order(node.name, node.words, self.out, uuid.uuid4().hex)
+        order = RunOrder(node.name, node.words, self.out, uuid.uuid4().hex)
         width = self.widths[node.name]
         self.free -= width
         say(node, f"started on {width} GPUs" if width > 1 else "started")

@@ -18,7 +18,7 @@ CHILD = Path(__file__).resolve().with_name("child.py")
 LAST_LINES = 15
 
 
-class Order(NamedTuple):
+class RunOrder(NamedTuple):
     """A run to make, as it is sent to whoever makes it."""
 
     name: str
@@ -53,7 +53,7 @@ def log_file(out: Path, name: str) -> Path:
     return out / "logs" / f"{name.replace('/', '-')}.log"
 
 
-def launch(order: Order, children: set[subprocess.Popen] | None = None) -> Outcome:
+def launch(order: RunOrder, children: set[subprocess.Popen] | None = None) -> Outcome:
     """Makes a run and waits for it; its output goes to RUNS/logs. It ends when this process does.
 
     An order is carried out once: one that comes again, because Dask lost the worker that had it, fails (no retries of
@@ -77,14 +77,14 @@ def launch(order: Order, children: set[subprocess.Popen] | None = None) -> Outco
         return Outcome(None, time.monotonic() - started, [error.what])
 
 
-def forget(order: Order) -> None:
+def forget(order: RunOrder) -> None:
     """Once the outcome is known."""
     lease = lease_file(order.out, order.name)
     lease.with_name(f"{lease.stem}.{order.attempt}.begun").unlink(missing_ok=True)
 
 
 def _attend(
-    order: Order, token: str, child: list[subprocess.Popen], children: set[subprocess.Popen], started: float
+    order: RunOrder, token: str, child: list[subprocess.Popen], children: set[subprocess.Popen], started: float
 ) -> Outcome:
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", INHERITED: token}
     if order.devices:

@@ -7,7 +7,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Protocol
 
-from trainer.plan.launch import Order, Outcome, launch
+from trainer.plan.launch import Outcome, RunOrder, launch
 
 
 class Pool(Protocol):
@@ -16,7 +16,7 @@ class Pool(Protocol):
     spreads: bool
     """whether one run may take several slots"""
 
-    def submit(self, order: Order, width: int) -> Future[Outcome]: ...
+    def submit(self, order: RunOrder, width: int) -> Future[Outcome]: ...
 
     def stop(self) -> None:
         """Ends what runs."""
@@ -36,10 +36,10 @@ class LocalPool:
         self._threads = ThreadPoolExecutor(self.slots)
         self._children: set[subprocess.Popen] = set()
 
-    def submit(self, order: Order, width: int) -> Future[Outcome]:
+    def submit(self, order: RunOrder, width: int) -> Future[Outcome]:
         return self._threads.submit(self._launch, order, width)
 
-    def _launch(self, order: Order, width: int) -> Outcome:
+    def _launch(self, order: RunOrder, width: int) -> Outcome:
         taken = [self._free.get() for _ in range(width)]
         try:
             devices = tuple(device for device in taken if device is not None) or None

@@ -58,8 +58,8 @@ class BoxStage:
         boxes = outputs["box"].float().clamp(0, 1).cpu().numpy().astype(np.float64)
         records = [self.inputs.index.loc[place.item.id] for place in batch.places]
         boxes *= np.array([[r["columns"], r["rows"]] * 2 for r in records], float)
-        middle = [min(place.item.start + 1, place.item.slices - 1) for place in batch.places]
-        frame = pd.DataFrame({"id": [place.item.id for place in batch.places], "z_index": middle})
+        items = [place.item for place in batch.places]
+        frame = pd.DataFrame({"id": [item.id for item in items], "z_index": [item.middle for item in items]})
         frame[BOX] = boxes
         frame["has_box"] = outputs["presence"].float().sigmoid().cpu().numpy().astype(np.float64)
         return frame[[place.counts for place in batch.places]]

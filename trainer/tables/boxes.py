@@ -5,7 +5,9 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from cache_schema.columns import STUDY_BOX
 from cache_schema.errors import CacheError
+from cache_schema.layout import BOX_BOUNDS
 from trainer.tables.runs import pooled
 
 PRESENCE = 0.5
@@ -13,8 +15,8 @@ PRESENCE = 0.5
 ROLLING_ROWS, ROLLING_MINIMUM = 5, 3
 Z_PRESENCE = 0.1
 """the z-range spans the rows whose rolling mean exceeds this"""
-BOX = ["x0", "y0", "x1", "y1"]
-COLUMNS = ["id", *BOX, "z_from", "z_to", "source", "runs"]
+BOX = list(BOX_BOUNDS)
+COLUMNS = ["id", *STUDY_BOX, "source", "runs"]
 OUTLIER_DEVIATIONS = 4.0
 OUTLIER_SPREAD = 0.05
 """smallest standard deviation of the logarithms that outliers are measured in: below it the set is simply uniform"""

@@ -15,7 +15,7 @@ from cache_schema.errors import UsageError
 from cache_schema.tables import read_table
 from trainer.data.items import triplets
 from trainer.tables.boxes import BOX
-from trainer.tables.pseudo import FRACTURES
+from trainer.tables.pseudo import DECIMALS, FRACTURES
 
 FORMATS = ("rsna22",)
 FRAME = 512
@@ -70,7 +70,7 @@ def study_boxes(boxes: pd.DataFrame, slices: pd.DataFrame) -> pd.DataFrame:
         low = (int(np.floor(box.x0 * FRAME / width)), int(np.floor(box.y0 * FRAME / height)))
         high = (int(np.ceil(box.x1 * FRAME / width)), int(np.ceil(box.y1 * FRAME / height)))
         ends = sorted((numbers[box.z_from], numbers[box.z_to - 1]))
-        middles = [min(item.start + 1, item.slices - 1) for item in triplets([(box.id, len(numbers))], every=3)]
+        middles = [item.middle for item in triplets([(box.id, len(numbers))], every=3)]
         rows.append((box.id, *low, *high, *map(int, ends), int(numbers[middles].max())))
     return pd.DataFrame(rows, columns=[ID, *BOX, "slnum_from", "slnum_to", "slnum_max"])
 
@@ -99,7 +99,7 @@ def pseudo_labels(pseudo: pd.DataFrame, slices: pd.DataFrame, folds: pd.Series) 
     numbered = pseudo.merge(slices[["id", "z_index", "slice_number"]], on=["id", "z_index"], validate="one_to_one")
     table = _named(numbered, folds).rename(columns={level: f"{level}_pred" for level in LEVELS})
     values = [*(f"{level}_pred" for level in LEVELS), *FRACTURES]
-    table[values] = table[values].astype("float64").round(3)
+    table[values] = table[values].astype("float64").round(DECIMALS)
     return table[[ID, "slice_number", *values[: len(LEVELS)], "fold", *FRACTURES]]
 
 

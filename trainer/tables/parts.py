@@ -13,13 +13,10 @@ import pandas as pd
 
 from cache_schema import LEVELS, TARGETS
 from cache_schema.errors import CacheError
-from trainer.metric import study_weights, target_losses
+from trainer.metric import NONZERO_WEIGHT, study_weights, target_losses
 from trainer.tables.baselines import best_constants, fit_curve, mean_box
 from trainer.tables.boxes import BOX
 from trainer.tables.pseudo import FRACTURES
-
-NONZERO_WEIGHT = 2.0
-"""squared errors count twice where the label is not exactly 0 (reference 7.1)"""
 
 
 @dataclass(frozen=True)

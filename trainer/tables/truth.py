@@ -8,6 +8,7 @@ import pandas as pd
 from cache_schema import LEVELS, Study
 from trainer.data.items import triplets
 from trainer.tables.boxes import BOX
+from trainer.tables.pseudo import DECIMALS
 
 
 def union_box(slice_boxes: np.ndarray) -> np.ndarray | None:
@@ -23,8 +24,7 @@ def box_truth(studies: Iterable[Study]) -> pd.DataFrame:
         for item in triplets([(study.id, study.record.slices)], every=3):
             index = item.z_index()
             box = union_box(study.slice_box[index[index >= 0]])
-            middle = min(item.start + 1, item.slices - 1)
-            rows.append((item.id, middle, *(box if box is not None else [np.nan] * 4), float(box is not None)))
+            rows.append((item.id, item.middle, *(box if box is not None else [np.nan] * 4), float(box is not None)))
     return pd.DataFrame(rows, columns=["id", "z_index", *BOX, "has_box"])
 
 
@@ -32,7 +32,7 @@ def ratio_truth(studies: Iterable[Study]) -> pd.DataFrame:
     """id, z_index, C1..C7 of every slice, to 3 decimals as they are trained on."""
     parts = []
     for study in studies:
-        part = pd.DataFrame(study.vertebra_ratio.astype(np.float64).round(3), columns=list(LEVELS))
+        part = pd.DataFrame(study.vertebra_ratio.astype(np.float64).round(DECIMALS), columns=list(LEVELS))
         part.insert(0, "z_index", np.arange(len(part)))
         part.insert(0, "id", study.id)
         parts.append(part)

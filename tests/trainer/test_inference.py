@@ -8,8 +8,8 @@ import torch
 from trainer.config import load
 from trainer.data.items import Item, windows
 from trainer.data.order import Evaluation
+from trainer.inference import distinct, predict
 from trainer.inputs import Inputs
-from trainer.prediction import distinct, predict
 from trainer.session import Session
 
 

@@ -4,10 +4,10 @@ import math
 
 import pandas as pd
 
-from cache_schema.layout import TARGETS
+from cache_schema.layout import BOX_BOUNDS, TARGETS
 from cache_schema.study import StudyRecord
 
-BOX = ("x0", "y0", "x1", "y1", "z_from", "z_to")
+STUDY_BOX = (*BOX_BOUNDS, "z_from", "z_to")
 LABEL_COLUMNS = ("id", *TARGETS, "fold")
 REPORT_COLUMNS = ("id", "file", "severity", "reason", "message")
 
@@ -19,7 +19,7 @@ INDEX_COLUMNS = {
         "float64",
     ),
     **dict.fromkeys(("transfer_syntax", "decoder", "flags"), "str"),
-    **dict.fromkeys(BOX, "Int32"),
+    **dict.fromkeys(STUDY_BOX, "Int32"),
     "box_made_by": "str",
     **dict.fromkeys(("pixels", "bytes"), "int64"),
     **dict.fromkeys(("content_digest", "segmentation_digest", "source_digest", "digest"), "str"),
@@ -39,7 +39,7 @@ def index_row(record: StudyRecord, stored_bytes: int, digest: str) -> dict:
         **{f"slice_spacing_{name}": getattr(between, name) if between else None for name in ("min", "median", "max")},
         **{name: getattr(record, name) for name in ("transfer_syntax", "decoder", "source_digest")},
         "flags": " ".join(record.flags),
-        **{name: getattr(box, name) if box else None for name in BOX},
+        **{name: getattr(box, name) if box else None for name in STUDY_BOX},
         "box_made_by": box.made_by if box else None,
         "pixels": math.prod(record.shape),
         "bytes": stored_bytes,
