@@ -32,9 +32,9 @@ def cost_of(work: Callable[[], object], parts: int = 1) -> Cost:
     return Cost((time.process_time() - cpu) * 1e3 / parts, (time.perf_counter() - wall) * 1e3 / parts)
 
 
-def run_rounds(methods: dict[str, Callable[[], Cost]], rounds: int, seed: int = 0) -> dict[str, list[Cost]]:
+def run_rounds(methods: dict[str, Callable[[], Cost]], rounds: int) -> dict[str, list[Cost]]:
     """Cost of every method in every round; one round before the first is thrown away."""
-    chance, costs = random.Random(seed), {name: [] for name in methods}
+    chance, costs = random.Random(0), {name: [] for name in methods}
     for number in range(rounds + 1):
         for name in chance.sample(list(methods), len(methods)):
             cost = methods[name]()

@@ -1,6 +1,7 @@
 """Records and labels as data frames of fixed columns and dtypes, whatever the studies; an empty set included."""
 
 import math
+from typing import Any
 
 import pandas as pd
 
@@ -28,8 +29,8 @@ INDEX_COLUMNS = {
 holds fewer than slices x rows x columns), bytes without zarr.json"""
 
 
-def index_row(record: StudyRecord, stored_bytes: int, digest: str) -> dict:
-    """One study's row of the index; `digest` is that of its zarr.json."""
+def index_row(record: StudyRecord, attributes: dict[str, Any]) -> dict[str, Any]:
+    """One study's row of the index. attributes: those of its zarr.json."""
     between, box = record.slice_spacing, record.study_box
     return {
         **{name: getattr(record, name) for name in ("id", "study_uid", "series_uid", "rows", "columns", "slices")},
@@ -42,10 +43,10 @@ def index_row(record: StudyRecord, stored_bytes: int, digest: str) -> dict:
         **{name: getattr(box, name) if box else None for name in STUDY_BOX},
         "box_made_by": box.made_by if box else None,
         "pixels": math.prod(record.shape),
-        "bytes": stored_bytes,
+        "bytes": sum(file["bytes"] for file in attributes["files"].values()),
         "content_digest": record.content_digest,
         "segmentation_digest": record.segmentation_digest,
-        "digest": digest,
+        "digest": attributes["digest"],
     }
 
 

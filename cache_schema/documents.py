@@ -45,20 +45,16 @@ def write_whole(path: Path, data: bytes, *, beside: Path | None = None) -> None:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
 def sync(path: Path) -> None:
-    """Flush a file's bytes to the disk."""
+    """Flush a file's bytes, or a folder's names, to the disk: the latter is what makes a rename survive a power loss."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-sync_folder = sync
-"""flush a folder's names to the disk: what makes a rename survive a power loss"""
 
 
 def read_group(path: Path) -> dict[str, Any]:

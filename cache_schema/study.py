@@ -10,20 +10,7 @@ import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from cache_schema.documents import canonical_json
-from cache_schema.layout import CHUNK_SLICES, LEVELS, SCHEMA_VERSION, TARGETS, is_valid_id
-
-__all__ = [
-    "LEVELS",
-    "TARGETS",
-    "Box",
-    "ContentDigest",
-    "Origin",
-    "Pixels",
-    "SliceSpacing",
-    "Study",
-    "StudyBox",
-    "StudyRecord",
-]
+from cache_schema.layout import CHUNK_SLICES, LEVELS, SCHEMA_VERSION, is_valid_id
 
 Box = tuple[int, int, int, int]
 """x0 y0 x1 y1 in native pixels, exclusive ends"""

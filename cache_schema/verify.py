@@ -51,9 +51,7 @@ def verify(path: str | Path, sample: float = 1.0) -> list[str]:
         problems.extend(f"{folder.name}: {problem}" for problem in found)
         if record.id != folder.name:
             continue
-        rows.append(
-            index_row(record, sum(file["bytes"] for file in attributes["files"].values()), attributes["digest"])
-        )
+        rows.append(index_row(record, attributes))
     return problems + _check_index(path, index_frame(rows))
 
 

@@ -113,13 +113,7 @@ class CacheWriter:
 
     def make_index(self) -> pd.DataFrame:
         """The index as the records on disk give it."""
-        rows = []
-        for folder in self.studies():
-            record, attributes = read_study_document(folder)
-            rows.append(
-                index_row(record, sum(file["bytes"] for file in attributes["files"].values()), attributes["digest"])
-            )
-        return index_frame(rows)
+        return index_frame([index_row(*read_study_document(folder)) for folder in self.studies()])
 
     def studies(self) -> list[Path]:
         """Folders of all studies on disk, sorted by id."""
@@ -168,7 +162,7 @@ class CacheWriter:
 
     def sweep(self) -> None:
         """Clear what killed writers left behind. Call it under `locked`, while nobody publishes."""
-        for aside in self._entries("old"):
+        for aside in sorted(self.build_folder.glob("old/*")):
             there = self.path / aside.name.rpartition("-")[0]
             if not there.exists():
                 os.rename(aside, there)  # killed between taking the old study out and putting the new one in
@@ -176,10 +170,6 @@ class CacheWriter:
             shutil.rmtree(self.build_folder / kind, ignore_errors=True)
         for part in self.build_folder.glob(".*.part"):
             part.unlink(missing_ok=True)
-
-    def _entries(self, kind: str) -> list[Path]:
-        folder = self.build_folder / kind
-        return sorted(folder.iterdir()) if folder.is_dir() else []
 
     def _aside(self, kind: str, id: str) -> Path:
         folder = self.build_folder / kind

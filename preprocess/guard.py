@@ -45,11 +45,11 @@ def _set(token: object, when: float | None) -> None:
 class GuardedPixels:
     """Pixels of which every read has a deadline; all else is that of the pixels themselves."""
 
-    def __init__(self, pixels: Pixels, seconds: float = STALL_SECONDS):
-        self._pixels, self._seconds = pixels, seconds
+    def __init__(self, pixels: Pixels):
+        self._pixels = pixels
 
     def read(self, z0: int, z1: int, box: Box | None = None) -> np.ndarray:
-        with deadline(self._seconds):
+        with deadline(STALL_SECONDS):
             return self._pixels.read(z0, z1, box)
 
     def __getattr__(self, name: str) -> Any:

@@ -11,8 +11,6 @@ from preprocess.findings import Finding
 from preprocess.header import FileHeader
 from preprocess.reading import read_headers
 
-__all__ = ["FileHeader", "list_files", "natural_key", "read_headers", "read_many", "scan"]
-
 RSNA_FOLDER = "train_images"
 
 

@@ -42,9 +42,9 @@ class Row:
         return cls(finding.id, file, finding.severity, finding.reason, finding.message)
 
 
-def build_row(id: str, severity: str, reason: str, message: str | None = None) -> Row:
+def build_row(id: str, severity: str, reason: str) -> Row:
     """A row about a whole study with one of the build's own reasons."""
-    return Row(id, "", severity, reason, message or BUILD_REASONS[reason])
+    return Row(id, "", severity, reason, BUILD_REASONS[reason])
 
 
 def report_frame(rows: Iterable[Row]) -> pd.DataFrame:

@@ -24,8 +24,6 @@ from preprocess.inventory import RSNA_FOLDER, natural_key, scan
 from preprocess.stacks import SAME_POSITION, Stack, choose_stack, is_localizer, split_into_stacks, why_left_out
 from preprocess.study_plan import SlicePlan, StudyPlan
 
-__all__ = ["REASONS", "Finding", "SlicePlan", "StudyPlan", "judge", "plan_studies"]
-
 SAME_ORIENTATION = 1e-3
 NO_WORDS = re.compile(r"[0-9.]{1,64}")
 """A series' UID goes into the record as it is; one with letters in it may hold a name, and nothing depends on it."""

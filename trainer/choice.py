@@ -1,8 +1,7 @@
 """What a run finds out before its first step: kept in config.yaml under `chosen`, and used again when it goes on."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
@@ -22,9 +21,6 @@ class Choice:
     number of processes changes"""
     channels_last: bool = False
     compiled: bool = False
-
-    def dump(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def choose(session: Session, model: nn.Module, items: Sequence[Item]) -> Choice:

@@ -7,7 +7,7 @@ import pandas as pd
 from cache_schema.errors import CspineError
 from cache_schema.tables import table_meta, write_table
 from trainer.config import Settings
-from trainer.identity import MODEL_FILE, PREDICTIONS, exposure_path, model_key, run_name
+from trainer.identity import MODEL_FILE, PREDICTIONS, model_key, run_name
 from trainer.inputs import Inputs
 from trainer.tables import lineage
 
@@ -59,7 +59,9 @@ def check_scorable(settings: Settings, inputs: Inputs, exposure: pd.DataFrame) -
 
 def keep(settings: Settings, key: str, exposure: pd.DataFrame) -> None:
     """Beside the run's weights."""
-    write_table(exposure_path(settings.run_dir), exposure, f"exposure of {run_name(settings.run_dir)}", {"run": key})
+    write_table(
+        settings.run_dir / lineage.RUN_FILE, exposure, f"exposure of {run_name(settings.run_dir)}", {"run": key}
+    )
 
 
 def kept(run_dir: Path) -> pd.DataFrame:

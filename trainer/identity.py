@@ -14,7 +14,7 @@ from cache_schema.errors import UsageError
 from cache_schema.tables import table_meta
 from trainer.config import Settings
 from trainer.inputs import MODEL_FILE, Inputs, file_digest, weights_metadata
-from trainer.tables.lineage import RUN_FILE, kept_for_run
+from trainer.tables.lineage import kept_for_run
 
 VERSIONS = {"bbox": 1, "vertebrae": 1, "slice_fracture": 1, "study_fracture": 1}
 """raised when a stage computes something else from the same inputs"""
@@ -78,11 +78,6 @@ def prediction_settings(settings: Settings) -> dict[str, str]:
 def run_name(run_dir: Path) -> str:
     """`<stage>-<variant>/fold<k>-seed<s>`, whatever folder RUNS is."""
     return f"{run_dir.parent.name}/{run_dir.name}"
-
-
-def exposure_path(run_dir: Path) -> Path:
-    """What the run has seen of whose labels and segmentations (trainer.exposure)."""
-    return run_dir / RUN_FILE
 
 
 def model_key(run_dir: Path) -> str | None:

@@ -156,15 +156,12 @@ class Inputs:
 
     def label_row(self, id: str) -> np.ndarray:
         """(8,) float32: patient_overall, C1..C7; NaN where unknown."""
-        return self._label_values[self._label_place[id]]
+        return self._label_rows[id]
 
     @cached_property
-    def _label_values(self) -> np.ndarray:
-        return self.labels[list(TARGETS)].astype("Float32").to_numpy(np.float32, na_value=np.nan)
-
-    @cached_property
-    def _label_place(self) -> dict[str, int]:
-        return {id: place for place, id in enumerate(self.labels.index)}
+    def _label_rows(self) -> dict[str, np.ndarray]:
+        values = self.labels[list(TARGETS)].astype("Float32").to_numpy(np.float32, na_value=np.nan)
+        return dict(zip(self.labels.index, values, strict=True))
 
     def training_digests(self) -> dict[str, str]:
         """What the weights depend on, by name: the studies trained on, and the tables and backbone given."""

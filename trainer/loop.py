@@ -4,6 +4,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -282,7 +283,7 @@ class Run(Session):
         return chosen
 
     def _write_config(self, choice: Choice) -> None:
-        values = {"key": self.key, **self.settings.dump(), "chosen": choice.dump()}
+        values = {"key": self.key, **self.settings.dump(), "chosen": asdict(choice)}
         write_whole(self.settings.run_dir / CONFIG_FILE, yaml.safe_dump(values, sort_keys=False).encode())
 
     def _open_logs(self, step: int) -> None:

@@ -7,7 +7,7 @@ class Canvas:
     """HU on a grid whose pixel centres are x, y (mm). Shapes are given in the body's own axes: origin on the line of
     the vertebral bodies, X to the left, Y to the back, turned with the head."""
 
-    def __init__(self, x: np.ndarray, y: np.ndarray, middle: tuple[float, float, float], background: float = -1000.0):
+    def __init__(self, x: np.ndarray, y: np.ndarray, middle: tuple[float, float, float]):
         mx, my, turn = middle
         c, s = np.float32(np.cos(turn)), np.float32(np.sin(turn))
         dx, dy = (x - mx).astype(np.float32), (y - my).astype(np.float32)
@@ -15,7 +15,7 @@ class Canvas:
         self.x_by = (dx * c)[None, :] + (dy * s)[:, None]
         self.y_by = (dy * c)[:, None] - (dx * s)[None, :]
         self._dx, self._dy, self._c, self._s = dx, dy, float(c), float(s)
-        self.hu = np.full((y.size, x.size), background, np.float32)
+        self.hu = np.full((y.size, x.size), -1000, np.float32)
         self._inside: np.ndarray | None = None
 
     def near(self, cx: float, cy: float, reach: float) -> tuple[slice, slice]:

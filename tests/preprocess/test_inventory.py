@@ -11,9 +11,9 @@ from pydicom import uid
 from pydicom.dataset import Dataset
 
 from cache_schema.errors import UsageError
-from preprocess.findings import STUDY_KEPT
+from preprocess.findings import REASONS, STUDY_KEPT
 from preprocess.inventory import list_files, natural_key, scan
-from preprocess.series import REASONS, plan_studies
+from preprocess.series import plan_studies
 
 
 def reasons(path):

@@ -10,7 +10,7 @@ from cache_schema import Cache
 from cache_schema.errors import UsageError
 from trainer.command import one_of, say, serve
 from trainer.config import STAGES, Settings, check_folder, load
-from trainer.words import nearest
+from trainer.words import flat, nearest, parse_assignments
 
 HELP = f"""usage: python -m trainer.look stage={"|".join(STAGES)} [variant=NAME] cache=CACHE out=FOLDER
            [boxes=TABLE|cache] [pseudo=TABLE] [fold=0|all] [seed=1] [config=FILE] [section.key=value ...]
@@ -39,12 +39,7 @@ def main(words: list[str]) -> int:
 
 
 def _look(words: list[str]) -> None:
-    given = {}
-    for word in words:
-        key, equals, value = word.lstrip("-").partition("=")
-        if not equals:
-            raise UsageError(f"cannot read {word!r}", expected="key=value", do="see --help")
-        given[key] = value
+    given = flat(parse_assignments(words))
     out, made = (_tables if "tables" in given else _sheets)(given)
     say(f"{', '.join(made)} in {out}")
 

@@ -60,7 +60,7 @@ def _main(words: list[str]) -> None:
     elif style == "slurm":
         print(formats.as_slurm(plan, again))
     elif style == "json":
-        keys = node_keys(plan, cache_digests(plan, cache))
+        _, keys = node_keys(plan, cache_digests(plan, cache))
         print(formats.as_json(plan, costs, states(plan, cache), keys, again))
     elif dry_run:
         pool = LocalPool(plan.jobs)

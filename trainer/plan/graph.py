@@ -60,14 +60,6 @@ class Plan:
     def runs(self) -> list[Node]:
         return [node for node in self.nodes if node.is_run]
 
-    def downstream(self, name: str) -> set[str]:
-        """Names of all nodes that depend on this one, itself left out."""
-        found = {name}
-        for node in self.nodes:
-            if found.intersection(node.needs):
-                found.add(node.name)
-        return found - {name}
-
 
 def read_plan(path: Path, cache: Path, out: Path, extra: Iterable[str] = ()) -> Plan:
     """PLAN.yaml -> its graph. extra: `section.key=value` words for every run, `tables.key=value` for the tables.

@@ -19,21 +19,13 @@ DONE, STALE, DUE, WAITS = "done", "stale", "due", "waits"
 same; not there while everything it needs is; not there, and needs what is not done"""
 
 
-def node_keys(plan: Plan, digests: Mapping[str, Any]) -> dict[str, str]:
+def node_keys(plan: Plan, digests: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
     """node name -> sha256 hex over its stage's or table's version, its settings, its digests, and the keys it needs.
 
-    A change therefore changes the keys of exactly what depends on it. digests: as `cache_digests` gives them.
-    A run's key covers what it predicts too; a run that stands on another's weights depends on these alone.
+    Two of them: of the runs' weights, and of all nodes, where a run's covers what it predicts too. A run that stands on
+    another's weights depends on these alone. A change therefore changes the keys of exactly what depends on it.
+    digests: as `cache_digests` gives them.
     """
-    return _both_keys(plan, digests)[1]
-
-
-def weights_keys(plan: Plan, digests: Mapping[str, Any]) -> dict[str, str]:
-    """The same of runs' weights, whatever they predict."""
-    return _both_keys(plan, digests)[0]
-
-
-def _both_keys(plan: Plan, digests: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
     weights: dict[str, str] = {}
     keys: dict[str, str] = {}
     for node in plan.nodes:
