@@ -23,6 +23,7 @@ from preprocess.pseudonyms import Pseudonyms
 from preprocess.report import PASSING_REASONS, Row, build_row, report_frame
 from preprocess.resume import (
     decoders_digest,
+    forget_finish,
     is_done,
     options_digest,
     recall,
@@ -76,14 +77,17 @@ def build_cache(
     max_refused: int | None = None,
     paths: bool = False,
     pseudonymise: str | Path | None = None,
+    pixels_only: bool = False,
+    prune: bool = False,
     tell: Callable[[str], None] = say,
 ) -> BuildResult:
     """Build the cache, or bring it up to date; `tell` gets a line now and then.
 
     source: the RSNA layout, whose train.csv and segmentations are found, or any tree of DICOM files. folds: a CSV or a
     number, 5 by default. workers: local processes, one a core by default; scheduler: a running Dask scheduler instead.
-    limit: the first so many studies by id. Studies of an earlier build that the source no longer has stay, and the
-    report says so; what the source has and cannot be used leaves.
+    limit: the first so many studies by id. pixels_only: neither labels nor segmentations are looked for. Studies of an
+    earlier build that the source no longer has stay, and the report says so, or leave with `prune`; what the source has
+    and cannot be used leaves in any case.
     Raises UsageError and CacheError for what the user can mend; a study that fails is a row of report.csv and an exit
     status.
     """
@@ -93,10 +97,11 @@ def build_cache(
     if not files:
         raise UsageError("holds no files", where=source, expected="DICOM files")
     pseudonyms = None if pseudonymise is None else Pseudonyms.read(pseudonymise)
-    segmentations = segmentation_folder(source, segmentations)
     labels_given = labels is not None
-    if labels is None and (source / "train.csv").is_file():
-        labels = source / "train.csv"
+    if not pixels_only:
+        segmentations = segmentation_folder(source, segmentations)
+        if labels is None and (source / "train.csv").is_file():
+            labels = source / "train.csv"
     want = wanted(labels, folds, pseudonyms or str)
     writer = CacheWriter(cache)
     with writer.locked(lambda: tell(f"another process is changing {cache}; waiting for it")):
@@ -104,11 +109,12 @@ def build_cache(
         old_labels = LabelsTable.read(cache)
         if old_labels is not None:
             check_same(old_labels, want, labels_given=labels_given, cache=cache)
-        job = _Job(source, writer, segmentations, pseudonyms, options_digest(pseudonyms), limit, paths, tell)
+        job = _Job(source, writer, segmentations, pseudonyms, options_digest(pseudonyms), limit, paths, prune, tell)
         fingerprint = job.fingerprint(files, want)
         finished = recall_finish(writer, fingerprint)
         if finished and job.all_there(finished.get("content")):
             return BuildResult(0, finished["good"], finished["refused"], finished["studies"], 0, max_refused)
+        forget_finish(writer)
         with Pool(workers, scheduler, tell) as pool:
             plans, findings = job.plan(files, pool)
             if not plans and not findings:
@@ -146,6 +152,7 @@ class _Job:
     options: str
     limit: int | None
     paths: bool
+    prune: bool
     tell: Callable[[str], None]
 
     def name(self, uid: str) -> str:
@@ -160,7 +167,7 @@ class _Job:
                 "segmentations": self.segmentations and tree_digest(masks, self.segmentations),
                 "labels": want.labels_digest,
                 "folds": want.folds_name if want.folds_given else None,
-                "options": [self.options, self.limit, self.paths, decoders_digest()],
+                "options": [self.options, self.limit, self.paths, self.prune, decoders_digest()],
             }
         )
 
@@ -254,7 +261,8 @@ class _Job:
         self, rows: list[Row], refused: set[str], source_ids: set[str], want: Wanted, old: LabelsTable | None
     ) -> tuple[list[Row], pd.DataFrame]:
         """Take out what was refused, then write labels, report and index; returns the report's rows and the index."""
-        for id in refused:
+        gone = {folder.name for folder in self.writer.studies()} - source_ids if self.prune else set()
+        for id in refused | gone:
             if is_valid_id(id):
                 self.writer.remove(id)
         index = self.writer.make_index()

@@ -139,6 +139,11 @@ def remember_finish(writer: CacheWriter, fingerprint: str, **summary: int | str)
     write_whole(writer.build_folder / "finished.json", canonical_json(document), beside=writer.build_folder)
 
 
+def forget_finish(writer: CacheWriter) -> None:
+    """Before anything is changed: what a build that is stopped, or has to be tried again, leaves behind is not finished."""
+    (writer.build_folder / "finished.json").unlink(missing_ok=True)
+
+
 def _memory_path(writer: CacheWriter, id: str) -> Path:
     return writer.build_folder / "studies" / f"{id}.json"
 

@@ -39,6 +39,11 @@ def serve(words: list[str], help: str, act: Callable[[list[str]], object], inter
     except CspineError as error:  # what one process alone may have met
         print(f"error: {error}", file=sys.stderr, flush=True)
         return error.exit_status
+    except OSError as error:  # no room, no right, a name that is too long
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr, flush=True)
+        return UsageError.exit_status
     except KeyboardInterrupt:
         say(interrupted, sys.stderr)
         return INTERRUPTED

@@ -165,6 +165,8 @@ def check_keys(
             check_keys(value, inner, f"{prefix}{key}.", where)
         elif isinstance(value, Mapping):
             raise UsageError(f"{prefix + key} is a value, not a section", where=where)
+        elif inner is str and not isinstance(value, str):
+            raise UsageError(f"{prefix + key} is one word", where=where, expected=f"{prefix}{key}=<word>")
 
 
 def stage_file(stage: str) -> tuple[dict[str, Any], dict[str, Any]]:

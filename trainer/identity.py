@@ -65,8 +65,8 @@ def predictions_path(settings: Settings) -> Path:
 
 def prediction_inputs(settings: Settings, inputs: Inputs, key: str) -> dict[str, str]:
     """What a prediction table is made from."""
-    parts = {"run": key, "split": settings.split, "fold": str(settings.fold), **inputs.prediction_digests()}
-    return parts | prediction_settings(settings)
+    asked = {"split": settings.split, "fold": str(settings.fold), "precision": settings.train.precision}
+    return {"run": key, **asked, **inputs.prediction_digests(), **prediction_settings(settings)}
 
 
 def prediction_settings(settings: Settings) -> dict[str, str]:
@@ -97,8 +97,8 @@ def is_done(settings: Settings, inputs: Inputs, key: str) -> bool:
     )
 
 
-def check_weights(settings: Settings, inputs: Inputs, run: Path, *, stage: str) -> str:
-    """The key of a finished run that fits: of this stage and these pictures, this cache's pixels, and this fold.
+def check_weights(settings: Settings, pixel_hash: str, run: Path, *, stage: str) -> str:
+    """The key of a finished run that fits: of this stage and these pictures, these pixels (of a cache), and this fold.
 
     Raises UsageError naming what differs. Another fold's weights have seen what this fold holds out.
     """
@@ -116,7 +116,7 @@ def check_weights(settings: Settings, inputs: Inputs, run: Path, *, stage: str) 
         if stage == settings.stage or n == "name"
     ]
     pairs += [(f"data.{n}", config["data"][n], own["data"][n]) for n in PICTURE["data"] if stage == settings.stage]
-    pairs.append(("pixel_hash", metadata["pixel_hash"], inputs.cache.pixel_hash))
+    pairs.append(("pixel_hash", metadata["pixel_hash"], pixel_hash))
     for name, theirs, ours in pairs:
         if theirs != ours:
             raise UsageError(

@@ -45,6 +45,8 @@ from trainer.words import flat
 
 BETAS, EPSILON = (0.9, 0.999), 1e-6
 """reference 8; all parameters decay, biases and norms included"""
+FOLDER_SECONDS = 60
+"""a network file system may show a folder that another machine has made so much later"""
 MOST_OVERFLOWS = 40
 """fp16 steps in a row whose gradient overflows: each halves the loss scale, sixteen take its first value to 1"""
 
@@ -78,7 +80,7 @@ class Run(Session):
         """From scratch or from the checkpoint of this very run, to model.safetensors and what the fold holds out."""
         settings, accelerator, train = self.settings, self.accelerator, self.settings.train
         if settings.backbone is not None:
-            check_weights(settings, self.inputs, settings.backbone, stage="slice_fracture")
+            check_weights(settings, self.inputs.cache.pixel_hash, settings.backbone, stage="slice_fracture")
         ids = self.inputs.train_ids(segmented=self.inputs.segmented)
         items = self._items(ids)
         last = train.epochs * (len(items) // train.batch)
@@ -246,6 +248,7 @@ class Run(Session):
             self.say(f"done: {settings.run_dir} (fold=all holds nothing out, so nothing is predicted or scored)")
         else:
             table = predict(self, model)
+            self.inputs.check_fresh()
             if self.is_main:
                 made_by = f"{settings.stage} {settings.variant} fold {settings.fold} seed {settings.seed}"
                 write_table(
@@ -259,7 +262,9 @@ class Run(Session):
 
     def _require_one_folder(self) -> None:
         """All processes must see the folder that the main one made, and go on from the same step."""
-        run_dir = self.settings.run_dir
+        run_dir, until = self.settings.run_dir, time.monotonic() + FOLDER_SECONDS
+        while not run_dir.is_dir() and time.monotonic() < until:
+            time.sleep(1)
         found = gather_object(
             [(run_dir.is_dir(), model_key(run_dir) == self.key, checkpoint.position(run_dir, self.key))]
         )

@@ -15,43 +15,44 @@ import pandas as pd
 from cache_schema import TARGETS, Cache
 from cache_schema.documents import write_whole
 from cache_schema.errors import UsageError
-from cache_schema.layout import GROUP, REPORT
+from cache_schema.layout import GROUP, PIXEL_HASH, REPORT
 from cache_schema.tables import read_table, table_meta, write_table
 from trainer import exposure
 from trainer.command import say, serve
 from trainer.config import Settings, check_folder, check_keys, validate
-from trainer.identity import CONFIG_FILE, PREDICTIONS_OF_ALL, recorded_config, run_name
+from trainer.identity import CONFIG_FILE, PREDICTIONS_OF_ALL, check_weights, recorded_config, run_name
 from trainer.inputs import MODEL_FILE
 from trainer.run import run
 from trainer.tables.boxes import report, study_boxes
 from trainer.tables.make import made_with
 from trainer.tables.settings import TableSettings
-from trainer.tables.studies import study_predictions
+from trainer.tables.studies import study_predictions, submission
 from trainer.words import merge, nearest, parse_assignments
 
 HELP = """usage: python -m trainer.predict source=DICOM_OR_CACHE models=RUNS out=DIR [section.key=value ...]
 
-Writes DIR/predictions.csv: for each study the probability of a fracture (patient_overall) and of one in each of C1..C7.
+Writes DIR/predictions.csv: for each study the probability of a fracture (patient_overall) and of one in each of C1..C7;
+and the same as DIR/submission.csv, in the competition's form.
 source=   a folder of DICOM files, decoded into DIR/cache first, or a cache. Labels are not needed.
 models=   what a plan made: all finished bbox and study_fracture runs under it are used, and their probabilities averaged.
-section.key=value says how it is computed: data.loader=plain without DALI, data.workers=, train.eval_batch=, train.precision=no ...
+section.key=value says how it is computed: data.loader=plain without DALI, data.workers=, train.eval_batch=, train.precision=no ...;
+all else is as the models were trained.
 The same command again goes on where it was stopped.
 Not a medical device: for research only.
 Exit status: 0 done, 1 something is damaged, 2 a wrong setting or nothing to predict on, 3 some studies of the source were refused."""
 
 PLACES = {"source": "source=DICOM_OR_CACHE", "models": "models=RUNS", "out": "out=DIR"}
-SECTIONS = ("model", "data", "train")
 COMPUTING = {
-    "model": ("weights_file",),
+    "model": ("chunk",),
     "data": ("loader", "workers", "resident", "ram_gb", "on_error"),
-    "train": ("precision", "threads"),
+    "train": ("eval_batch", "precision", "threads"),
 }
-"""settings of the machine that trained, which another one does not take over"""
+"""settings that may be given"""
+MACHINE = {"model": ("weights_file",), "data": COMPUTING["data"], "train": ("threads",)}
+"""those of the machine that trained, which another one does not take over"""
 MOST_SHOWN = 20
-CACHE, CSV = "cache", "predictions.csv"
+CACHE, CSV, SUBMISSION = "cache", "predictions.csv", "submission.csv"
 BOXES, PREDICTIONS = "study_boxes.parquet", "study_predictions.parquet"
-NOT_IN_SOURCE = "not_in_source"
-"""the build's reason (preprocess.report) for a study that stays in a cache"""
 
 
 def main(words: list[str]) -> int:
@@ -61,8 +62,8 @@ def main(words: list[str]) -> int:
 def _main(words: list[str]) -> int:
     given = parse_assignments(words)
     for key in given:
-        if key not in (*PLACES, *SECTIONS):
-            raise UsageError(f"no setting {key}", do=nearest(key, (*PLACES, *SECTIONS)))
+        if key not in (*PLACES, *COMPUTING):
+            raise UsageError(f"no setting {key}", do=nearest(key, (*PLACES, *COMPUTING)))
     for key, expected in PLACES.items():
         if not isinstance(given.get(key) or None, str):
             raise UsageError(f"no {key} given", expected=expected, do="see --help")
@@ -70,6 +71,11 @@ def _main(words: list[str]) -> int:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("predicts in one process", do="start it without a launcher")
     check_keys(given)
+    for section, values in given.items():
+        for name in values:
+            if name not in COMPUTING[section]:
+                known = ", ".join(f"{key}.{each}" for key, names in COMPUTING.items() for each in names)
+                raise UsageError(f"{section}.{name} is what the models were trained with", expected=f"one of {known}")
     table, status = predict_studies(source, models, out, given)
     shown = table[["id", *TARGETS]].head(MOST_SHOWN)
     say(shown.to_string(index=False, float_format="{:.3f}".format))
@@ -90,31 +96,32 @@ def predict_studies(source: Path, models: Path, out: Path, given: Mapping[str, A
         raise UsageError("no such folder", where=f"source={source}", expected="DICOM files, or a cache")
     is_cache = (source / GROUP).is_file()
     place = source if is_cache else out / CACHE
+    pixel_hash = Cache(source).pixel_hash if is_cache else PIXEL_HASH
     boxers, fracturers = (
-        [_settings(weights, place, out, given) for weights in finished_runs(models, stage)]
-        for stage in ("bbox", "study_fracture")
+        _settings(finished_runs(models, stage), place, pixel_hash, out, given) for stage in ("bbox", "study_fracture")
     )
+    thresholds = _thresholds(models)
+    for name in (CSV, SUBMISSION, PREDICTIONS):  # they may be of another source
+        (out / name).unlink(missing_ok=True)
     status = 0 if is_cache else _build(source, place)
     cache = Cache(place)
-    left_out = set() if is_cache else _no_longer_there(place)
-    ids = [id for id in cache.ids if id not in left_out]
-    if not ids:
+    if not cache.ids:
         raise UsageError("holds no study", where=source, expected="DICOM files, or a cache of studies")
-    say(f"{len(ids)} studies, {len(boxers)} bbox runs, {len(fracturers)} study_fracture runs")
-    _say_what_was_seen(fracturers, ids)
+    say(f"{len(cache.ids)} studies, {len(boxers)} bbox runs, {len(fracturers)} study_fracture runs")
+    _say_what_was_seen(fracturers, cache.ids)
 
     studies = cache.index[["id", "rows", "columns", "slices"]]
     found = _predictions(boxers)
-    boxes = study_boxes(list(found.values()), studies, **dict(_thresholds(models)))
+    boxes = study_boxes(list(found.values()), studies, **dict(thresholds))
     write_table(out / BOXES, boxes, "trainer.predict", _digests(found))
     if lines := report(boxes):
         say(lines)
     found = _predictions(fracturers)
     folds = pd.DataFrame({"id": studies["id"], "fold": pd.NA})
     table = study_predictions(list(found.values()), folds if cache.labels is None else cache.labels)
-    table = table[table["id"].isin(ids)].reset_index(drop=True)
     write_table(out / PREDICTIONS, table, "trainer.predict", _digests(found))
     write_whole(out / CSV, table[["id", *TARGETS]].to_csv(index=False, float_format="%.4f").encode())
+    write_whole(out / SUBMISSION, submission(table).to_csv(index=False).encode())
     return table, status
 
 
@@ -128,14 +135,30 @@ def finished_runs(models: Path, stage: str) -> list[Path]:
     return found
 
 
-def _settings(weights: Path, cache: Path, out: Path, given: Mapping[str, Any]) -> Settings:
+def _settings(runs: list[Path], cache: Path, pixel_hash: str, out: Path, given: Mapping[str, Any]) -> list[Settings]:
+    """Of each run's prediction. Raises UsageError where its weights do not fit, or two would write to one place."""
+    found: dict[Path, Settings] = {}
+    for weights in runs:
+        settings = _settings_of(weights, cache, out, given)
+        check_weights(settings, pixel_hash, weights, stage=settings.stage)
+        if (twin := found.setdefault(settings.run_dir, settings)) is not settings:
+            line = f"is the same run as {twin.weights} by its settings: {run_name(settings.run_dir)}"
+            raise UsageError(line, where=weights, do="move one of them out of models=")
+    return list(found.values())
+
+
+def _settings_of(weights: Path, cache: Path, out: Path, given: Mapping[str, Any]) -> Settings:
     """Those that the run was trained with, as of a prediction on this cache and this machine."""
     recorded = recorded_config(weights)
     if recorded is None:
         raise UsageError("no settings beside its weights", where=weights, expected=CONFIG_FILE)
     values = {name: value for name, value in recorded.items() if name in Settings.model_fields}
-    for section, names in COMPUTING.items():
+    for section, names in MACHINE.items():
         values[section] = {name: value for name, value in values[section].items() if name not in names}
+    from torch import cuda
+
+    if not cuda.is_available():
+        values["train"].pop("precision")  # what a GPU needs for speed a CPU does not
     here = {"cache": cache, "out": out / "runs", "mode": "predict", "split": "all", "weights": weights}
     here["boxes"] = None if values["stage"] == "bbox" else out / BOXES
     none = {"pseudo": None, "backbone": None, "tracker": "none", "deterministic": False}
@@ -146,21 +169,12 @@ def _build(source: Path, cache: Path) -> int:
     """The cache, built or brought up to date. Returns the build's exit status; raises UsageError where no study can be used."""
     from preprocess.build import build_cache
 
-    result = build_cache(source, cache)
+    result = build_cache(source, cache, pixels_only=True, prune=True)
     if result.refused:
         say(f"{result.refused} studies were refused: see {cache / REPORT}")
     if not result.studies:
         raise UsageError("no study can be used", where=source, do=f"see {cache / REPORT}")
     return result.exit_status
-
-
-def _no_longer_there(cache: Path) -> set[str]:
-    """Studies that an earlier build left in the cache and the source no longer has."""
-    rows = pd.read_csv(cache / REPORT, dtype=str)
-    gone = set(rows.loc[rows["reason"] == NOT_IN_SOURCE, "id"])
-    if gone:
-        say(f"{len(gone)} studies of an earlier source are left out, first {min(gone)}")
-    return gone
 
 
 def _thresholds(models: Path) -> TableSettings:

@@ -34,7 +34,11 @@ def run(settings: Settings) -> Path:
     inputs = Inputs(settings)
     predicting = settings.mode == "predict"
     weights = settings.weights or settings.run_dir
-    key = check_weights(settings, inputs, weights, stage=settings.stage) if predicting else run_key(settings, inputs)
+    key = (
+        check_weights(settings, inputs.cache.pixel_hash, weights, stage=settings.stage)
+        if predicting
+        else run_key(settings, inputs)
+    )
     if is_done(settings, inputs, key):
         say(f"already done: {settings.run_dir}")
         return settings.run_dir

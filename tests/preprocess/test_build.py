@@ -209,6 +209,35 @@ def test_a_study_that_is_no_longer_in_the_source_stays_and_is_reported(build, so
     assert Cache(tmp_path / "cache").ids == IDS[:3] and verify(tmp_path / "cache") == []
 
 
+def test_a_report_is_never_that_of_an_earlier_build(build, source, tmp_path):
+    build()
+    study, broken = source / "train_images" / IDS[3], source / "train_images" / "broken.dcm"
+    shutil.move(study, tmp_path / "elsewhere")
+    broken.symlink_to("nowhere")  # a reason that may pass, so that the build is not remembered as finished
+    build()
+    assert "not_in_source" in set(report_of(tmp_path / "cache")["reason"])
+    shutil.move(tmp_path / "elsewhere", study)
+    broken.unlink()
+    build()
+    assert len(report_of(tmp_path / "cache")) == 0
+
+
+def test_prune_takes_out_what_the_source_no_longer_has(build, source, tmp_path):
+    build()
+    shutil.rmtree(source / "train_images" / IDS[3])
+    build()  # nothing changes from here on but what is asked for
+    result = build(prune=True)
+    assert (result.studies, result.exit_status) == (3, 0) and Cache(tmp_path / "cache").ids == IDS[:3]
+    assert len(report_of(tmp_path / "cache")) == 0 and verify(tmp_path / "cache") == []
+
+
+def test_pixels_only_looks_for_neither_labels_nor_segmentations(build, source, tmp_path):
+    (source / "train.csv").write_text("of,something\nelse,1\n")
+    assert build(pixels_only=True).exit_status == 0
+    cache = Cache(tmp_path / "cache")
+    assert cache.ids == IDS and cache.index["segmentation_digest"].isna().all()
+
+
 def test_a_new_study_joins_and_the_others_keep_their_folds(build, source, tmp_path):
     build()
     before = Cache(tmp_path / "cache").labels

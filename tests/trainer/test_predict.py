@@ -5,12 +5,15 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from cache_schema import TARGETS, Cache
-from cache_schema.tables import read_table
+from cache_schema.tables import read_table, write_table
 from preprocess.phantom.generate import write_phantom
 from trainer import train
 from trainer.predict import main
+from trainer.tables.settings import TableSettings
 
 
 @pytest.fixture(scope="module")
@@ -60,18 +63,67 @@ def test_new_scans_get_the_mean_of_all_runs(models, scans, tmp_path, capfd):
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/*/*")} == before
 
 
-def test_studies_that_the_source_no_longer_has_are_left_out(models, scans, tmp_path, capfd):
+def test_another_source_leaves_nothing_of_the_one_before(models, scans, tmp_path, capfd):
     source = shutil.copytree(scans, tmp_path / "source")
-    first, second, _ = sorted(source.iterdir())
+    (source / "train.csv").write_text("of,something\nelse,1\n")
+    first, second, _ = sorted(path for path in source.iterdir() if path.is_dir())
     words = [f"source={source}", f"models={models}", f"out={tmp_path / 'out'}"]
     assert main(words) == 3
     shutil.rmtree(first)
     for _ in range(2):  # the second time nothing is left to build
-        capfd.readouterr()
-        assert main(words) in (0, 3)
-        assert f"1 studies of an earlier source are left out, first {first.name}" in capfd.readouterr().out
+        assert main(words) == 3
         table = pd.read_csv(tmp_path / "out/predictions.csv", dtype={"id": str})
-        assert table["id"].tolist() == [second.name]
+        boxes = read_table(tmp_path / "out/study_boxes.parquet")
+        assert table["id"].tolist() == boxes["id"].tolist() == Cache(tmp_path / "out/cache").ids == [second.name]
+    competition = pd.read_csv(tmp_path / "out/submission.csv")
+    assert competition["row_id"].tolist() == [f"{second.name}_{target}" for target in TARGETS]
+    assert np.allclose(competition["fractured"], table[list(TARGETS)].to_numpy()[0], atol=6e-5)
+    shutil.rmtree(second)
+    capfd.readouterr()
+    assert main(words) == 2 and "no study can be used" in capfd.readouterr().err
+    assert not (tmp_path / "out/predictions.csv").exists() and not (tmp_path / "out/submission.csv").exists()
+
+
+def test_boxes_are_made_as_the_plan_made_them(models, tiny_cache, tmp_path, capfd):
+    own = shutil.copytree(models, tmp_path / "models")
+    assert main([f"source={tiny_cache}", f"models={own}", f"out={tmp_path / 'out'}"]) == 0
+    before = read_table(tmp_path / "out/study_boxes.parquet")
+    settings = TableSettings(box_margin=4)
+    inputs = {"settings": settings.model_dump_json()}
+    write_table(own / "tables/study_boxes.parquet", before, "test", inputs)
+    capfd.readouterr()
+    assert main([f"source={tiny_cache}", f"models={own}", f"out={tmp_path / 'out'}"]) == 0
+    after = read_table(tmp_path / "out/study_boxes.parquet")
+    assert "defaults are taken" not in capfd.readouterr().out
+    assert (after["x0"] == (before["x0"] - 4).clip(lower=0)).all() and (after["x0"] != before["x0"]).any()
+
+
+def test_a_model_whose_numbers_are_not_finite_is_named(models, tiny_cache, tmp_path, capfd):
+    own = shutil.copytree(models, tmp_path / "models")
+    changed(own, lambda weights, metadata: weights.update({name: weights[name] * np.nan for name in weights}))
+    assert main([f"source={tiny_cache}", f"models={own}", f"out={tmp_path / 'out'}"]) == 2
+    line = capfd.readouterr().err
+    assert "predicts numbers that are not finite, first for study" in line and "fold0-seed2" in line
+    assert not (tmp_path / "out/predictions.csv").exists()
+
+
+def test_models_that_do_not_fit_are_said_before_anything_is_decoded(models, scans, tmp_path, capfd):
+    other = shutil.copytree(models, tmp_path / "other")
+    changed(other, lambda weights, metadata: metadata.update(pixel_hash="0" * 64))
+    twice = shutil.copytree(models, tmp_path / "twice")
+    shutil.copytree(twice / "study_fracture-04F/fold0-seed1", twice / "study_fracture-04F/fold0-seed3")
+    for own, line in ((other, "was trained with pixel_hash=000"), (twice, "is the same run as ")):
+        assert main([f"source={scans}", f"models={own}", f"out={tmp_path / 'out'}"]) == 2
+        assert line in capfd.readouterr().err and not (tmp_path / "out").exists()
+
+
+def changed(models, change):
+    """One study_fracture run with other weights or metadata."""
+    path = models / "study_fracture-04F/fold0-seed2/model.safetensors"
+    with safe_open(path, "np") as file:
+        weights, metadata = {name: file.get_tensor(name) for name in file.offset_keys()}, dict(file.metadata())
+    change(weights, metadata)
+    save_file(weights, path, metadata)
 
 
 def test_it_is_what_the_runs_predict_by_themselves_and_says_what_they_have_seen(
@@ -103,7 +155,8 @@ def test_it_is_what_the_runs_predict_by_themselves_and_says_what_they_have_seen(
             ["source=S", "models=.", "out=O"],
             "models=.: no finished bbox run; expected bbox-*/fold*-seed*/model.safetensors",
         ),
-        (["source=nowhere", "models=M", "out=O"], "nowhere"),
+        (["source=nowhere", "models=M", "out=O"], "source=nowhere: no such folder; expected DICOM files, or a cache"),
+        (["source=S", "models=M", "out=/proc/nope"], "/proc/nope"),
         (["source=S", "source.x=a", "models=M", "out=O"], "source is a value, not a section"),
         (["source.x=a", "models=M", "out=O"], "no source given; expected source=DICOM_OR_CACHE"),
         (
@@ -114,7 +167,7 @@ def test_it_is_what_the_runs_predict_by_themselves_and_says_what_they_have_seen(
             ["source=D", "models=M", "out=O", "data.resident=gpu"],
             "data.resident=gpu keeps crops, and bbox 01B has none",
         ),
-        (["source=S", "models=M", "out=O", "data.size=96"], "was trained with data.size=64; expected data.size=96"),
+        (["source=D", "models=M", "out=O", "data.size=96"], "data.size is what the models were trained with"),
         (["source=S", "models=M", "out=O", "train.eval_batch=none"], "train.eval_batch='none' does not fit"),
     ],
 )
