@@ -81,13 +81,13 @@ def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str
 def print_and_keep(parts: Iterable[str], name: str, keep: bool) -> None:
     """Prints the parts of a report as they come; with `keep`, into benchmarks/results too, under the machine's name."""
     text = []
+    path = RESULTS / f"{name}-{'-'.join(cpu_name().lower().split())}-{cores()}core.txt"
     for part in parts:
         print(part, flush=True)
         text.append(part)
-    if keep:
-        RESULTS.mkdir(exist_ok=True)
-        place = "-".join(cpu_name().lower().split())
-        (RESULTS / f"{name}-{place}-{cores()}core.txt").write_text("\n".join(text))
+        if keep:  # as they come: on a machine that is lent the time may be over before the last
+            RESULTS.mkdir(exist_ok=True)
+            path.write_text("\n".join(text))
 
 
 def cpu_name() -> str:

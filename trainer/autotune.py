@@ -27,8 +27,9 @@ class Layout(NamedTuple):
         return ", ".join(parts)
 
 
-LAYOUTS = (Layout(), Layout(channels_last=True), Layout(channels_last=True, compiled=True))
-"""in the order in which they are tried, and preferred when equally fast; the compiler chooses layouts of its own"""
+LAYOUTS = (Layout(channels_last=True), Layout(channels_last=True, compiled=True), Layout())
+"""in the order in which they are tried, and preferred when equally fast; the compiler chooses layouts of its own. Channels
+first comes last: cuDNN took most of the minute to find algorithms for depthwise convolutions there"""
 
 
 def fastest(

@@ -5,6 +5,7 @@ the result to total; the sum of the processes' totals is then the loss of the wh
 """
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -82,11 +83,17 @@ def study_fracture_loss(logits: Tensor, labels: Tensor) -> dict[str, Term]:
     """
     known = ~labels.isnan()
     target = torch.where(known, labels, 0.0).float()
-    positive, negative = target.new_tensor(POSITIVE_WEIGHTS), target.new_tensor(NEGATIVE_WEIGHTS)
+    positive, negative = _label_weights(target.device)
     weight = torch.where(target > 0.5, positive, negative) * known
     entropy = F.binary_cross_entropy_with_logits(logits.float(), target, reduction="none")
     per_study = (weight * entropy).sum(1) / weight.sum(1).clamp(min=1)
     return {"log_loss": Term(1.0, per_study.sum(), known.any(1).sum().float())}
+
+
+@lru_cache
+def _label_weights(device: torch.device) -> tuple[Tensor, Tensor]:
+    """(8,) float32 each. Copied to a GPU once: the host would wait there for all that it has still to do."""
+    return torch.tensor(POSITIVE_WEIGHTS, device=device), torch.tensor(NEGATIVE_WEIGHTS, device=device)
 
 
 def weighted_squared_error(values: Tensor, targets: Tensor, mask: Tensor | None = None) -> Term:

@@ -43,7 +43,7 @@ def test_memory_that_runs_out_in_training_is_one_line(tiny_cache, tiny_settings,
     def step(*given):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
 
-    monkeypatch.setattr(Run, "_step", step)
+    monkeypatch.setattr(Run, "step", step)
     with pytest.raises(
         CspineError, match=r"memory does not hold 8 items at once; take `chosen` out of this file"
     ) as said:
@@ -95,7 +95,7 @@ def test_a_choice_is_written_before_the_first_step_and_used_again(
         seen.append((passes, yaml.safe_load(path.read_text())["chosen"]))
         raise InterruptedError
 
-    monkeypatch.setattr(Run, "_step", stop_at_once)
+    monkeypatch.setattr(Run, "step", stop_at_once)
     with pytest.raises(InterruptedError):
         train(**common)
     written = yaml.safe_load(path.read_text())

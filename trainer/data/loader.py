@@ -134,7 +134,8 @@ def dali_pictures(source: Any, batch: int, settings: DataSettings, device: torch
         seed=0,
     )
     pipe.build()
-    stream = torch.cuda.current_stream(device) if gpu else None
+    # copied on a stream of its own, since the host waits for the copy: not for what the network has still to do
+    side = torch.cuda.Stream(device) if gpu else None
     while True:
         try:
             outputs, keys = pipe.run()
@@ -145,9 +146,13 @@ def dali_pictures(source: Any, batch: int, settings: DataSettings, device: torch
         except Exception as error:
             raise reading_error(error) from error
         triplets = [tensor.shape()[0] for tensor in outputs]
-        images = torch.empty((sum(triplets), *outputs[0].shape()[1:]), dtype=torch.float16, device=device)
-        for tensor, image in zip(outputs, images.split(triplets), strict=True):
-            feed_ndarray(tensor, image, cuda_stream=stream)
+        with torch.cuda.stream(side):  # None is none
+            images = torch.empty((sum(triplets), *outputs[0].shape()[1:]), dtype=torch.float16, device=device)
+            for tensor, image in zip(outputs, images.split(triplets), strict=True):
+                feed_ndarray(tensor, image, cuda_stream=side)
+        if gpu:
+            torch.cuda.current_stream(device).wait_stream(side)
+            images.record_stream(torch.cuda.current_stream(device))
         yield images, triplets, keys.as_array().ravel().tolist()
 
 

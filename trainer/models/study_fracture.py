@@ -66,8 +66,8 @@ class StudyFractureModel(nn.Module):
     def classify(self, features: list[Tensor]) -> Tensor:
         """One (F_i, width) a study, F_i >= 1 -> (B, 8) logits float32: patient_overall, then C1..C7."""
         x_btw, lengths = fit_steps(features, self.steps)
-        filled = torch.tensor(lengths, device=x_btw.device)
-        mask = torch.arange(self.steps, device=x_btw.device) < filled[:, None]
+        mask = torch.arange(self.steps) < torch.tensor(lengths)[:, None]
+        mask = mask.to(x_btw.device, non_blocking=True)  # made here: nobody waits for the CNN
         hidden = self.rnn(x_btw, lengths if self.mask_pool else None)
         peak = max_pool(hidden, mask if self.mask_pool else None)
         return self.logits(self.dropout(torch.cat([peak, self.attention(hidden, mask)], dim=-1)))
