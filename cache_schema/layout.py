@@ -8,7 +8,7 @@ from cache_schema.documents import canonical_json, digest_of
 
 SCHEMA_VERSION = 1
 HU_LOW, HU_HIGH = -500, 1300
-"""intensity window: level 400, width 1800 (reference 2.1)"""
+"""intensity window: level 400, width 1800 (reference 2.2)"""
 CHUNK_SLICES = 8
 """whole slices a chunk: the best of window, random triplet and whole study together"""
 LEVELS = ("C1", "C2", "C3", "C4", "C5", "C6", "C7")

@@ -102,7 +102,7 @@ def check_same(old: LabelsTable, new: Wanted, *, labels_given: bool, cache: Path
 
     A train.csv that was only found beside the images does not argue with a table made by `preprocess labels`.
     """
-    do = f"to change labels or folds on purpose: preprocess labels {cache} CSV"
+    do = f"to change labels or folds on purpose: preprocess labels {cache} CSV [--folds CSV|N]"
     if new.folds_given and new.folds_name != old.folds_name:
         raise UsageError("has other folds than --folds asks for", where=cache / LABELS, do=do)
     if new.labels is None or (old.made_by == MADE_BY_LABELS and not labels_given):

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cache_schema.errors import UsageError
@@ -15,6 +16,8 @@ from trainer.words import merge, nearest, parse_assignments, read_yaml
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 STAGES = ("bbox", "vertebrae", "slice_fracture", "study_fracture")
+PLACES = {"cache": "CACHE", "out": "RUNS", "boxes": "TABLE", "pseudo": "TABLE", "backbone": "RUN"}
+"""what stands in `shown` for what a run is made from"""
 
 
 class Section(BaseModel):
@@ -207,6 +210,14 @@ def load(words: Iterable[str], *, must_exist: bool = True) -> Settings:
     if must_exist:
         _check_paths(settings)
     return settings
+
+
+def shown(words: Iterable[str]) -> str:
+    """All settings of a run as YAML; what it is made from need not be given."""
+    words = list(words)
+    given = {word.lstrip("-").partition("=")[0] for word in words}
+    words += [f"{name}={place}" for name, place in PLACES.items() if name not in given]
+    return yaml.safe_dump(load(words, must_exist=False).dump(), sort_keys=False).rstrip()
 
 
 def check_folder(out: Path) -> None:

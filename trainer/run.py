@@ -14,7 +14,7 @@ if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from trainer.command import is_main, say, serve
-from trainer.config import STAGES, Settings, load
+from trainer.config import STAGES, Settings, load, shown
 
 HELP = f"""usage: accelerate launch trainer/run.py stage={"|".join(STAGES)} [variant=NAME] cache=CACHE out=RUNS
            [mode=train|predict] [fold=0|all] [seed=1] [boxes=TABLE|cache] [pseudo=TABLE] [backbone=RUN] [weights=RUN]
@@ -22,7 +22,9 @@ HELP = f"""usage: accelerate launch trainer/run.py stage={"|".join(STAGES)} [var
 
 On one CPU, or one GPU, `python trainer/run.py ...` does the same without the launcher.
 Settings: defaults < configs/<stage>.yaml < its variant < config=FILE < command line; sections are model, data, augment, train.
+show=true prints all of a run's settings and stops; what they mean stands beside them in trainer/config.py.
 Exit status: 0 done, 1 a check failed, 2 a wrong setting or nothing to do."""
+SHOW = "show=true"
 
 
 def run(settings: Settings) -> Path:
@@ -67,8 +69,14 @@ def _lease(settings: Settings) -> AbstractContextManager:
 
 
 def main(words: list[str]) -> int:
-    again = "interrupted: the same command goes on from the last checkpoint"
-    return serve(words, HELP, lambda words: run(load(words)), again)
+    return serve(words, HELP, _main, "interrupted: the same command goes on from the last checkpoint")
+
+
+def _main(words: list[str]) -> None:
+    if SHOW in words:
+        say(shown(word for word in words if word != SHOW))
+    else:
+        run(load(words))
 
 
 def close() -> None:

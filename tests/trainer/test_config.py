@@ -10,6 +10,7 @@ from trainer.config import STAGES, Settings, load, stage_file
 from trainer.identity import identity_settings, recorded_config
 from trainer.loop import learning_rate
 from trainer.micro_batch import configured, share
+from trainer.run import main
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -170,7 +171,22 @@ def test_the_effective_batch_is_shared_by_processes_and_passes(batch, micro, pro
 def test_the_documented_switches_have_the_documented_defaults():
     text = (ROOT / "docs/switches.md").read_text()
     rows = re.findall(r"^\| `(\w+)\.(\w+)` \| `([^`]+)` \|", text, re.MULTILINE)
-    assert len(rows) == 15
+    assert len(rows) == 16
     for section, key, default in rows:
         field = Settings.model_fields[section].annotation.model_fields[key]
         assert str(field.default).lower() == default.lower(), f"{section}.{key}"
+
+
+def test_all_settings_of_a_run_are_shown_and_can_be_given_back(capsys, tmp_path):
+    assert main(["stage=vertebrae", "variant=04F", "show=true", "data.size=320"]) == 0
+    (tmp_path / "shown.yaml").write_text(capsys.readouterr().out)
+    again = load(["stage=vertebrae", f"config={tmp_path / 'shown.yaml'}"], must_exist=False)
+    assert again.data.size == 320 and again.train.epochs == 2 and again.boxes == Path("TABLE")
+    assert main(["stage=vertebrae", "variant=04X", "show=true"]) == 2
+    assert capsys.readouterr().err == "error: no variant 04X of stage vertebrae; did you mean 04F?\n"
+
+
+def test_a_variant_that_is_a_list_is_one_line(tmp_path):
+    (tmp_path / "mine.yaml").write_text("variant: [01B]")
+    with pytest.raises(UsageError, match="variant is one word"):
+        load(["stage=bbox", "cache=c", "out=o", f"config={tmp_path / 'mine.yaml'}"])

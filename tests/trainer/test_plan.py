@@ -81,6 +81,7 @@ def test_the_chain_of_the_demo_is_boxes_ratios_pseudo_labels_backbone():
         ("jobs: 2", "a plan without runs; expected runs: [{stage: ..., folds: [...], seeds: [...]}]"),
         ("config: nowhere.yaml\nruns: [{stage: bbox}]", "nowhere.yaml: no such file; expected a YAML file of settings"),
         ("runs: [{stage: bbox, set: {boxes: mine.parquet}}]", "boxes= is the plan's own to choose"),
+        ("runs: [{stage: bbox, set: {data.bank: 2}}]", "plan.yaml, run 1: data.bank keeps features of a frozen CNN"),
     ],
 )
 def test_a_plan_that_does_not_fit_is_one_line(plan, line, tmp_path):

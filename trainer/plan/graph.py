@@ -147,7 +147,13 @@ def _runs(
             needs = []
             if stage == "slice_fracture":
                 needs, words = ["pseudo_labels"], [*words, f"pseudo={tables / 'pseudo_labels.parquet'}"]
-            settings = load([*words, f"boxes={tables / 'study_boxes.parquet'}", f"backbone={out}"], must_exist=False)
+            try:
+                settings = load(
+                    [*words, f"boxes={tables / 'study_boxes.parquet'}", f"backbone={out}"], must_exist=False
+                )
+            except UsageError as error:
+                error.where = error.where or where
+                raise
             if settings.needs_boxes:
                 needs, words = [*needs, "study_boxes"], [*words, f"boxes={tables / 'study_boxes.parquet'}"]
             if stage == "study_fracture":
