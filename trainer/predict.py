@@ -18,7 +18,7 @@ from cache_schema.errors import UsageError
 from cache_schema.layout import GROUP, PIXEL_HASH, REPORT
 from cache_schema.tables import read_table, table_meta, write_table
 from trainer import exposure
-from trainer.command import say, serve
+from trainer.command import one_of, say, serve
 from trainer.config import Settings, check_folder, check_keys, validate
 from trainer.identity import CONFIG_FILE, PREDICTIONS_OF_ALL, check_weights, recorded_config, run_name
 from trainer.inputs import MODEL_FILE
@@ -26,15 +26,16 @@ from trainer.run import run
 from trainer.tables.boxes import report, study_boxes
 from trainer.tables.make import made_with
 from trainer.tables.settings import TableSettings
-from trainer.tables.studies import study_predictions, submission
+from trainer.tables.studies import study_predictions, submission, suspected_slices
 from trainer.words import merge, nearest, parse_assignments
 
-HELP = """usage: python -m trainer.predict source=DICOM_OR_CACHE models=RUNS out=DIR [section.key=value ...]
+HELP = """usage: python -m trainer.predict source=DICOM_OR_CACHE models=RUNS out=DIR [slices=true] [section.key=value ...]
 
 Writes DIR/predictions.csv: for each study the probability of a fracture (patient_overall) and of one in each of C1..C7;
 and the same as DIR/submission.csv, in the competition's form.
 source=   a folder of DICOM files, decoded into DIR/cache first, or a cache. Labels are not needed.
 models=   what a plan made: all finished bbox and study_fracture runs under it are used, and their probabilities averaged.
+slices=true says where to look, by all slice_fracture runs: DIR/slices.csv, for each study and level the slice most like a fracture.
 section.key=value says how it is computed: data.loader=plain without DALI, data.workers=, train.eval_batch=, train.precision=no ...;
 all else is as the models were trained.
 The same command again goes on where it was stopped.
@@ -42,6 +43,7 @@ Not a medical device: for research only.
 Exit status: 0 done, 1 something is damaged, 2 a wrong setting or nothing to predict on, 3 some studies of the source were refused."""
 
 PLACES = {"source": "source=DICOM_OR_CACHE", "models": "models=RUNS", "out": "out=DIR"}
+SLICES_ASKED = "slices"
 COMPUTING = {
     "model": ("chunk",),
     "data": ("loader", "workers", "resident", "ram_gb", "on_error"),
@@ -51,7 +53,7 @@ COMPUTING = {
 MACHINE = {"model": ("weights_file",), "data": COMPUTING["data"], "train": ("threads",)}
 """those of the machine that trained, which another one does not take over"""
 MOST_SHOWN = 20
-CACHE, CSV, SUBMISSION = "cache", "predictions.csv", "submission.csv"
+CACHE, CSV, SUBMISSION, SLICES = "cache", "predictions.csv", "submission.csv", "slices.csv"
 BOXES, PREDICTIONS = "study_boxes.parquet", "study_predictions.parquet"
 
 
@@ -62,12 +64,14 @@ def main(words: list[str]) -> int:
 def _main(words: list[str]) -> int:
     given = parse_assignments(words)
     for key in given:
-        if key not in (*PLACES, *COMPUTING):
-            raise UsageError(f"no setting {key}", do=nearest(key, (*PLACES, *COMPUTING)))
+        if key not in (known := (*PLACES, SLICES_ASKED, *COMPUTING)):
+            raise UsageError(f"no setting {key}", do=nearest(key, known))
     for key, expected in PLACES.items():
         if not isinstance(given.get(key) or None, str):
             raise UsageError(f"no {key} given", expected=expected, do="see --help")
     source, models, out = (Path(given.pop(key)) for key in PLACES)
+    slices = one_of(given, SLICES_ASKED, ("false", "true")) == "true"
+    given.pop(SLICES_ASKED, None)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("predicts in one process", do="start it without a launcher")
     check_keys(given)
@@ -76,16 +80,18 @@ def _main(words: list[str]) -> int:
             if name not in COMPUTING[section]:
                 known = ", ".join(f"{key}.{each}" for key, names in COMPUTING.items() for each in names)
                 raise UsageError(f"{section}.{name} is what the models were trained with", expected=f"one of {known}")
-    table, status = predict_studies(source, models, out, given)
+    table, status = predict_studies(source, models, out, given, slices=slices)
     shown = table[["id", *TARGETS]].head(MOST_SHOWN)
     say(shown.to_string(index=False, float_format="{:.3f}".format))
     say(f"{len(table)} studies{', the first of them above' * (len(table) > MOST_SHOWN)}: {out / CSV}")
     return status
 
 
-def predict_studies(source: Path, models: Path, out: Path, given: Mapping[str, Any]) -> tuple[pd.DataFrame, int]:
+def predict_studies(
+    source: Path, models: Path, out: Path, given: Mapping[str, Any], *, slices: bool = False
+) -> tuple[pd.DataFrame, int]:
     """The `study_predictions` table of every study in the source, into OUT with the boxes and a CSV of it; and 3 where studies
-    of the source were refused, else 0.
+    of the source were refused, else 0. slices: into OUT, where to look for the fractures, too.
 
     models: RUNS of a plan. given: settings by section, on top of those that each run was trained with. Runs whose
     predictions are there already are not made again. Raises CspineError, for what is wrong with models and settings
@@ -100,8 +106,9 @@ def predict_studies(source: Path, models: Path, out: Path, given: Mapping[str, A
     boxers, fracturers = (
         _settings(finished_runs(models, stage), place, pixel_hash, out, given) for stage in ("bbox", "study_fracture")
     )
+    lookers = _settings(finished_runs(models, "slice_fracture"), place, pixel_hash, out, given) if slices else []
     thresholds = _thresholds(models)
-    for name in (CSV, SUBMISSION, PREDICTIONS):  # they may be of another source
+    for name in (CSV, SUBMISSION, PREDICTIONS, SLICES):  # they may be of another source
         (out / name).unlink(missing_ok=True)
     status = 0 if is_cache else _build(source, place)
     cache = Cache(place)
@@ -122,6 +129,11 @@ def predict_studies(source: Path, models: Path, out: Path, given: Mapping[str, A
     write_table(out / PREDICTIONS, table, "trainer.predict", _digests(found))
     write_whole(out / CSV, table[["id", *TARGETS]].to_csv(index=False, float_format="%.4f").encode())
     write_whole(out / SUBMISSION, submission(table).to_csv(index=False).encode())
+    if lookers:
+        where = suspected_slices(list(_predictions(lookers).values()))
+        numbers = {id: cache.study(id).slice_number for id in cache.ids}
+        where.insert(2, "slice_number", [numbers[id][z] for id, z in zip(where["id"], where["z_index"], strict=True)])
+        write_whole(out / SLICES, where.to_csv(index=False, float_format="%.4f").encode())
     return table, status
 
 

@@ -15,6 +15,7 @@ from trainer.tables.scores import HELD_OUT, Score
 
 KEPT_AT_LEAST = 0.999
 STUDY_AIM = 0.85
+ON_LEVEL_AT_LEAST = 0.9
 
 
 class Check(NamedTuple):
@@ -76,6 +77,23 @@ def levels_are_found(ratios: pd.DataFrame, truth: Path) -> Check:
         shown += int(there.sum())
     return Check(
         "the level with the highest ratio is right in most slices", f"{right / shown:.1%} of {shown}", 2 * right > shown
+    )
+
+
+def suspects_lie_on_their_level(where: pd.DataFrame, labels: pd.DataFrame, truth: Path) -> Check:
+    """Among fractured levels: how often the slice that stage 3 points at shows the level.
+
+    where: suspected_slices, out of fold. labels: id, C1..C7.
+    """
+    broken, right, shown = labels.set_index("id")[list(LEVELS)] == 1, 0, 0
+    for id, rows in where.groupby("id"):
+        true = true_ratios(_labels(truth, id))
+        for row in rows.itertuples():
+            if broken.at[id, row.level]:
+                right += int(true[row.z_index, LEVELS.index(row.level)] > 0)
+                shown += 1
+    return Check(
+        "the slice to look at shows the fractured level", f"{right} of {shown}", right >= ON_LEVEL_AT_LEAST * shown
     )
 
 

@@ -18,6 +18,7 @@ from checks import (
     boxes_keep_the_neck,
     levels_are_found,
     permuted_labels_teach_nothing,
+    suspects_lie_on_their_level,
     twins_rank,
 )
 from control import PERMUTED, hardlinks, permuted
@@ -31,6 +32,7 @@ from preprocess.labels import replace_labels
 from preprocess.phantom.generate import write_phantom
 from trainer.plan.graph import Plan, read_plan
 from trainer.tables.scores import read_scores
+from trainer.tables.studies import suspected_slices
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -71,6 +73,8 @@ def checks(asked: argparse.Namespace) -> Iterator[Check]:
     yield from beats_baselines(read_scores(runs / "tables/scores.json"))
     yield boxes_keep_the_neck(boxes, truth, Cache(cache).index)
     yield levels_are_found(read_table(runs / "tables/vertebra_ratios.parquet"), truth)
+    own = [read_table(path) for path in sorted(runs.glob("slice_fracture-*/*/predictions.parquet"))]
+    yield suspects_lie_on_their_level(suspected_slices(own), Cache(cache).labels, truth)
 
     twins = asked.out / "twins"
     write_twins(twins, asked.twins, first=asked.studies, slices=asked.slices)

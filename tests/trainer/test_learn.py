@@ -13,7 +13,14 @@ from trainer.tables.scores import Score
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "learn"))
 
-from checks import beats_baselines, boxes_keep_the_neck, levels_are_found, permuted_labels_teach_nothing, twins_rank
+from checks import (
+    beats_baselines,
+    boxes_keep_the_neck,
+    levels_are_found,
+    permuted_labels_teach_nothing,
+    suspects_lie_on_their_level,
+    twins_rank,
+)
 from control import permuted
 
 RNG = np.random.default_rng(0)
@@ -57,6 +64,16 @@ def test_twins_are_compared_at_their_level():
     table["C2"], table["C7"] = [0.1, 0.2, 0, 0, 0, 0], [0, 0, 0.1, 0.3, 0.9, 0.0]
     check = twins_rank(table, twins)
     assert check.well and check.found.startswith("2 of 3 at its level (median difference 0.100), 0 overall")
+
+
+@pytest.mark.parametrize(("z_index", "well"), [(7, True), (5, False)])
+def test_the_slice_to_look_at_must_show_the_level(z_index, well, truth):
+    labels = pd.DataFrame([("a", 0, 1, 0, 0, 0, 0, 0)], columns=["id", *LEVELS])
+    where = pd.DataFrame(
+        [("a", "C1", 11, 0.9), ("a", "C2", z_index, 0.4)], columns=["id", "level", "z_index", "fracture"]
+    )
+    check = suspects_lie_on_their_level(where, labels, truth)
+    assert check.well == well and check.found == f"{int(well)} of 1"
 
 
 def score(stage: str, metric: str, low: float, high: float) -> Score:

@@ -44,7 +44,7 @@ def scans(tmp_path_factory):
 
 def test_new_scans_get_the_mean_of_all_runs(models, scans, tmp_path, capfd):
     words = [f"source={scans}", f"models={models}", f"out={tmp_path}"]
-    assert main(words) == 3, "one study was refused"
+    assert main([*words, "slices=true"]) == 3, "one study was refused"
     said = capfd.readouterr().out
     assert "2 studies, 1 bbox runs, 2 study_fracture runs" in said and "1 studies were refused" in said
     assert (
@@ -58,8 +58,19 @@ def test_new_scans_get_the_mean_of_all_runs(models, scans, tmp_path, capfd):
     assert len(each) == 2 and not np.allclose(each[0][list(TARGETS)], each[1][list(TARGETS)], atol=1e-4)
     expected = (each[0] + each[1])[list(TARGETS)] / 2
     assert np.allclose(table[list(TARGETS)], expected.loc[table.index], atol=6e-5)
+    where = pd.read_csv(tmp_path / "slices.csv", dtype={"id": str})
+    (path,) = tmp_path.glob("runs/slice_fracture-*/*/predictions-all.parquet")
+    slices, (id, level) = read_table(path), where.loc[5, ["id", "level"]]
+    own = slices[slices["id"] == id].set_index("z_index")[f"{level}_frac"]
+    assert len(where) == 14 and (where.loc[5, "z_index"], where.loc[5, "fracture"]) == (
+        own.idxmax(),
+        round(own.max(), 4),
+    )
+    numbers = Cache(tmp_path / "cache").study(id).slice_number
+    assert where.loc[5, "slice_number"] == numbers[own.idxmax()]
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/*/*")}
     assert main(words) == 3 and capfd.readouterr().out.count("already done") == 3
+    assert not (tmp_path / "slices.csv").exists(), "it was not asked for"
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/*/*")} == before
 
 

@@ -1,8 +1,9 @@
-"""Predictions of stage 4 -> study_predictions -> submission (reference 9)."""
+"""Predictions of stage 4 -> study_predictions -> submission (reference 9); of stage 3 -> where to look."""
 
 import pandas as pd
 
-from cache_schema import TARGETS
+from cache_schema import LEVELS, TARGETS
+from trainer.tables.pseudo import FRACTURES
 from trainer.tables.runs import mean_over_runs
 
 
@@ -15,6 +16,21 @@ def study_predictions(predictions: list[pd.DataFrame], labels: pd.DataFrame) -> 
     folds = labels.set_index("id")["fold"].astype("Int64")
     table.insert(1, "fold", folds.reindex(table["id"]).array)
     return table
+
+
+def suspected_slices(predictions: list[pd.DataFrame]) -> pd.DataFrame:
+    """id, level, z_index, fracture: for each study and level the slice where stage 3 sees most of a fracture. Sorted.
+
+    predictions: one frame a run: id, z_index (of a triplet's middle), C1_frac .. C7_frac, averaged over the runs.
+    """
+    mean = mean_over_runs([frame[["id", "z_index", *FRACTURES]] for frame in predictions], ["id", "z_index"])
+    parts = []
+    for level, column in zip(LEVELS, FRACTURES, strict=True):
+        peaks = mean.loc[mean.groupby("id")[column].idxmax()]
+        parts.append(
+            pd.DataFrame({"id": peaks["id"], "level": level, "z_index": peaks["z_index"], "fracture": peaks[column]})
+        )
+    return pd.concat(parts).sort_values(["id", "level"]).reset_index(drop=True)
 
 
 def submission(table: pd.DataFrame) -> pd.DataFrame:
