@@ -5,7 +5,7 @@ from functools import partial
 
 import imagecodecs
 import numpy as np
-from pydicom.uid import RLELossless
+from pydicom import uid
 
 from cache_schema.errors import StudyRefused
 from preprocess.codestream import check_frame
@@ -82,7 +82,7 @@ def _decoders(syntax: str) -> list[Decode]:
     named = [partial(_decode_by, name) for name in decoder_names(syntax)]
     if syntax in NATIVE_SYNTAXES:
         return [*named, _decode_native]
-    return [*named, _decode_rle] if syntax == RLELossless else named
+    return [*named, _decode_rle] if syntax == uid.RLELossless else named
 
 
 def _decode_by(plugin: str, frame: bytes, header: FileHeader) -> np.ndarray:
@@ -98,7 +98,7 @@ def _values(words: np.ndarray, header: FileHeader) -> np.ndarray:
 
 
 def _decode_native(frame: bytes | memoryview, header: FileHeader) -> np.ndarray:
-    order = ">" if header.transfer_syntax == "1.2.840.10008.1.2.2" else "<"
+    order = ">" if header.transfer_syntax == uid.ExplicitVRBigEndian else "<"
     words = np.frombuffer(frame, f"{order}u{header.bits_allocated // 8}", header.rows * header.columns)
     return words.reshape(header.rows, header.columns)
 

@@ -6,19 +6,20 @@ cut decodes into a wrong picture in silence. A few bytes tell both.
 
 import struct
 
+from pydicom import uid
+
 from cache_schema.errors import StudyRefused
 
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 J2K_START = b"\xff\x4f\xff\x51"
-RLE = "1.2.840.10008.1.2.5"
 
 _START_OF_FRAME = {
-    "1.2.840.10008.1.2.4.50": (0xC0,),
-    "1.2.840.10008.1.2.4.51": (0xC0, 0xC1),
-    "1.2.840.10008.1.2.4.57": (0xC3,),
-    "1.2.840.10008.1.2.4.70": (0xC3,),
-    "1.2.840.10008.1.2.4.80": (0xF7,),
-    "1.2.840.10008.1.2.4.81": (0xF7,),
+    uid.JPEGBaseline8Bit: (0xC0,),
+    uid.JPEGExtended12Bit: (0xC0, 0xC1),
+    uid.JPEGLossless: (0xC3,),
+    uid.JPEGLosslessSV1: (0xC3,),
+    uid.JPEGLSLossless: (0xF7,),
+    uid.JPEGLSNearLossless: (0xF7,),
 }
 """Transfer syntax -> start-of-frame markers it may use: baseline, extended, lossless, JPEG-LS."""
 
@@ -28,7 +29,7 @@ _ALL_STARTS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 def check_frame(frame: bytes, syntax: str, rows: int, columns: int, bits_allocated: int) -> None:
     """Raise StudyRefused (frame_header, frame_size, truncated_frame) unless the frame is what its DICOM header
     says."""
-    if syntax == RLE:
+    if syntax == uid.RLELossless:
         _check_rle(frame, bits_allocated // 8)
         return
     size = _jpeg_size(frame, _START_OF_FRAME[syntax]) if syntax in _START_OF_FRAME else _j2k_size(frame)

@@ -7,13 +7,13 @@ from functools import lru_cache
 
 import numpy as np
 
+from preprocess.header import Vector
+
 MAX_DEGREES_FROM_AXIAL = 30.0
 TILT_DEGREES = 0.5
 """Below half a degree a tilt is rounding in the header; a gantry is set in steps of half a degree."""
 
 PERPENDICULAR_TOLERANCE = 0.01
-
-Vector = tuple[float, ...]
 
 
 @dataclass(frozen=True)

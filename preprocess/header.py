@@ -4,11 +4,13 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pydicom import uid
+
 MAX_PIXELS = 4096 * 4096
 """Cap on Rows x Columns: CT scanners write up to 2048 x 2048; a header beyond it is a lie that would cost
 gigabytes."""
 
-NATIVE_SYNTAXES = frozenset({"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"})
+NATIVE_SYNTAXES = frozenset({uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian})
 
 Vector = tuple[float, ...]
 

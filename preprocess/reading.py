@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 import pydicom
+from pydicom import uid
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.tag import Tag
 
 from preprocess.decode import PLUGINS, decoder_names
-from preprocess.elements import HEAD_BYTES, META_BEGIN, Elements, walk
+from preprocess.elements import HEAD_BYTES, META_BEGIN, UNDEFINED_LENGTH, Elements, walk
 from preprocess.findings import Finding
 from preprocess.header import MAX_PIXELS, NATIVE_SYNTAXES, FileHeader, Vector
 
@@ -29,9 +30,6 @@ MAX_FRAMES = 20_000
 MAX_MM, MAX_HU = 1e6, 1e9
 """Beyond any table and any scanner, but small enough to compute with."""
 
-BIG_ENDIAN = "1.2.840.10008.1.2.2"
-DIRECTORY_CLASS = "1.2.840.10008.1.3.10"
-UNDEFINED_LENGTH = 0xFFFFFFFF
 INT32 = range(-(2**31), 2**31)
 
 _PIXEL_FIELDS = ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation")
@@ -72,11 +70,11 @@ def read_headers(path: str | Path) -> list[FileHeader] | Finding:
 
 @cache
 def _walked_syntaxes() -> frozenset[str]:
-    return frozenset(syntax for syntax in PLUGINS if syntax != BIG_ENDIAN and decoder_names(syntax))
+    return frozenset(syntax for syntax in PLUGINS if syntax != uid.ExplicitVRBigEndian and decoder_names(syntax))
 
 
 def _frames_of_ordinary(elements: Elements, path: Path, status: os.stat_result) -> list[FileHeader]:
-    if elements.storage_class == DIRECTORY_CLASS:
+    if elements.storage_class == uid.MediaStorageDirectoryStorage:
         return []
     header = _read_header(_Reader(elements.syntax, elements.values.get), elements.pixels, path, status)
     return [_check_geometry(_check_length(header))]
@@ -88,7 +86,7 @@ def _read_by_pydicom(file: BinaryIO, path: Path, status: os.stat_result) -> list
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pydicom's warnings print header text
             dataset = pydicom.dcmread(file, stop_before_pixels=True)
-            if str(dataset.file_meta.get("MediaStorageSOPClassUID", "")) == DIRECTORY_CLASS:
+            if str(dataset.file_meta.get("MediaStorageSOPClassUID", "")) == uid.MediaStorageDirectoryStorage:
                 return []
             return _frames_of(dataset, file, path, status)
     except InvalidDicomError:
@@ -135,7 +133,7 @@ class _Reader:
 
     def __init__(self, syntax: str, value: Callable[[int], object]):
         self.syntax, self.value = syntax, value
-        self.little = syntax != BIG_ENDIAN
+        self.little = syntax != uid.ExplicitVRBigEndian
         self.problems: list[tuple[str, str]] = []
 
     def text(self, keyword: str) -> str:
