@@ -29,7 +29,8 @@ from cache_schema.layout import CHUNK_SLICES, chunk_file
 from preprocess import decode
 from preprocess.build import build_cache
 from preprocess.cluster import local_cluster
-from preprocess.decode import DicomPixels, decoder_names
+from preprocess.decode import decoder_names
+from preprocess.pixels import DicomPixels
 from preprocess.segmentation import find_segmentation, read_segmentation
 from preprocess.series import plan_studies
 from preprocess.study_plan import StudyPlan

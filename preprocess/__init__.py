@@ -62,7 +62,7 @@ def open_study(plan: "StudyPlan", segmentation: str | Path | None = None) -> tup
     """
     from cache_schema.study import Study, StudyRecord
     from preprocess.canary import check_decoders
-    from preprocess.decode import DicomPixels
+    from preprocess.pixels import DicomPixels
     from preprocess.segmentation import read_segmentation
 
     pixels = DicomPixels(plan)

@@ -9,9 +9,10 @@ from pydicom import uid
 
 from cache_schema.errors import StudyRefused
 from preprocess.codestream import check_frame
-from preprocess.decode import LOSSY_SYNTAXES, DicomPixels, decode_stored, decoder_names
+from preprocess.decode import LOSSY_SYNTAXES, decode_stored, decoder_names
 from preprocess.findings import REASONS, Finding
 from preprocess.header import NATIVE_SYNTAXES, FileHeader
+from preprocess.pixels import DicomPixels
 from preprocess.study_plan import SlicePlan, StudyPlan
 
 LOSSY_TOLERANCE = 2

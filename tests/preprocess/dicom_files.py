@@ -9,7 +9,7 @@ from pydicom import uid
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 
-from preprocess.decode import DicomPixels
+from preprocess.pixels import DicomPixels
 from preprocess.series import plan_studies
 
 STUDY = "1.2.826.0.1.3680043.8.498.1"

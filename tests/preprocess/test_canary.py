@@ -14,9 +14,10 @@ from cache_schema.verify import verify
 from preprocess import open_study
 from preprocess.canary import check_decoders, decoders_agree, first_of_each_kind
 from preprocess.cluster import Pool
-from preprocess.decode import PLUGINS, DicomPixels, decode_stored, decoder_names
+from preprocess.decode import PLUGINS, decode_stored, decoder_names
 from preprocess.findings import REASONS
 from preprocess.guard import deadline
+from preprocess.pixels import DicomPixels
 from preprocess.series import plan_studies
 from preprocess.task import StudyTask, make_study
 

@@ -28,8 +28,9 @@ from pydicom.encaps import encapsulate
 
 from cache_schema.errors import StudyRefused
 from preprocess import open_study, studies
-from preprocess.decode import PLUGINS, DicomPixels, decode_stored, decoder_names, window_table
+from preprocess.decode import PLUGINS, decode_stored, decoder_names, window_table
 from preprocess.findings import REASONS
+from preprocess.pixels import DicomPixels
 from preprocess.series import plan_studies
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")

@@ -9,7 +9,7 @@ import pytest
 from pydicom.pixels import pixel_array
 
 from preprocess import studies
-from preprocess.decode import DicomPixels
+from preprocess.pixels import DicomPixels
 from preprocess.series import plan_studies
 
 ROOT = Path(__file__).resolve().parents[2]

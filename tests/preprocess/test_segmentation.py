@@ -7,8 +7,8 @@ import pytest
 from dicom_files import COLUMNS, ROWS, STUDY, dataset, write, write_nifti, write_series, write_slice
 
 from preprocess import open_study, segmentation_folder, studies
-from preprocess.decode import DicomPixels
 from preprocess.findings import STUDY_KEPT
+from preprocess.pixels import DicomPixels
 from preprocess.segmentation import find_segmentation, place_labels, read_segmentation, vertebra_ratios
 from preprocess.series import plan_studies
 

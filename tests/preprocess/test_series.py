@@ -19,8 +19,8 @@ from dicom_files import (
     write_slice,
 )
 
-from preprocess.decode import DicomPixels
 from preprocess.findings import REASONS
+from preprocess.pixels import DicomPixels
 from preprocess.series import plan_studies
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")

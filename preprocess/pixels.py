@@ -1,0 +1,187 @@
+"""The pixels of one planned study: its files, read and decoded slice by slice, as uint8 in cache order.
+
+Guards look at a frame's own bytes before any decoder does, since decoders believe what a broken frame says.
+"""
+
+import hashlib
+import io
+import os
+import warnings
+from typing import BinaryIO
+
+import cv2
+import google_crc32c
+import numpy as np
+from pydicom.encaps import get_frame
+
+from cache_schema.arrays import Scratch
+from cache_schema.errors import StudyRefused
+from preprocess.codestream import check_frame
+from preprocess.decode import decode_stored, decoder_names, window_table
+from preprocess.findings import REASONS, Finding
+from preprocess.header import NATIVE_SYNTAXES, FileHeader
+from preprocess.jumps import jumps, thumbnail
+from preprocess.study_plan import StudyPlan
+
+_BLOCK = 1 << 20
+
+_content, _picture = Scratch(), Scratch()
+
+
+class DicomPixels:
+    """The pixels of a planned study, decoded as they are read. Picklable; holds no file open between reads."""
+
+    def __init__(self, plan: StudyPlan):
+        self.plan = plan
+        self._checksums: dict[str, int] = {}
+        self._used: dict[str, set[str]] = {}
+        self._constant: set[tuple[str, int]] = set()
+        self._thumbnails: dict[int, np.ndarray] = {}
+
+    def read(self, z0: int, z1: int, box: tuple[int, int, int, int] | None = None) -> np.ndarray:
+        """Slices z0 (included) to z1 (excluded) of the canonical study as uint8 (z1 - z0, rows, columns), or their
+        `box` x0 y0 x1 y1.
+
+        Raises StudyRefused when a file changed since it was planned, or a frame cannot be trusted or decoded.
+        """
+        x0, y0, x1, y1 = (0, 0, self.plan.columns, self.plan.rows) if box is None else box
+        slices = self.plan.slices[z0:z1]
+        out = np.empty((len(slices), y1 - y0, x1 - x0), np.uint8)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pydicom's warnings print header text
+            for z, (picture, place) in enumerate(zip(out, slices, strict=True), start=z0):
+                try:
+                    grey = self._grey(place.header)
+                except StudyRefused as refused:
+                    raise StudyRefused(refused.reason, refused.what, study=self.plan.id, file=str(place.file)) from None
+                turned = self.plan.turn.apply(grey)
+                picture[...] = turned[y0:y1, x0:x1]
+                self._thumbnails[z] = thumbnail(turned)
+        return out
+
+    def _grey(self, header: FileHeader) -> np.ndarray:
+        """One slice as stored, (rows, columns) uint8; valid until the next call in this thread."""
+        stored = self._stored(header)
+        if _is_constant(stored):
+            self._constant.add((header.path, header.frame))
+        table = window_table(
+            header.slope, header.intercept, header.pixel_representation, header.bits_stored, header.photometric
+        )
+        table = table if stored.dtype == np.uint16 else table[:256]
+        return cv2.LUT(stored, table[None], _picture(*stored.shape))
+
+    def _stored(self, header: FileHeader) -> np.ndarray:
+        frame = self.frame(header)
+        if header.transfer_syntax not in NATIVE_SYNTAXES:
+            check_frame(frame, header.transfer_syntax, header.rows, header.columns, header.bits_allocated)
+        failures = []
+        for name in decoder_names(header.transfer_syntax):
+            try:
+                stored = decode_stored(frame, header, name)
+            except Exception as error:  # decoders fail in every way there is
+                failures.append(f"{name} ({type(error).__name__})")
+            else:
+                self._used.setdefault(header.transfer_syntax, set()).add(name)
+                return stored
+        raise StudyRefused("decode_failed", f"decoding failed with {', '.join(failures)}")
+
+    def frame(self, header: FileHeader) -> bytes | memoryview:
+        """The bytes of one frame, valid until the next call in this thread.
+
+        A file of one frame is read whole, so that its checksum costs no second read.
+        """
+        try:
+            with open(header.path, "rb", buffering=0) as file:
+                _check_unchanged(file, header)
+                if header.frames > 1:
+                    return _cut_frame(file, header)
+                content = _content(header.size)
+                if file.readinto(content.data) != header.size:
+                    raise StudyRefused("source_changed", "a file became shorter while it was read")
+        except OSError as error:
+            raise StudyRefused("source_changed", f"a file cannot be read any more ({type(error).__name__})") from None
+        self._checksums[header.path] = google_crc32c.value(content)
+        if header.transfer_syntax in NATIVE_SYNTAXES:
+            return content.data[header.pixel_offset : header.pixel_offset + _frame_bytes(header)]
+        return _cut_frame(io.BytesIO(content), header)
+
+    @property
+    def decoder(self) -> str:
+        """Names of the decoders used so far, or to be used where nothing has been read yet, joined by commas."""
+        syntaxes = {place.header.transfer_syntax for place in self.plan.slices}
+        names = {name for syntax in syntaxes for name in self._used.get(syntax) or decoder_names(syntax)[:1]}
+        return ",".join(sorted(names))
+
+    def findings(self) -> list[Finding]:
+        """What the slices read so far show."""
+        found = []
+        if self._constant:
+            message = f"{len(self._constant)} slices hold one single value: nothing was scanned, or a picture is lost"
+            found.append(Finding(self.plan.id, "", "flagged", "constant_slice", message))
+        for z in jumps(self._thumbnails):
+            place = self.plan.slices[z]
+            if (place.path, place.frame) not in self._constant:
+                about = (self.plan.id, str(place.file), "flagged", "slice_jump")
+                found.append(Finding(*about, REASONS["slice_jump"], place.path))
+        return found
+
+    def flags(self) -> tuple[str, ...]:
+        """The flags that go with `findings`."""
+        return tuple(sorted({finding.reason for finding in self.findings()}))
+
+    def source_digest(self) -> str:
+        """Digest of the bytes of the source files in slice order, without their names; reads the files that `read`
+        has not seen whole.
+
+        Raises StudyRefused when a file changed since it was planned.
+        """
+        digest = hashlib.sha256()
+        for number, header in {place.path: (place.file, place.header) for place in self.plan.slices}.values():
+            if header.path not in self._checksums:
+                try:
+                    self._checksums[header.path] = _checksum(header)
+                except StudyRefused as refused:
+                    raise StudyRefused(refused.reason, refused.what, study=self.plan.id, file=str(number)) from None
+            digest.update(f"{header.size} {self._checksums[header.path]:08x}\n".encode())
+        return digest.hexdigest()
+
+
+def _is_constant(stored: np.ndarray) -> bool:
+    middle = stored[len(stored) // 2]  # tells of nearly every slice that it is not
+    return bool((middle == middle[0]).all()) and bool((stored == middle[0]).all())
+
+
+def _check_unchanged(file: BinaryIO, header: FileHeader) -> None:
+    status = os.fstat(file.fileno())
+    if (status.st_size, status.st_mtime_ns) != (header.size, header.mtime_ns):
+        raise StudyRefused("source_changed", "a file changed after its header was read")
+
+
+def _checksum(header: FileHeader) -> int:
+    checksum = google_crc32c.Checksum()
+    try:
+        with open(header.path, "rb") as file:
+            _check_unchanged(file, header)
+            while block := file.read(_BLOCK):
+                checksum.update(block)
+    except OSError as error:
+        raise StudyRefused("source_changed", f"a file cannot be read any more ({type(error).__name__})") from None
+    return int.from_bytes(checksum.digest(), "big")
+
+
+def _frame_bytes(header: FileHeader) -> int:
+    return header.rows * header.columns * header.bits_allocated // 8
+
+
+def _cut_frame(source: BinaryIO, header: FileHeader) -> bytes:
+    if header.transfer_syntax in NATIVE_SYNTAXES:
+        length = _frame_bytes(header)
+        source.seek(header.pixel_offset + header.frame * length)
+        return source.read(length)
+    source.seek(header.pixel_offset)
+    try:
+        return get_frame(source, header.frame, number_of_frames=header.frames)
+    except Exception as error:  # broken encapsulation ends in ValueError, struct.error, StopIteration and others
+        raise StudyRefused(
+            "frame_header", f"the compressed frames cannot be told apart ({type(error).__name__})"
+        ) from None
