@@ -128,7 +128,7 @@ def _read_chunk(folder: Path, file: str, out: np.ndarray) -> None:
 
 
 def _unread(folder: Path, what: str) -> CacheError:
-    return CacheError(what, where=folder, do="remove this folder, and the same build-cache makes it again")
+    return CacheError(what, where=folder, do="remove this folder: the same build-cache, or crop, makes it again")
 
 
 class StudyWriter:

@@ -31,7 +31,7 @@ from cache_schema.layout import (
 )
 from cache_schema.store import read_cache_document, read_study_document
 from cache_schema.study import ContentDigest, Study, StudyBox, StudyRecord, blocks, segmentation_digest, value_range
-from cache_schema.tables import content_digest, table_bytes
+from cache_schema.tables import content_digest, read_table, table_bytes
 
 
 class CacheWriter:
@@ -119,12 +119,13 @@ class CacheWriter:
         """Folders of all studies on disk, sorted by id."""
         return sorted(entry for entry in self.path.iterdir() if is_valid_id(entry.name) and (entry / GROUP).is_file())
 
-    def study_box(self, id: str) -> StudyBox | None:
-        """The box a study has on disk; None where it has none, does not check, or is not there."""
+    def has_box(self, id: str) -> bool:
+        """Whether a study has a study_box, or had one when the index was written where its own record cannot be read."""
         try:
-            return read_study_document(self.path / id)[0].study_box
+            return read_study_document(self.path / id)[0].study_box is not None
         except CacheError:
-            return None
+            index = read_table(self.path / INDEX) if (self.path / INDEX).is_file() else index_frame([])
+            return bool(index.loc[index["id"] == id, "x0"].notna().any())
 
     def set_boxes(self, table: pd.DataFrame) -> int:
         """Publish boxes (id, x0, y0, x1, y1, z_from, z_to) as the snapshot; studies not in the table then have none.

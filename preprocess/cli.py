@@ -152,7 +152,7 @@ def verify(
     problems = find_problems(cache, sample)
     for problem in problems:
         print(problem)
-    do = "remove the folders of damaged studies, and the same build-cache makes them again"
+    do = "remove the folders of damaged studies: the same build-cache, or crop, makes them again"
     print(f"{cache}: {len(problems)} problems; {do}" if problems else f"{cache}: all well", file=sys.stderr)
     return 1 if problems else 0
 

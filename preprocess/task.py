@@ -76,4 +76,4 @@ def _rows(task: StudyTask, findings: list[Finding]) -> tuple[Row, ...]:
 def _loses_box(writer: CacheWriter, id: str) -> bool:
     """Whether the study that is about to be replaced has a study_box, or one before it had."""
     earlier = recall(writer, id)
-    return (earlier is not None and earlier.lost_box) or writer.study_box(id) is not None
+    return (earlier is not None and earlier.lost_box) or writer.has_box(id)

@@ -40,6 +40,7 @@ def save(accelerator: Accelerator, model: nn.Module, run_dir: Path, step: int, k
             shutil.rmtree(old, ignore_errors=True)
             now.rename(old)
         new.rename(now)
+        sync(run_dir)
         shutil.rmtree(old, ignore_errors=True)
     accelerator.wait_for_everyone()
 

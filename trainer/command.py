@@ -1,5 +1,6 @@
 """What the commands of this package share: help, one clear line for what the user can mend, and the exit status."""
 
+import errno
 import os
 import sys
 import time
@@ -9,6 +10,8 @@ from cache_schema.errors import CspineError, UsageError
 from trainer.words import nearest
 
 INTERRUPTED = 130
+MENDABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG)
+"""of what the system may refuse: no right, no room, a name that is too long"""
 SECONDS_BEHIND = 10
 """that another process than the main one waits with a mistake: a launcher ends all of them with the first"""
 
@@ -39,10 +42,10 @@ def serve(words: list[str], help: str, act: Callable[[list[str]], object], inter
     except CspineError as error:  # what one process alone may have met
         print(f"error: {error}", file=sys.stderr, flush=True)
         return error.exit_status
-    except OSError as error:  # no room, no right, a name that is too long
-        if error.filename is None:
+    except OSError as error:
+        if error.errno not in MENDABLE:
             raise
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr, flush=True)
+        print(f"error: {error.filename or 'writing'}: {error.strerror}", file=sys.stderr, flush=True)
         return UsageError.exit_status
     except KeyboardInterrupt:
         say(interrupted, sys.stderr)

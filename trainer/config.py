@@ -178,8 +178,8 @@ def stage_file(stage: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return content, content.pop("variants")
 
 
-def load(words: Iterable[str], *, must_exist: bool = True) -> Settings:
-    """Settings from `key=value` words. Raises UsageError with the nearest right choice.
+def load(words: Iterable[str], *, must_exist: bool = True, places: Mapping[str, str] | None = None) -> Settings:
+    """Settings from `key=value` words. Raises UsageError with the nearest right choice. places: below all else.
 
     must_exist=False leaves out whether paths exist, for runs whose inputs are yet to be made."""
     given = parse_assignments(words)
@@ -202,9 +202,9 @@ def load(words: Iterable[str], *, must_exist: bool = True) -> Settings:
     if variant not in variants:
         raise UsageError(f"no variant {variant} of stage {stage}", do=nearest(variant, variants))
     for needed in ("cache", "out"):
-        if needed not in given and not any(needed in layer for layer in extra):
+        if not any(needed in layer for layer in (given, *extra, places or {})):
             raise UsageError(f"no {needed} given", expected="cache=CACHE out=RUNS", do="see --help")
-    merged = merge(common, variants[variant] or {}, *extra, given, {"variant": variant})
+    merged = merge(places or {}, common, variants[variant] or {}, *extra, given, {"variant": variant})
     settings = validate(_without_nulls(merged))
     check_folder(settings.out)
     if must_exist:
@@ -214,10 +214,11 @@ def load(words: Iterable[str], *, must_exist: bool = True) -> Settings:
 
 def shown(words: Iterable[str]) -> str:
     """All settings of a run as YAML; what it is made from need not be given."""
-    words = list(words)
-    given = {word.lstrip("-").partition("=")[0] for word in words}
-    words += [f"{name}={place}" for name, place in PLACES.items() if name not in given]
-    return yaml.safe_dump(load(words, must_exist=False).dump(), sort_keys=False).rstrip()
+    settings = load(words, must_exist=False, places=PLACES)
+    unused = {"boxes": not settings.needs_boxes, "pseudo": settings.stage != "slice_fracture"}
+    unused["backbone"] = settings.stage != "study_fracture"
+    values = {name: None if unused.get(name) else value for name, value in settings.dump().items()}
+    return yaml.safe_dump(values, sort_keys=False).rstrip()
 
 
 def check_folder(out: Path) -> None:

@@ -17,7 +17,7 @@ from accelerate.utils import broadcast, gather_object
 from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
 
-from cache_schema.errors import CspineError, UsageError
+from cache_schema.errors import UsageError
 from trainer.data.items import Item
 from trainer.data.loader import Batch
 from trainer.data.order import Evaluation, Place
@@ -29,8 +29,8 @@ from trainer.session import Session
 def predict(session: Session, model: nn.Module, *, scored_only: bool = False) -> pd.DataFrame | None:
     """The stage's prediction table over the split, on the main process; None on the others.
 
-    scored_only: only studies that the stage is scored on. Raises UsageError where there is no study; otherwise, in all
-    processes, CspineError where a number is not finite.
+    scored_only: only studies that the stage is scored on. Raises UsageError where there is no study, or, in all
+    processes, where a number is not finite.
     """
     accelerator, stage, inputs = session.accelerator, session.stage, session.inputs
     ids = inputs.eval_ids(segmented=scored_only and inputs.segmented)
@@ -50,14 +50,17 @@ def predict(session: Session, model: nn.Module, *, scored_only: bool = False) ->
             with accelerator.autocast():
                 outputs = stage.forward(model, batch)
             rows.append(stage.rows(outputs, batch))
-    everywhere = pd.concat(gather_object(rows), ignore_index=True)
-    finite = np.isfinite(everywhere.select_dtypes("number").to_numpy(np.float64)).all(axis=1)
+    table = stage.table(pd.concat(gather_object(rows), ignore_index=True))
+    finite = np.isfinite(table.select_dtypes("number").to_numpy(np.float64)).all(axis=1)
     if not scored_only and not finite.all():
-        line = f"predicts numbers that are not finite, first for study {everywhere['id'][~finite].min()}"
-        raise CspineError(
-            line, where=session.settings.weights or session.settings.run_dir, do="give train.precision=no"
+        line = f"predicts numbers that are not finite, first for study {table['id'][~finite].min()}"
+        do = (
+            "give train.precision=no"
+            if session.settings.mode == "predict"
+            else "train anew with another train.precision"
         )
-    return stage.table(everywhere) if session.is_main else None
+        raise UsageError(line, where=session.settings.weights or session.settings.run_dir, do=do)
+    return table if session.is_main else None
 
 
 def pictures(session: Session, items: Sequence[Item]) -> Iterator[Batch]:

@@ -108,8 +108,7 @@ class Run(Session):
         steps = f"{len(items)} items, {schedule.steps_per_epoch} steps an epoch"
         self.say(f"{steps}, {train.epochs} epochs, {processes} process(es)")
         batches = iter(self._batches(model, schedule, micro, ids))
-        with memory_in_one_line(settings.run_dir / CONFIG_FILE, micro):
-            self._fit(model, optimiser, batches, passes, schedule, first, last)
+        self._fit(model, optimiser, batches, micro, passes, schedule, first, last)
         batches.close()
         self.inputs.check_fresh()
         if self.is_main:
@@ -149,6 +148,7 @@ class Run(Session):
         model: nn.Module,
         optimiser: Any,
         batches: Iterator[Batch],
+        micro: int,
         passes: int,
         schedule: Training,
         first: int,
@@ -162,7 +162,8 @@ class Run(Session):
         for step in range(first, last):
             if step % schedule.steps_per_epoch == 0:
                 self.inputs.check_fresh()
-            line = self.step(model, optimiser, batches, passes, step, last)
+            with memory_in_one_line(settings.run_dir / CONFIG_FILE, micro):
+                line = self.step(model, optimiser, batches, passes, step, last)
             if (step + 1) % train.log_every == 0 or step + 1 == last:
                 pace = (step + 1 - first) * train.batch / (time.monotonic() - started)
                 self._log({**line, "items_per_second": pace}, step + 1, last)
@@ -283,6 +284,8 @@ class Run(Session):
             if aside:
                 self.say(f"{run_dir} held a run of other settings or inputs; it is now {aside}")
             run_dir.mkdir(parents=True, exist_ok=True)
+            for unfinished in run_dir.glob(".*.part"):  # by a process that was killed over it
+                unfinished.unlink()
             chosen = (recorded_config(run_dir) or {}).get("chosen")
         (chosen,) = broadcast_object_list([chosen])
         return chosen

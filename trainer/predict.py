@@ -46,11 +46,11 @@ PLACES = {"source": "source=DICOM_OR_CACHE", "models": "models=RUNS", "out": "ou
 SLICES_ASKED = "slices"
 COMPUTING = {
     "model": ("chunk",),
-    "data": ("loader", "workers", "resident", "ram_gb", "on_error"),
+    "data": ("loader", "workers", "resident", "ram_gb"),
     "train": ("eval_batch", "precision", "threads"),
 }
 """settings that may be given"""
-MACHINE = {"model": ("weights_file",), "data": COMPUTING["data"], "train": ("threads",)}
+MACHINE = {"model": ("weights_file",), "data": (*COMPUTING["data"], "on_error"), "train": ("threads",)}
 """those of the machine that trained, which another one does not take over"""
 MOST_SHOWN = 20
 CACHE, CSV, SUBMISSION, SLICES = "cache", "predictions.csv", "submission.csv", "slices.csv"
@@ -108,14 +108,13 @@ def predict_studies(
     )
     lookers = _settings(finished_runs(models, "slice_fracture"), place, pixel_hash, out, given) if slices else []
     thresholds = _thresholds(models)
-    for name in (CSV, SUBMISSION, PREDICTIONS, SLICES):  # they may be of another source
-        (out / name).unlink(missing_ok=True)
-    status = 0 if is_cache else _build(source, place)
+    status = 0 if is_cache else _build(source, out)
+    _forget(out)
     cache = Cache(place)
     if not cache.ids:
         raise UsageError("holds no study", where=source, expected="DICOM files, or a cache of studies")
     say(f"{len(cache.ids)} studies, {len(boxers)} bbox runs, {len(fracturers)} study_fracture runs")
-    _say_what_was_seen(fracturers, cache.ids)
+    _say_what_was_seen([*fracturers, *lookers], cache.ids)
 
     studies = cache.index[["id", "rows", "columns", "slices"]]
     found = _predictions(boxers)
@@ -167,9 +166,9 @@ def _settings_of(weights: Path, cache: Path, out: Path, given: Mapping[str, Any]
     values = {name: value for name, value in recorded.items() if name in Settings.model_fields}
     for section, names in MACHINE.items():
         values[section] = {name: value for name, value in values[section].items() if name not in names}
-    from torch import cuda
+    from trainer.session import on_gpu
 
-    if not cuda.is_available():
+    if not on_gpu():
         values["train"].pop("precision")  # what a GPU needs for speed a CPU does not
     here = {"cache": cache, "out": out / "runs", "mode": "predict", "split": "all", "weights": weights}
     here["boxes"] = None if values["stage"] == "bbox" else out / BOXES
@@ -177,14 +176,22 @@ def _settings_of(weights: Path, cache: Path, out: Path, given: Mapping[str, Any]
     return validate(merge(values, here, none, given))
 
 
-def _build(source: Path, cache: Path) -> int:
+def _forget(out: Path) -> None:
+    """What an earlier command has found: it may be of other studies."""
+    for name in (CSV, SUBMISSION, PREDICTIONS, SLICES):
+        (out / name).unlink(missing_ok=True)
+
+
+def _build(source: Path, out: Path) -> int:
     """The cache, built or brought up to date. Returns the build's exit status; raises UsageError where no study can be used."""
     from preprocess.build import build_cache
 
+    cache = out / CACHE
     result = build_cache(source, cache, pixels_only=True, prune=True)
     if result.refused:
         say(f"{result.refused} studies were refused: see {cache / REPORT}")
     if not result.studies:
+        _forget(out)
         raise UsageError("no study can be used", where=source, do=f"see {cache / REPORT}")
     return result.exit_status
 

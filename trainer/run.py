@@ -13,18 +13,18 @@ if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     # started as a file: its neighbours `config`, `data` and `stages` must not become top-level modules
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from trainer.command import is_main, say, serve
+from trainer.command import is_main, one_of, say, serve
 from trainer.config import STAGES, Settings, load, shown
 
 HELP = f"""usage: accelerate launch trainer/run.py stage={"|".join(STAGES)} [variant=NAME] cache=CACHE out=RUNS
-           [mode=train|predict] [fold=0|all] [seed=1] [boxes=TABLE|cache] [pseudo=TABLE] [backbone=RUN] [weights=RUN]
+           [mode=train|predict] [show=true] [fold=0|all] [seed=1] [boxes=TABLE|cache] [pseudo=TABLE] [backbone=RUN] [weights=RUN]
            [split=held_out|all] [micro_batch=auto|N] [deterministic=true] [tracker=tensorboard|none] [config=FILE] [section.key=value ...]
 
 On one CPU, or one GPU, `python trainer/run.py ...` does the same without the launcher.
 Settings: defaults < configs/<stage>.yaml < its variant < config=FILE < command line; sections are model, data, augment, train.
 show=true prints all of a run's settings and stops; what they mean stands beside them in trainer/config.py.
 Exit status: 0 done, 1 a check failed, 2 a wrong setting or nothing to do."""
-SHOW = "show=true"
+SHOW = "show"
 
 
 def run(settings: Settings) -> Path:
@@ -73,8 +73,10 @@ def main(words: list[str]) -> int:
 
 
 def _main(words: list[str]) -> None:
-    if SHOW in words:
-        say(shown(word for word in words if word != SHOW))
+    asked = [word for word in words if word.lstrip("-").startswith(f"{SHOW}=")]
+    words = [word for word in words if word not in asked]
+    if asked and one_of({SHOW: asked[-1].partition("=")[2]}, SHOW, ("true", "false")) == "true":
+        say(shown(words))
     else:
         run(load(words))
 

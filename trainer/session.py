@@ -88,6 +88,11 @@ class Session:
         return Loader(source, batch, data, self.accelerator.device, self.stage.targets if targets else None, self.crops)
 
 
+def on_gpu() -> bool:
+    """Whether this process computes on one."""
+    return torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("true", "1", "yes")
+
+
 def accelerator(settings: Settings) -> Accelerator:
     """Accelerate as the settings ask for it, and with it the process-wide switches of torch and OpenCV."""
     train = settings.train
@@ -100,14 +105,14 @@ def accelerator(settings: Settings) -> Accelerator:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without which cuBLAS does not repeat itself
     torch.backends.cudnn.benchmark = not settings.deterministic
     torch.backends.cudnn.allow_tf32 = False  # float32 is what it says, an LSTM's above all
-    on_gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("true", "1", "yes")
-    precision = ("fp16" if on_gpu else "no") if train.precision == "auto" else train.precision
+    gpu = on_gpu()
+    precision = ("fp16" if gpu else "no") if train.precision == "auto" else train.precision
     if (asked := os.environ.get("ACCELERATE_MIXED_PRECISION", "no")) not in ("no", precision):
         say(f"train.precision={precision} counts, not the launcher's mixed_precision={asked}")
     # Accelerate keeps the first run's precision for the whole process; its process group stays
     AcceleratorState._reset_state()
     return Accelerator(
-        cpu=not on_gpu,
+        cpu=not gpu,
         mixed_precision=precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1, sync_with_dataloader=False),
         log_with=None if settings.tracker == "none" else settings.tracker,

@@ -158,6 +158,9 @@ def test_a_replaced_study_loses_its_box_and_the_report_says_so_until_it_has_anot
     CacheWriter(cache).set_boxes(boxes)
     build()
     assert report_of(cache).empty and verify(cache) == []
+    shutil.rmtree(cache / IDS[2])  # as one does with a damaged study
+    build()
+    assert report_of(cache)[["id", "reason"]].to_numpy().tolist() == [[IDS[2], "study_box_lost"]]
 
 
 def test_a_failing_study_is_a_row_and_the_others_are_kept(build, source, tmp_path):

@@ -167,7 +167,7 @@ def test_it_is_what_the_runs_predict_by_themselves_and_says_what_they_have_seen(
             "models=.: no finished bbox run; expected bbox-*/fold*-seed*/model.safetensors",
         ),
         (["source=nowhere", "models=M", "out=O"], "source=nowhere: no such folder; expected DICOM files, or a cache"),
-        (["source=S", "models=M", "out=/proc/nope"], "/proc/nope"),
+        (["source=" + "x" * 300, "models=M", "out=O"], "x: File name too long"),
         (["source=S", "source.x=a", "models=M", "out=O"], "source is a value, not a section"),
         (["source.x=a", "models=M", "out=O"], "no source given; expected source=DICOM_OR_CACHE"),
         (

@@ -6,6 +6,7 @@ It is not handed to `Accelerator.prepare()`: ranks already read only their own i
 
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,7 +135,7 @@ def dali_pictures(source: Any, batch: int, settings: DataSettings, device: torch
         seed=0,
     )
     pipe.build()
-    # copied on a stream of its own, since the host waits for the copy: not for what the network has still to do
+    # on the network's own stream the host might wait, with the copy, for all that the network has still to do
     side = torch.cuda.Stream(device) if gpu else None
     while True:
         try:
@@ -146,7 +147,7 @@ def dali_pictures(source: Any, batch: int, settings: DataSettings, device: torch
         except Exception as error:
             raise reading_error(error) from error
         triplets = [tensor.shape()[0] for tensor in outputs]
-        with torch.cuda.stream(side):  # None is none
+        with torch.cuda.stream(side) if gpu else nullcontext():
             images = torch.empty((sum(triplets), *outputs[0].shape()[1:]), dtype=torch.float16, device=device)
             for tensor, image in zip(outputs, images.split(triplets), strict=True):
                 feed_ndarray(tensor, image, cuda_stream=side)
