@@ -1,5 +1,6 @@
 """DICOM to a cache: one header pass, then a Dask task a study, then the tables. What is done is skipped."""
 
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -103,7 +104,7 @@ def build_cache(
         if labels is None and (source / "train.csv").is_file():
             labels = source / "train.csv"
     want = wanted(labels, folds, pseudonyms or str)
-    writer = CacheWriter(cache)
+    is_new, writer = not cache.exists(), CacheWriter(cache)
     with writer.locked(lambda: tell(f"another process is changing {cache}; waiting for it")):
         writer.sweep()
         old_labels = LabelsTable.read(cache)
@@ -118,6 +119,8 @@ def build_cache(
         with Pool(workers, scheduler, tell) as pool:
             plans, findings = job.plan(files, pool)
             if not plans and not findings:
+                if is_new:
+                    shutil.rmtree(cache)
                 raise UsageError("holds no DICOM files", where=source)
             source_ids = {job.name(plan.id) for plan in plans}
             if limit is not None and len(plans) > limit:

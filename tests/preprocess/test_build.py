@@ -194,6 +194,14 @@ def test_nothing_but_refused_studies_is_nothing_done(build, source):
     assert (result.studies, result.refused, result.exit_status) == (0, 4, 2)
 
 
+def test_a_source_without_dicom_leaves_no_cache_behind(tmp_path, scheduler):
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "notes.txt").write_text("nothing")
+    with pytest.raises(UsageError, match="holds no DICOM files"):
+        build_cache(tmp_path / "source", tmp_path / "cache", scheduler=scheduler)
+    assert not (tmp_path / "cache").exists()
+
+
 def test_a_damaged_study_in_the_cache_is_made_again(build, built, tmp_path):
     build()
     os.remove(tmp_path / "cache" / IDS[0] / "pixels" / "c.1.0.0")
