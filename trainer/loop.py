@@ -108,7 +108,7 @@ class Run(Session):
         steps = f"{len(items)} items, {schedule.steps_per_epoch} steps an epoch"
         self.say(f"{steps}, {train.epochs} epochs, {processes} process(es)")
         batches = iter(self._batches(model, schedule, micro, ids))
-        self._fit(model, optimiser, batches, micro, passes, schedule, first, last)
+        self._fit(model, optimiser, batches, passes, schedule)
         batches.close()
         self.inputs.check_fresh()
         if self.is_main:
@@ -143,19 +143,11 @@ class Run(Session):
             torch.manual_seed(self.settings.seed + accelerator.process_index)
         return *accelerator.prepare(model, optimiser_of(model, train)), micro, passes
 
-    def _fit(
-        self,
-        model: nn.Module,
-        optimiser: Any,
-        batches: Iterator[Batch],
-        micro: int,
-        passes: int,
-        schedule: Training,
-        first: int,
-        last: int,
-    ) -> None:
-        """All steps that are left, with logs, scores and checkpoints in between."""
+    def _fit(self, model: nn.Module, optimiser: Any, batches: Iterator[Batch], passes: int, schedule: Training) -> None:
+        """All steps that are left of the schedule, with logs, scores and checkpoints in between."""
         settings, train = self.settings, self.settings.train
+        first, last = schedule.step, train.epochs * schedule.steps_per_epoch
+        micro = train.batch // passes // schedule.world
         scored = train.evaluate_every and bool(self.inputs.eval_ids(segmented=self.inputs.segmented))
         kept, started = time.monotonic(), time.monotonic()
         model.train()

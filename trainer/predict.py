@@ -160,14 +160,14 @@ def _settings(runs: list[Path], cache: Path, pixel_hash: str, out: Path, given: 
 
 def _settings_of(weights: Path, cache: Path, out: Path, given: Mapping[str, Any]) -> Settings:
     """Those that the run was trained with, as of a prediction on this cache and this machine."""
+    from trainer.session import on_gpu  # torch: not for the sake of --help
+
     recorded = recorded_config(weights)
     if recorded is None:
         raise UsageError("no settings beside its weights", where=weights, expected=CONFIG_FILE)
     values = {name: value for name, value in recorded.items() if name in Settings.model_fields}
     for section, names in MACHINE.items():
         values[section] = {name: value for name, value in values[section].items() if name not in names}
-    from trainer.session import on_gpu
-
     if not on_gpu():
         values["train"].pop("precision")  # what a GPU needs for speed a CPU does not
     here = {"cache": cache, "out": out / "runs", "mode": "predict", "split": "all", "weights": weights}

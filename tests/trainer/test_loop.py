@@ -8,7 +8,7 @@ import torch
 from accelerate.utils import LoggerType
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cache_schema.errors import UsageError
+from cache_schema.errors import StaleStudy, UsageError
 from trainer import checkpoint, losses, train
 from trainer.checkpoint import load_weights
 from trainer.config import load
@@ -121,6 +121,31 @@ def test_processes_that_find_different_folders_are_refused(given, monkeypatch):
     monkeypatch.setattr("trainer.loop.gather_object", lambda own: [*own, (False, *own[0][1:])])
     with pytest.raises(UsageError, match="not the same folder for all processes; give an out= that all machines share"):
         train(**given)
+
+
+def test_a_folder_that_shows_late_is_waited_for(given, monkeypatch):
+    settings = load(f"{key}={value}" for key, value in given.items())
+    run, slept = Run(settings, Inputs(settings), "key"), []
+
+    def made_elsewhere(seconds):
+        slept.append(seconds)
+        settings.run_dir.mkdir(parents=True)
+
+    monkeypatch.setattr("trainer.loop.time.sleep", made_elsewhere)
+    run._require_one_folder()
+    assert slept == [1]
+
+
+def test_predictions_on_a_study_that_was_replaced_meanwhile_are_not_kept(given, monkeypatch):
+    run_dir = train(**given)
+
+    def replaced(inputs):
+        raise StaleStudy("was replaced in the cache while in use")
+
+    monkeypatch.setattr("trainer.inputs.Inputs.check_fresh", replaced)
+    with pytest.raises(StaleStudy):
+        train(**given, mode="predict", split="all")
+    assert not (run_dir / "predictions-all.parquet").exists()
 
 
 def test_the_last_whole_checkpoint_outlives_a_kill_at_any_point_of_saving(given, monkeypatch, tmp_path):

@@ -51,8 +51,10 @@ def test_a_run_stopped_at_a_step_ends_with_the_same_weights_bit_for_bit(
         file.write(
             json.dumps({"step": stop + 1, "loss": 0.0}) + '\n{"step": 9, "lo'
         )  # logged after the last checkpoint
+    unfinished = tmp_path / "stopped/vertebrae-04A/fold0-seed1/.model.safetensors.12ab.part"
+    unfinished.write_bytes(b"of a process that was killed over it")
     resumed = train(**common, out=tmp_path / "stopped")
-    assert f"resuming at step {stop} of 4" in capsys.readouterr().out
+    assert f"resuming at step {stop} of 4" in capsys.readouterr().out and not unfinished.exists()
 
     expected, found = (load_file(run / "model.safetensors") for run in (whole, resumed))
     assert expected.keys() == found.keys()
