@@ -8,6 +8,7 @@ import json
 import math
 import os
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 
 import google_crc32c
@@ -63,10 +64,13 @@ class Scratch(threading.local):
 _file, _chunk = Scratch(), Scratch()
 
 
-def read_array(folder: Path, name: str) -> np.ndarray:
-    """A whole small array of a study, kept in one chunk. Raises CacheError where it is missing or does not check."""
+def read_array(folder: Path, name: str, listed: Mapping[str, int] | None = None) -> np.ndarray:
+    """A whole small array of a study, kept in one chunk. Raises CacheError where it is missing or does not check.
+
+    listed: as `StoredPixels` takes it.
+    """
     out = np.empty(read_shape(folder, name), ARRAYS[name][0])
-    _read_chunk(folder, chunk_file(name), out)
+    _read_chunk(folder, chunk_file(name), out, listed)
     return out
 
 
@@ -87,8 +91,9 @@ def read_shape(folder: Path, name: str) -> tuple[int, ...]:
 class StoredPixels:
     """The pixels of a study in a cache. Picklable; holds no file open between reads."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, listed: Mapping[str, int] | None = None):
+        """listed: the CRC-32C of each of the study's files, by name; a chunk with another one belongs to another study."""
+        self.folder, self.listed = folder, listed
         self._shape: tuple[int, ...] | None = None
 
     def read(self, z0: int, z1: int, box: Box | None = None) -> np.ndarray:
@@ -105,15 +110,15 @@ class StoredPixels:
             begin, end = max(z0, first), min(z1, first + CHUNK_SLICES)
             part = out[begin - z0 : end - z0]
             if whole and end - begin == CHUNK_SLICES:
-                _read_chunk(self.folder, chunk_file("pixels", first), part)
+                _read_chunk(self.folder, chunk_file("pixels", first), part, self.listed)
                 continue
             chunk = _chunk(CHUNK_SLICES, rows, columns)
-            _read_chunk(self.folder, chunk_file("pixels", first), chunk)
+            _read_chunk(self.folder, chunk_file("pixels", first), chunk, self.listed)
             part[...] = chunk[begin - first : end - first, y0:y1, x0:x1]
         return out
 
 
-def _read_chunk(folder: Path, file: str, out: np.ndarray) -> None:
+def _read_chunk(folder: Path, file: str, out: np.ndarray, listed: Mapping[str, int] | None) -> None:
     try:
         with open(f"{folder}/{file}", "rb", buffering=0) as source:
             size = os.fstat(source.fileno()).st_size
@@ -125,6 +130,8 @@ def _read_chunk(folder: Path, file: str, out: np.ndarray) -> None:
         raise _unread(folder, f"{file} is missing") from error
     except (OSError, ValueError) as error:
         raise _unread(folder, f"{file} does not check ({type(error).__name__})") from error
+    if listed is not None and listed.get(file) != int.from_bytes(data[-CRC_BYTES:].tobytes(), "little"):
+        raise _unread(folder, f"{file} is not the one that the study's {GROUP} lists")
 
 
 def _unread(folder: Path, what: str) -> CacheError:

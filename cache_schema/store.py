@@ -1,8 +1,17 @@
-"""A cache on disk, as its readers see it."""
+"""A cache on disk, as its readers see it.
+
+A study is replaced by one rename, the index is rewritten later. So what is opened is compared with the index, and every
+chunk that is read with the record that was opened: a reader gets the studies of one index, or one line.
+"""
 
 import difflib
+import os
+import sys
+from collections.abc import Callable
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -15,50 +24,108 @@ from cache_schema.layout import GROUP, INDEX, LABELS, SCHEMA_VERSION, is_valid_i
 from cache_schema.study import Box, Study, StudyRecord
 from cache_schema.tables import read_table
 
+Digests = tuple[str | None, str | None]
+"""of a study's content and of its segmentation"""
+Stamp = tuple[int, ...]
+"""what the file system says of a study's zarr.json: another one where it was written anew"""
+Read = TypeVar("Read")
+
+BUILD_AGAIN = "run build-cache again (or start again when it has ended)"
+
+
+class ChangedStudy(CacheError):
+    """The study on disk is not the one that the index lists."""
+
 
 class StoredStudy(Study):
-    """A study of a cache. Its record is read when it is opened, its arrays on first use."""
+    """A study of a cache. Its record is read when it is opened, its arrays on first use.
+
+    What it gives is what its record lists, however long it is held: reading raises StaleStudy where the study was
+    replaced or removed meanwhile, CacheError where a file is damaged.
+    """
 
     def __init__(self, folder: Path):
-        self.folder = folder
-        self.record = read_record(folder)
-        self.pixels = StoredPixels(folder)
+        self.folder, self.stamp = folder, _stamp(folder)
+        self.record, attributes = read_study_document(folder)
+        self.pixels = StoredPixels(folder, _listed(attributes))
+
+    @property
+    def digests(self) -> Digests:
+        return self.record.content_digest, self.record.segmentation_digest
+
+    def read(self, z0: int, z1: int, box: Box | None = None) -> np.ndarray:
+        return self._as_opened(lambda: Study.read(self, z0, z1, box))
 
     @cached_property
     def z(self) -> np.ndarray:
-        return read_array(self.folder, "z")
+        return self._array("z")
 
     @cached_property
     def slice_number(self) -> np.ndarray:
-        return read_array(self.folder, "slice_number")
+        return self._array("slice_number")
 
     @cached_property
     def value_range(self) -> np.ndarray:
-        return read_array(self.folder, "value_range")
+        return self._array("value_range")
 
     @cached_property
     def slice_box(self) -> np.ndarray | None:
-        return self._segmentation("slice_box")
+        return None if self.record.segmentation_digest is None else self._array("slice_box")
 
     @cached_property
     def vertebra_ratio(self) -> np.ndarray | None:
-        return self._segmentation("vertebra_ratio")
-
-    def _segmentation(self, name: str) -> np.ndarray | None:
-        return None if self.record.segmentation_digest is None else read_array(self.folder, name)
+        return None if self.record.segmentation_digest is None else self._array("vertebra_ratio")
 
     def check_fresh(self) -> None:
-        """Raises StaleStudy where the study was replaced or removed since it was opened; a new study_box is fine."""
+        """Raises StaleStudy where the study was replaced or removed since it was opened; a new study_box is fine.
+
+        A stat where its zarr.json was not written since. Raises CacheError where that is damaged.
+        """
+        self.stamp = _still(self.folder, self.digests, self.stamp)
+
+    def _array(self, name: str) -> np.ndarray:
+        return self._as_opened(lambda: read_array(self.folder, name, self.pixels.listed))
+
+    def _as_opened(self, read: Callable[[], Read]) -> Read:
+        """What `read` gives; where that fails, what there is to say, or the same content that was put there anew."""
         try:
-            now = read_record(self.folder)
+            return read()
         except CacheError:
-            now = None
-        opened = self.record
-        if now is None or (now.content_digest, now.segmentation_digest) != (
-            opened.content_digest,
-            opened.segmentation_digest,
-        ):
-            raise StaleStudy("was replaced in the cache while in use", where=self.id, do="start again")
+            self.pixels.listed = _listed(_document_of(self.folder, self.digests))
+            return read()
+
+
+def _listed(attributes: dict[str, Any]) -> dict[str, int]:
+    """The CRC-32C of each of a study's files; the names are the same in every study, and kept once."""
+    return {sys.intern(name): int(file["crc32c"], 16) for name, file in attributes["files"].items()}
+
+
+def _stamp(folder: Path) -> Stamp | None:
+    """None where there is no study."""
+    try:
+        status = os.stat(folder / GROUP)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _still(folder: Path, digests: Digests, stamp: Stamp | None) -> Stamp:
+    """The study's stamp now, `stamp` being an earlier one. Raises StaleStudy where its digests are no longer these."""
+    now = _stamp(folder)  # before the record is read: what is written in between has another one
+    if now is None or now != stamp:
+        _document_of(folder, digests)
+    return now
+
+
+def _document_of(folder: Path, digests: Digests) -> dict[str, Any]:
+    """The attributes of the study's zarr.json. Raises StaleStudy where it is not, or no longer, the one with these digests."""
+    try:
+        record, attributes = _read_document(folder)
+    except FileNotFoundError:
+        record, attributes = None, {}
+    if record is None or (record.content_digest, record.segmentation_digest) != digests:
+        raise StaleStudy("was replaced in the cache while in use", where=folder.name, do="start again")
+    return attributes
 
 
 def read_record(folder: Path) -> StudyRecord:
@@ -69,14 +136,22 @@ def read_record(folder: Path) -> StudyRecord:
 def read_study_document(folder: Path) -> tuple[StudyRecord, dict]:
     """The record, and all attributes of the study's zarr.json: schema_version, pixel_hash, record, files, digest."""
     try:
+        return _read_document(folder)
+    except FileNotFoundError as error:
+        raise CacheError("no such study", where=folder, do="build the cache again") from error
+
+
+def _read_document(folder: Path) -> tuple[StudyRecord, dict]:
+    """Raises FileNotFoundError where there is no study."""
+    try:
         attributes = read_group(folder / GROUP)
         if attributes["schema_version"] != SCHEMA_VERSION:
             raise CacheError(
                 f"has schema {attributes['schema_version']}", where=folder, expected=f"schema {SCHEMA_VERSION}"
             )
         return StudyRecord.model_validate_json(canonical_json(attributes["record"])), attributes
-    except FileNotFoundError as error:
-        raise CacheError("no such study", where=folder, do="build the cache again") from error
+    except FileNotFoundError:
+        raise
     except ValidationError as error:
         raise CacheError(
             "its record is not one of schema 1", where=folder / GROUP, do="build this study again"
@@ -88,6 +163,14 @@ def read_study_document(folder: Path) -> tuple[StudyRecord, dict]:
 class Cache:
     """A cache of decoded studies, read-only and picklable. Opening it reads one small file, `ids` and `index` one more.
 
+    It stays with the index that it read first. A study that is not, or no longer, the one that the index lists is not
+    opened: ChangedStudy says so, whatever a build has done or is doing meanwhile. Only `study_box` may differ.
+
+    The index travels when a Cache is pickled, and so do labels that were read: a process that read them anew could have
+    those of a build that ended in between, and open other studies than the process that sent it.
+
+    Labels are no part of a study: they are those of their first use. Whoever counts on them keeps their digest.
+
     Raises UsageError where there is no cache, CacheError where it is of another schema or damaged.
     """
 
@@ -96,7 +179,8 @@ class Cache:
         self.attributes = read_cache_document(self.path)
 
     def __getstate__(self) -> dict:
-        return {"path": self.path, "attributes": self.attributes}
+        travels = {"path": self.path, "attributes": self.attributes, "index": self.index}
+        return travels | ({"labels": self.labels} if "labels" in self.__dict__ else {})
 
     @property
     def pixel_hash(self) -> str:
@@ -118,23 +202,63 @@ class Cache:
         return read_table(self.path / LABELS) if (self.path / LABELS).is_file() else None
 
     def record(self, id: str) -> StudyRecord:
-        return read_record(self._folder(id))
+        """Raises as `study`."""
+        return self.study(id).record
 
     def study(self, id: str) -> StoredStudy:
-        return StoredStudy(self._folder(id))
+        """Raises UsageError for an id that is none of the cache's, ChangedStudy where the study on disk is not that of the index,
+        CacheError where its record is damaged."""
+        if id not in self._digests:
+            raise self._unknown(id)
+        if not (self.path / id / GROUP).is_file():
+            raise self._changed(id)
+        study = StoredStudy(self.path / id)
+        if study.digests != self._digests[id]:
+            raise self._changed(id)
+        self._stamps[id] = study.stamp
+        return study
 
     def read(self, id: str, z0: int, z1: int, box: Box | None = None) -> np.ndarray:
         """uint8 (z1 - z0, h, w). Keep the study open instead where more than one window of it is read."""
         return self.study(id).read(z0, z1, box)
 
-    def _folder(self, id: str) -> Path:
-        folder = self.path / id
-        if not is_valid_id(id) or not (folder / GROUP).is_file():
-            if id in self.ids:
-                raise CacheError("is in the index but not on disk", where=folder, do="run build-cache again")
-            near = difflib.get_close_matches(id, self.ids, 1, 0.8)
-            raise UsageError(f"no study {id}", where=self.path, do=f"did you mean {near[0]}?" if near else None)
-        return folder
+    def require_unchanged(self, id: str) -> None:
+        """What `study` raises of a study that is another, without opening it.
+
+        A stat where it was compared with the index before and not written since. Damage is for those to say who read it.
+        """
+        try:
+            self.check_fresh(id)
+        except StaleStudy:
+            raise self._changed(id) from None
+
+    def check_fresh(self, id: str) -> None:
+        """The same for who has read from a study: raises StaleStudy where it was replaced or removed."""
+        with suppress(CacheError):
+            self._stamps[id] = _still(self.path / id, self._digests[id], self._stamps.get(id))
+
+    @cached_property
+    def _digests(self) -> dict[str, Digests]:
+        columns = (self.index[name] for name in ("id", "content_digest", "segmentation_digest"))
+        return {id: (content, own if isinstance(own, str) else None) for id, content, own in zip(*columns, strict=True)}
+
+    @cached_property
+    def _stamps(self) -> dict[str, Stamp | None]:
+        """Of studies as they were when they were last compared with the index."""
+        return {}
+
+    def _changed(self, id: str) -> ChangedStudy:
+        there = (self.path / id / GROUP).is_file()
+        what = "was changed after the index was written" if there else "is in the index but not on disk"
+        return ChangedStudy(f"study {id} {what}", where=self.path, do=BUILD_AGAIN)
+
+    def _unknown(self, id: str) -> ChangedStudy | UsageError:
+        if is_valid_id(id) and (self.path / id / GROUP).is_file():
+            return ChangedStudy(
+                f"study {id} is not in the index; a build has not ended", where=self.path, do=BUILD_AGAIN
+            )
+        near = difflib.get_close_matches(id, self.ids, 1, 0.8)
+        return UsageError(f"no study {id}", where=self.path, do=f"did you mean {near[0]}?" if near else None)
 
     def __repr__(self) -> str:
         return f"Cache({str(self.path)!r})"

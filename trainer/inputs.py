@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from cache_schema import LEVELS, TARGETS, Cache, Study
 from cache_schema.columns import STUDY_BOX
-from cache_schema.errors import StaleStudy, UsageError
+from cache_schema.errors import UsageError
 from cache_schema.tables import read_table, table_meta
 from trainer.config import Settings
 from trainer.tables.boxes import BOX
@@ -75,6 +75,11 @@ class Inputs:
         if segmented:
             chosen = chosen & self.index["segmentation_digest"].notna()
         return sorted(self.index.index[chosen.fillna(False)])
+
+    def read_ids(self) -> list[str]:
+        """Every study that the run may read: trained on, predicted, or scored with, since a baseline is that of the training folds."""
+        trained = self.train_ids(segmented=self.segmented) if self.settings.mode == "train" or self.segmented else []
+        return sorted({*trained, *self.eval_ids()})
 
     def lengths(self, ids: list[str]) -> list[tuple[str, int]]:
         """(id, slices) of each study."""
@@ -203,14 +208,15 @@ class Inputs:
             parts["backbone"] = file_digest(settings.backbone / MODEL_FILE)
         return parts
 
+    def require_unchanged(self) -> None:
+        """Raises CacheError where a study to be read is not the one of the index, and so of the digests above."""
+        for id in self.read_ids():
+            self.cache.require_unchanged(id)
+
     def check_fresh(self) -> None:
-        """A study replaced since this run opened the cache stops it."""
-        columns = ["content_digest", "segmentation_digest"]
-        now = Cache(self.settings.cache).index.set_index("id")[columns].fillna("").reindex(self.index.index)
-        then = self.index[columns].fillna("")
-        changed = then.index[(now != then).any(axis=1)]
-        if len(changed):
-            raise StaleStudy("was replaced in the cache while in use", where=changed[0], do="start the run again")
+        """Raises StaleStudy where a study to be read was replaced or removed since this run opened the cache."""
+        for id in self.read_ids():
+            self.cache.check_fresh(id)
 
 
 def weights_metadata(path: Path) -> dict[str, str]:

@@ -88,6 +88,7 @@ class Run(Session):
         self.require_boxes(ids)
         chosen = self._open_run_dir()  # only now: a mistake must not set a finished run aside
         self._require_one_folder()
+        self.require_same_inputs()
         if model_key(settings.run_dir) == self.key:
             checkpoint.load_weights(model, settings.run_dir / MODEL_FILE)
             self._finish(accelerator.prepare(model), last)
@@ -110,7 +111,7 @@ class Run(Session):
         batches = iter(self._batches(model, schedule, micro, ids))
         self._fit(model, optimiser, batches, passes, schedule)
         batches.close()
-        self.inputs.check_fresh()
+        self.check_fresh()
         if self.is_main:
             checkpoint.save_weights(accelerator.unwrap_model(model), settings.run_dir, self._metadata())
         accelerator.wait_for_everyone()
@@ -153,7 +154,7 @@ class Run(Session):
         model.train()
         for step in range(first, last):
             if step % schedule.steps_per_epoch == 0:
-                self.inputs.check_fresh()
+                self.check_fresh()
             with memory_in_one_line(settings.run_dir / CONFIG_FILE, micro):
                 line = self.step(model, optimiser, batches, passes, step, last)
             if (step + 1) % train.log_every == 0 or step + 1 == last:
@@ -164,7 +165,7 @@ class Run(Session):
                 self._log_scores(predict(self, model, scored_only=True), step + 1)
                 model.train()
             if self._agreed(time.monotonic() - kept) >= train.checkpoint_minutes * 60 and step + 1 < last:
-                self.inputs.check_fresh()
+                self.check_fresh()
                 checkpoint.save(self.accelerator, model, settings.run_dir, step + 1, self.key)
                 kept = time.monotonic()
 
@@ -225,6 +226,7 @@ class Run(Session):
         held = model_key(self.settings.run_dir)
         if held not in (None, self.key):
             raise UsageError("holds another run", where=self.settings.run_dir, do="give another out= or seed=")
+        self.require_same_inputs()
         model = self.stage.model()
         checkpoint.load_weights(model, weights / MODEL_FILE)
         self.settings.run_dir.mkdir(parents=True, exist_ok=True)
@@ -241,7 +243,7 @@ class Run(Session):
             self.say(f"done: {settings.run_dir} (fold=all holds nothing out, so nothing is predicted or scored)")
         else:
             table = predict(self, model)
-            self.inputs.check_fresh()
+            self.check_fresh()
             if self.is_main:
                 made_by = f"{settings.stage} {settings.variant} fold {settings.fold} seed {settings.seed}"
                 write_table(

@@ -117,19 +117,19 @@ def predict_studies(
     _say_what_was_seen([*fracturers, *lookers], cache.ids)
 
     studies = cache.index[["id", "rows", "columns", "slices"]]
-    found = _predictions(boxers)
+    found = _predictions(boxers, cache)
     boxes = study_boxes(list(found.values()), studies, **dict(thresholds))
     write_table(out / BOXES, boxes, "trainer.predict", _digests(found))
     if lines := report(boxes):
         say(lines)
-    found = _predictions(fracturers)
+    found = _predictions(fracturers, cache)
     folds = pd.DataFrame({"id": studies["id"], "fold": pd.NA})
     table = study_predictions(list(found.values()), folds if cache.labels is None else cache.labels)
     write_table(out / PREDICTIONS, table, "trainer.predict", _digests(found))
     write_whole(out / CSV, table[["id", *TARGETS]].to_csv(index=False, float_format="%.4f").encode())
     write_whole(out / SUBMISSION, submission(table).to_csv(index=False).encode())
     if lookers:
-        where = suspected_slices(list(_predictions(lookers).values()))
+        where = suspected_slices(list(_predictions(lookers, cache).values()))
         numbers = {id: cache.study(id).slice_number for id in cache.ids}
         where.insert(2, "slice_number", [numbers[id][z] for id, z in zip(where["id"], where["z_index"], strict=True)])
         write_whole(out / SLICES, where.to_csv(index=False, float_format="%.4f").encode())
@@ -202,9 +202,9 @@ def _thresholds(models: Path) -> TableSettings:
     return made_with(models)
 
 
-def _predictions(runs: list[Settings]) -> dict[Path, pd.DataFrame]:
-    """Path of each run's prediction table, and the table."""
-    paths = [run(settings) / PREDICTIONS_OF_ALL for settings in runs]
+def _predictions(runs: list[Settings], cache: Cache) -> dict[Path, pd.DataFrame]:
+    """Path of each run's prediction table, and the table; all of the studies of one index."""
+    paths = [run(settings, cache) / PREDICTIONS_OF_ALL for settings in runs]
     return {path: read_table(path) for path in paths}
 
 

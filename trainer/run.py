@@ -13,6 +13,7 @@ if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     # started as a file: its neighbours `config`, `data` and `stages` must not become top-level modules
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from cache_schema import Cache
 from trainer.command import is_main, one_of, say, serve
 from trainer.config import STAGES, Settings, load, shown
 
@@ -27,13 +28,15 @@ Exit status: 0 done, 1 a check failed, 2 a wrong setting or nothing to do."""
 SHOW = "show"
 
 
-def run(settings: Settings) -> Path:
-    """Trains or predicts, or returns at once where that is already done. Returns the run's folder. Raises CspineError."""
+def run(settings: Settings, cache: Cache | None = None) -> Path:
+    """Trains or predicts, or returns at once where that is already done. Returns the run's folder. Raises CspineError.
+
+    cache: the settings' own, opened before, so that several runs are of one index."""
     from trainer import exposure
     from trainer.identity import check_weights, is_done, run_key
     from trainer.inputs import Inputs
 
-    inputs = Inputs(settings)
+    inputs = Inputs(settings, cache)
     predicting = settings.mode == "predict"
     weights = settings.weights or settings.run_dir
     key = (
@@ -41,6 +44,7 @@ def run(settings: Settings) -> Path:
         if predicting
         else run_key(settings, inputs)
     )
+    inputs.require_unchanged()
     if is_done(settings, inputs, key):
         say(f"already done: {settings.run_dir}")
         return settings.run_dir

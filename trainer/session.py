@@ -8,9 +8,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import GradientAccumulationPlugin, LoggerType, set_seed
+from accelerate.utils import GradientAccumulationPlugin, LoggerType, gather_object, set_seed
 
-from cache_schema.errors import UsageError
+from cache_schema.errors import StaleStudy, UsageError
 from trainer.command import say
 from trainer.config import Settings
 from trainer.data.draws import Drawing
@@ -18,11 +18,16 @@ from trainer.data.loader import Loader
 from trainer.data.order import Evaluation, Training
 from trainer.data.resident import Crops
 from trainer.data.source import TRIPLET_CHUNKS_BYTES, Source, squares
+from trainer.identity import prediction_inputs
 from trainer.inputs import Inputs
 from trainer.stages import STAGES, Stage
 
 THREADS = torch.get_num_threads()
 """what torch chooses for this process; a run may set another number for itself"""
+
+
+class ReplacedForAll(StaleStudy, UsageError):
+    """A study that one process found replaced, and all were told of: the main process alone says it."""
 
 
 class Session:
@@ -41,6 +46,24 @@ class Session:
     def say(self, line: str) -> None:
         """Once, from the main process."""
         self.accelerator.print(line, flush=True)
+
+    def check_fresh(self) -> None:
+        """Before anything is kept. Raises StaleStudy in all processes where one finds a study replaced that the run reads."""
+        stale = None
+        try:
+            self.inputs.check_fresh()
+        except StaleStudy as error:
+            stale = error.__dict__
+        found = [each for each in gather_object([stale]) if each is not None]
+        if found:
+            raise ReplacedForAll(found[0]["what"], where=found[0]["where"], do=found[0]["do"])
+
+    def require_same_inputs(self) -> None:
+        """Each process has opened cache and tables by itself: raises UsageError in all where they changed in between."""
+        own = prediction_inputs(self.settings, self.inputs, self.key)
+        if any(found != own for found in gather_object([own])):
+            line = "studies, labels or tables changed while the processes of this run opened them"
+            raise UsageError(line, where=self.settings.cache, do="start again")
 
     def require_boxes(self, ids: list[str]) -> None:
         """Raises UsageError where a study that is trained on, or will be predicted, lacks the box that the stage needs."""
@@ -84,7 +107,7 @@ class Session:
         data = self.settings.data
         kept = int(data.ram_gb * 2**30) if data.resident == "ram" else TRIPLET_CHUNKS_BYTES if keep_chunks else 0
         boxes, skip = self.inputs.crop_boxes(ids), data.on_error == "skip" and isinstance(schedule, Training)
-        source = Source(self.settings.cache, schedule, drawing, boxes, data.intensity, kept, limit, skip)
+        source = Source(self.inputs.cache, schedule, drawing, boxes, data.intensity, kept, limit, skip)
         return Loader(source, batch, data, self.accelerator.device, self.stage.targets if targets else None, self.crops)
 
 

@@ -112,7 +112,9 @@ def test_pixels_lie_in_chunks_of_eight_whole_slices_black_ones_too(cache):
     ]
     black = make_study("5", 8, seed=2)
     black.pixels.array[:] = 0
-    CacheWriter(cache).publish(black)
+    writer = CacheWriter(cache)
+    writer.publish(black)
+    writer.finish()
     assert (cache / "5" / "pixels" / "c.0.0.0").stat().st_size > 0 and not Cache(cache).read("5", 0, 8).any()
 
 
@@ -163,6 +165,7 @@ def test_a_reader_of_a_replaced_study_is_told(cache):
 def test_another_segmentation_makes_a_study_stale_but_keeps_its_content_digest(cache):
     study = Cache(cache).study("1.2.3")
     CacheWriter(cache).publish(make_study("1.2.3", segmented=False))
+    CacheWriter(cache).finish()
     assert Cache(cache).record("1.2.3").content_digest == study.record.content_digest
     with pytest.raises(StaleStudy):
         study.check_fresh()

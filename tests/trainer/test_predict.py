@@ -5,10 +5,11 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+from changes import other_segmentation
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from cache_schema import TARGETS, Cache
+from cache_schema import TARGETS, Cache, CacheWriter
 from cache_schema.tables import read_table, write_table
 from preprocess.phantom.generate import write_phantom
 from trainer import train
@@ -107,6 +108,18 @@ def test_boxes_are_made_as_the_plan_made_them(models, tiny_cache, tmp_path, capf
     after = read_table(tmp_path / "out/study_boxes.parquet")
     assert "defaults are taken" not in capfd.readouterr().out
     assert (after["x0"] == (before["x0"] - 4).clip(lower=0)).all() and (after["x0"] != before["x0"]).any()
+
+
+def test_a_cache_in_the_middle_of_a_change_is_not_predicted_on(models, tiny_cache, tmp_path, capfd):
+    cache = Cache(shutil.copytree(tiny_cache, tmp_path / "cache"))
+    study = cache.study(cache.index.dropna(subset="segmentation_digest")["id"].iloc[0])
+    CacheWriter(cache.path).publish(other_segmentation(study))
+    words = [f"source={cache.path}", f"models={models}", f"out={tmp_path / 'out'}"]
+    assert main(words) == 1
+    assert f"study {study.id} was changed after the index was written" in capfd.readouterr().err
+    assert not list(tmp_path.glob("out/*.csv")) and not list(tmp_path.glob("out/runs/*/*/*.parquet"))
+    CacheWriter(cache.path).finish()
+    assert main(words) == 0 and (tmp_path / "out/predictions.csv").is_file()
 
 
 def test_a_model_whose_numbers_are_not_finite_is_named(models, tiny_cache, tmp_path, capfd):

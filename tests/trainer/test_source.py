@@ -1,5 +1,6 @@
 """Pixels from a cache: the same bytes from every reader, worker count and loader, and one line for a damaged chunk."""
 
+import pickle
 import resource
 import shutil
 from pathlib import Path
@@ -7,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from changes import other_pixels
 
-from cache_schema import Cache
-from cache_schema.errors import CspineError, UsageError
+from cache_schema import Cache, CacheWriter
+from cache_schema.errors import CspineError, StaleStudy, UsageError
 from cache_schema.layout import chunk_file
+from cache_schema.store import ChangedStudy
 from cache_schema.study import square_around
 from trainer.config import AugmentSettings, DataSettings
 from trainer.data.draws import Drawing
@@ -204,3 +207,37 @@ def test_a_damaged_chunk_is_one_line_that_names_the_study(loader, workers, tiny_
     with pytest.raises(CspineError) as error:
         list(Loader(source, 2, DataSettings(size=64, loader=loader, workers=workers), torch.device("cpu")))
     assert cache.ids[0] in str(error.value) and "\n" not in str(error.value) and "Traceback" not in str(error.value)
+
+
+def replace(path, id):
+    """By a build that has not ended."""
+    CacheWriter(path).publish(other_pixels(Cache(path).study(id)))
+
+
+@pytest.mark.parametrize(("loader", "workers"), [("dali", 0), ("dali", 1), ("plain", 1)])
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_study_replaced_under_a_loader_is_shown_as_it_was_or_ends_it(loader, workers, skip, tiny_cache, tmp_path):
+    """In one line, whatever process reads; it is no damage that others are shown in place of."""
+    cache = Cache(shutil.copytree(tiny_cache, tmp_path / "cache"))
+    items = windows(lengths(cache), 12, 9)
+    source = Source(cache.path, Training(items, 1, 4), Drawing(64, 5, AUGMENT), skip=skip)
+    before = Source(tiny_cache, source.schedule, source.drawing)
+    loader = Loader(source, 4, DataSettings(size=64, loader=loader, workers=workers), torch.device("cpu"))
+    expected = iter(Loader(before, 4, DataSettings(size=64), torch.device("cpu")))
+    with pytest.raises((StaleStudy, ChangedStudy)) as error:
+        for step, (found, same) in enumerate(zip(loader, expected, strict=False)):
+            assert torch.equal(found.images, same.images) and step < 40
+            if step == 1:
+                replace(cache.path, cache.ids[0])
+    assert cache.ids[0] in str(error.value) and "\n" not in str(error.value) and loader.skipped == 0
+
+
+def test_a_source_in_another_process_reads_the_studies_of_the_index_it_was_given(tiny_cache, tmp_path):
+    cache = Cache(shutil.copytree(tiny_cache, tmp_path / "cache"))
+    source = Source(cache.path, Evaluation(triplets(lengths(cache), every=3), 2), Drawing(64))
+    travelled = pickle.dumps(source)
+    replace(cache.path, cache.ids[0])
+    CacheWriter(cache.path).finish()
+    with pytest.raises(ChangedStudy, match="was changed after the index was written"):
+        pickle.loads(travelled).read(0)
+    assert Source(cache.path, source.schedule, source.drawing).read(0).pixels.shape[0] == 3

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from cache_schema.errors import CacheError, CspineError, StaleStudy, UsageError
+from cache_schema.store import ChangedStudy
 from trainer.config import DataSettings
 from trainer.data.draws import Draw
 from trainer.data.order import Place
@@ -21,7 +22,7 @@ from trainer.data.resident import Crops, ResidentSource
 from trainer.data.shared_memory import workers_with_room
 from trainer.data.source import Source
 
-KINDS = {kind.__name__: kind for kind in (CspineError, CacheError, StaleStudy, UsageError)}
+KINDS = {kind.__name__: kind for kind in (CspineError, CacheError, ChangedStudy, StaleStudy, UsageError)}
 
 Targets = Callable[[Place, np.ndarray, Draw], dict[str, np.ndarray]]
 """(place, (frames,) z_index, draw) -> the item's targets, each an array of one shape per name"""

@@ -15,6 +15,7 @@ import numpy as np
 from cache_schema import Cache, Study
 from cache_schema.errors import CacheError, UsageError
 from cache_schema.layout import CHUNK_SLICES
+from cache_schema.store import ChangedStudy
 from cache_schema.study import Box, square_around
 from trainer.data.draws import Draw, Drawing
 from trainer.data.order import Evaluation, Place, Training
@@ -77,8 +78,8 @@ class _Recent:
 class Reader:
     """Slices of a cache's studies. `keep_bytes` > 0 keeps decoded chunks, cut to the study's box."""
 
-    def __init__(self, cache: Path, keep_bytes: int = 0):
-        self.cache, self.keep_bytes = Cache(cache), keep_bytes
+    def __init__(self, cache: Cache, keep_bytes: int = 0):
+        self.cache, self.keep_bytes = cache, keep_bytes
         self._studies = _Recent(OPEN_STUDIES, lambda study: 1)
         self._chunks = _Recent(keep_bytes, lambda chunk: chunk.nbytes)
 
@@ -102,9 +103,13 @@ class Reader:
 
 @dataclass
 class Source:
-    """The k-th sample of one rank: what DALI's external source and the plain loader call."""
+    """The k-th sample of one rank: what DALI's external source and the plain loader call.
 
-    cache: Path
+    It travels with the cache's index: its reading processes open the studies of that index, or raise ChangedStudy.
+    """
+
+    cache: Cache | Path
+    """one that is open, or where to find it"""
     schedule: Training | Evaluation
     drawing: Drawing
     boxes: dict[str, Box] | None = None
@@ -116,6 +121,9 @@ class Source:
     skip: bool = False
     """training items that cannot be read give way to the next that can; else the first of them raises CacheError"""
     _reader: Reader | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        self._opened = self.cache if isinstance(self.cache, Cache) else Cache(self.cache)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_reader": None}
@@ -132,13 +140,15 @@ class Source:
         for _ in range(MOST_SKIPPED if self.skip else 0):
             try:
                 return self.sample(place)
+            except ChangedStudy:
+                raise
             except CacheError:
                 place = self.schedule.instead(place)
         return self.sample(place)
 
     def squares(self) -> dict[str, Box]:
         """By id of all studies that items are of, what of each slice is read."""
-        return squares(Cache(self.cache), {item.id for item in self.schedule.items}, self.boxes)
+        return squares(self._opened, {item.id for item in self.schedule.items}, self.boxes)
 
     def most_frames(self) -> int:
         return max(item.frames for item in self.schedule.items)
@@ -158,7 +168,7 @@ class Source:
     def reader(self) -> Reader:
         """This process's own."""
         if self._reader is None:
-            self._reader = Reader(self.cache, self.keep_bytes)
+            self._reader = Reader(self._opened, self.keep_bytes)
         return self._reader
 
     def pixels(self, place: Place, draw: Draw) -> np.ndarray:

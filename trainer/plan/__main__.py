@@ -32,7 +32,7 @@ def _main(words: list[str]) -> None:
     from trainer.plan import formats
     from trainer.plan.execute import run_plan
     from trainer.plan.graph import read_plan
-    from trainer.plan.keys import cache_digests, node_keys, require_possible, states
+    from trainer.plan.keys import cache_digests, node_keys, require_possible, require_unchanged, states
     from trainer.plan.pools import LocalPool
     from trainer.plan.schedule import read_costs
     from trainer.tables import make
@@ -54,6 +54,8 @@ def _main(words: list[str]) -> None:
     costs = read_costs(plan, Path(own["costs"]) if "costs" in own else None)
     cache = Cache(cache_path)
 
+    if style not in ("sh", "slurm"):
+        require_unchanged(plan, cache)
     again = formats.again(path, [word for word in words if word.partition("=")[0] in ("cache", "out", *given)])
     if style == "sh":
         print(formats.as_shell(plan, again))

@@ -96,6 +96,16 @@ def require_possible(plan: Plan, cache: Cache, found: Mapping[str, str]) -> None
                 raise
 
 
+def require_unchanged(plan: Plan, cache: Cache) -> None:
+    """Raises CacheError where a study that a run would read is not the one of the cache's index, and so of all keys."""
+    for node in plan.runs:
+        try:
+            inputs = Inputs(load(node.words, must_exist=False), cache)
+        except CspineError:  # the run itself says it
+            continue
+        inputs.require_unchanged()
+
+
 def is_there(node: Node) -> bool:
     return recorded_config(node.output) is not None if node.is_run else node.output.is_file()
 

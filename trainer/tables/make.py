@@ -132,6 +132,8 @@ def make(
     if made:
         path, frame = sources.path(name), RECIPES[name].frame(sources)
         path.parent.mkdir(parents=True, exist_ok=True)
+        for id in cache.ids:  # runs may have predicted for days
+            cache.require_unchanged(id)
         lineage.keep_for_table(path, content_digest(frame), RECIPES[name].exposure(sources))
         write_table(path, frame, f"{name} {VERSION}", _inputs(name, sources))
     if name == "study_predictions":
