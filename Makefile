@@ -4,7 +4,7 @@ DEMO ?= work/demo
 BIN := .venv/bin
 SETUP := .venv/.installed
 
-.PHONY: help setup demo test soak learn bench-cache bench-loader bench-train bench-gpu lint format lock clean-demo
+.PHONY: help setup demo test check soak learn bench-cache bench-loader bench-train bench-gpu lint format lock clean-demo
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  *##' $(MAKEFILE_LIST) | sed -E 's/: *[^#]*## */\t/' | sort | awk -F'\t' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -25,8 +25,11 @@ demo: $(SETUP) $(DEMO)/rsna  ## phantom -> cache -> four stages -> tables and sc
 $(DEMO)/rsna: | $(SETUP)
 	$(BIN)/python -m preprocess phantom $@
 
-test: $(SETUP)   ## all tests, at most 10 minutes on 2 cores
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+test: $(SETUP)   ## the tests, at most 10 minutes on 2 idle cores
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not check"
+
+check: $(SETUP)  ## what needs many launches, clusters, mounts, other users or hundreds of trials; at most 30 minutes
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m check
 
 soak: $(SETUP)   ## kills, flipped bits, broken files and random changes by the hundred; about an hour
 	PYTHONPATH=tests/preprocess:tests/cache_schema $(BIN)/python tests/soak/soak.py

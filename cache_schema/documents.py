@@ -4,10 +4,13 @@ import hashlib
 import json
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import google_crc32c
+
+from cache_schema.errors import naming
 
 
 def canonical_json(document: Any) -> bytes:
@@ -34,7 +37,10 @@ def chunk_checksum(data: bytes) -> dict[str, Any]:
 
 
 def write_whole(path: Path, data: bytes, *, beside: Path | None = None) -> None:
-    """Write, flush to the disk, rename into place. `beside`: the unfinished file's folder, on the same file system."""
+    """Write, flush to the disk, rename into place. `beside`: the unfinished file's folder, on the same file system.
+
+    An OSError names `path`, not the unfinished file.
+    """
     part = (beside or path.parent) / f".{path.name}.{secrets.token_hex(4)}.part"
     try:
         with open(part, "wb") as file:
@@ -42,8 +48,11 @@ def write_whole(path: Path, data: bytes, *, beside: Path | None = None) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = os.fspath(path)
         raise
     sync(path.parent)
 
@@ -52,7 +61,8 @@ def sync(path: Path) -> None:
     """Flush a file's bytes, or a folder's names, to the disk: the latter is what makes a rename survive a power loss."""
     handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        with naming(path):
+            os.fsync(handle)
     finally:
         os.close(handle)
 

@@ -1,5 +1,9 @@
 """The one family of errors a user may meet: each is a single clear line and carries the exit status it deserves."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class CspineError(Exception):
     """Something the user can mend. Prints as one line: where, what, what was expected, what to do."""
@@ -50,3 +54,22 @@ class StudyRefused(CspineError):
 
 class StaleStudy(CspineError):
     """A study was replaced on disk while a reader held it open."""
+
+
+def reason_of(error: OSError) -> str:
+    """Why the system refused, in its own words, as part of a line: "no space left on device". Never a path."""
+    if error.errno is None:
+        return type(error).__name__
+    words = os.strerror(error.errno)
+    return words[:1].lower() + words[1:]
+
+
+@contextmanager
+def naming(path: str | os.PathLike) -> Iterator[None]:
+    """What writing and flushing raise names no file: it gets this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = os.fspath(path)
+        raise

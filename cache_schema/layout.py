@@ -32,6 +32,8 @@ PIXEL_RULES = {
     "order": "position along the slice normal, head to feet",
     "orientation": "rows run to the back, columns to the patient's left; turns and flips in the plane are undone",
     "inversion": "MONOCHROME1 is stored as 255 minus its windowed value",
+    "padding": "PixelPaddingValue and its range are 0; where they mean an HU inside the window, if connected to the frame's edge",
+    "sign": "samples of JPEG frames are unsigned words; BitsStored and PixelRepresentation say which bit is the sign",
 }
 PIXEL_HASH = digest_of(PIXEL_RULES)
 """over all that changes a pixel value: models and resuming compare it"""

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cache_schema.documents import canonical_json, write_whole
-from cache_schema.errors import CacheError, UsageError
+from cache_schema.errors import CacheError, UsageError, reason_of
 
 KEY = b"cspine"
 """metadata key, in the parquet footer, of {made_by, inputs, digest, ...} as JSON"""
@@ -61,7 +61,8 @@ def table_bytes(
 
 
 def read_table(path: str | Path) -> pd.DataFrame:
-    """The frame, with a plain index. Raises UsageError where there is no file, CacheError where it is no parquet."""
+    """The frame, with a plain index. Raises UsageError where there is no file or it cannot be read, CacheError where it is
+    no parquet."""
     table = _open(path, pq.read_table)
     nullable = {field.name for field in table.schema if field.nullable}
     return pd.DataFrame({name: _to_pandas(table[name], name in nullable) for name in table.column_names})
@@ -84,11 +85,15 @@ def content_digest(frame: pd.DataFrame) -> str:
 
 
 def _open(path: str | Path, reader):
-    if not Path(path).is_file():
-        raise UsageError("no such table", where=path, expected="a parquet file")
     try:
-        return reader(path)
+        # by name pyarrow would read `key=value` folders as columns, and takes names in UTF-8 only
+        with open(path, "rb") as file:
+            return reader(file)
+    except FileNotFoundError as error:
+        raise UsageError("no such table", where=path, expected="a parquet file") from error
     except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise UsageError(f"cannot be read ({reason_of(error)})", where=path, expected="a parquet file") from error
         raise CacheError("is not a readable parquet file", where=path, do="make the table again") from error
 
 

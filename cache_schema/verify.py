@@ -10,7 +10,7 @@ import numpy as np
 
 from cache_schema.columns import index_frame, index_row, labels_frame
 from cache_schema.documents import checksum, chunk_checksum
-from cache_schema.errors import CspineError
+from cache_schema.errors import CspineError, reason_of
 from cache_schema.layout import (
     BUILD_FOLDER,
     GROUP,
@@ -47,7 +47,10 @@ def verify(path: str | Path, sample: float = 1.0) -> list[str]:
         except CspineError as error:
             problems.append(f"{folder.name}: {error.what}")
             continue
-        found = _check_study(folder, record, attributes, deep=folder in chosen)
+        try:
+            found = _check_study(folder, record, attributes, deep=folder in chosen)
+        except OSError as error:
+            found = [_unread(error, folder)]
         problems.extend(f"{folder.name}: {problem}" for problem in found)
         if record.id != folder.name:
             continue
@@ -57,18 +60,37 @@ def verify(path: str | Path, sample: float = 1.0) -> list[str]:
 
 def changed_files(folder: Path, files: dict[str, dict[str, Any]]) -> list[str]:
     """Files below a study's folder that are missing, foreign or of another length than listed. A stat for each."""
-    found = {}
-    for where, _, names in os.walk(folder):
-        for name in names:
-            file = Path(where, name)
-            found[file.relative_to(folder).as_posix()] = -1 if file.is_symlink() else file.stat().st_size
-    found.pop(GROUP, None)
+    try:
+        found = _sizes(folder)
+    except OSError as error:
+        return [_unread(error, folder)]
     problems = [f"{name} is missing" for name in sorted(files.keys() - found.keys())]
     problems += [f"{name} is foreign" for name in sorted(found.keys() - files.keys())]
     for name in sorted(files.keys() & found.keys()):
         if found[name] != files[name]["bytes"]:
             problems.append(f"{name} has {found[name]} bytes, not {files[name]['bytes']}")
     return problems
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Bytes by name of all files below a study's folder but its record, -1 for links."""
+    found = {}
+
+    def stop(error: OSError) -> None:
+        raise error
+
+    for where, _, names in os.walk(folder, onerror=stop):
+        for name in names:
+            file = Path(where, name)
+            found[file.relative_to(folder).as_posix()] = -1 if file.is_symlink() else file.stat().st_size
+    found.pop(GROUP, None)
+    return found
+
+
+def _unread(error: OSError, folder: Path) -> str:
+    """What it was about, below a study's folder, and why."""
+    name = os.path.relpath(error.filename, folder) if isinstance(error.filename, str | Path) else ""
+    return f"{name if name not in ('', '.') else 'its folder'} cannot be read ({reason_of(error)})"
 
 
 def _check_root(path: Path, root: dict[str, Any]) -> list[str]:
@@ -83,10 +105,13 @@ def _check_root(path: Path, root: dict[str, Any]) -> list[str]:
         if name not in root["files"]:
             problems.append(f"{name}: not listed in {GROUP}")
     for name, listed in sorted(root["files"].items()):
-        if name not in there:
-            problems.append(f"{name}: missing")
-        elif checksum((path / name).read_bytes()) != listed:
-            problems.append(f"{name}: changed")
+        try:
+            if name not in there:
+                problems.append(f"{name}: missing")
+            elif checksum((path / name).read_bytes()) != listed:
+                problems.append(f"{name}: changed")
+        except OSError as error:
+            problems.append(f"{name}: cannot be read ({reason_of(error)})")
     if not problems and LABELS in there:
         problems += _check_labels(path / LABELS)
     return problems

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,7 @@ import pandas as pd
 from cache_schema.arrays import StudyWriter
 from cache_schema.columns import REPORT_COLUMNS, STUDY_BOX, index_frame, index_row, labels_frame
 from cache_schema.documents import checksum, sync, write_whole
-from cache_schema.errors import CacheError, UsageError
+from cache_schema.errors import CacheError, UsageError, naming, reason_of
 from cache_schema.layout import (
     BUILD_FOLDER,
     CHUNK_SLICES,
@@ -68,8 +68,9 @@ class CacheWriter:
         """
         part = self._aside("new", study.id)
         try:
-            record = _write_study(study, part)
-            _sync_tree(part)
+            with naming(part):
+                record = _write_study(study, part)
+                _sync_tree(part)
             self._swap(part, self.path / study.id)
         except BaseException:
             shutil.rmtree(part, ignore_errors=True)
@@ -154,12 +155,21 @@ class CacheWriter:
     def locked(self, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
         """Hold the cache for changes; calls `waiting` once where another process holds it, then waits."""
         with open(self.build_folder / "lock", "wb") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not self._lock(lock, fcntl.LOCK_NB):
                 waiting()
-                fcntl.flock(lock, fcntl.LOCK_EX)
+                self._lock(lock)
             yield
+
+    def _lock(self, lock: IO[bytes], how: int = 0) -> bool:
+        """Whether the lock is ours now. Raises UsageError where the file system has no locks."""
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | how)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            do = "keep the cache on a file system with locks (flock)"
+            raise UsageError(f"cannot be locked ({reason_of(error)})", where=self.path, do=do) from error
+        return True
 
     def sweep(self) -> None:
         """Clear what killed writers left behind. Call it under `locked`, while nobody publishes."""

@@ -1,5 +1,6 @@
 """DICOM and NIfTI -> Studies. Importing this costs nothing; pydicom and the decoders load with the first study."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,20 +43,26 @@ def studies(
 
 
 def segmentation_folder(source: str | Path, segmentations: str | Path | None) -> Path | None:
-    """The folder to look for segmentations in, or None. Raises UsageError when the one named does not exist."""
+    """The folder to look for segmentations in, or None. Raises UsageError when the one named does not exist, or one that
+    does cannot be listed."""
     from cache_schema.errors import UsageError
+    from preprocess.mask_names import unlistable
 
-    if segmentations is None:
-        beside = Path(source) / "segmentations"
-        return beside if beside.is_dir() else None
-    if not Path(segmentations).is_dir():
-        raise UsageError("no such folder", where=segmentations, expected="a folder of <id>.nii files")
-    return Path(segmentations)
+    folder = Path(source) / "segmentations" if segmentations is None else Path(segmentations)
+    try:
+        os.scandir(folder).close()
+    except (FileNotFoundError, NotADirectoryError):
+        if segmentations is None:
+            return None
+        raise UsageError("no such folder", where=segmentations, expected="a folder of <id>.nii files") from None
+    except OSError as error:
+        raise unlistable(folder, error) from None
+    return folder
 
 
 def open_study(plan: "StudyPlan", segmentation: str | Path | None = None) -> tuple["Study", list["Finding"]]:
     """A planned study as a lazy Study, and what there is to say about its decoders and its segmentation (a refused one
-    leaves the study without labels). The first slice of each kind is decoded here, twice.
+    leaves the study without labels). The first slice of each kind is decoded here, twice, and images that share a place.
 
     `source_digest` of its record is "" until the files have been read: `study.pixels.source_digest()` gives it then.
     Raises StudyRefused when two decoders disagree, or the segmentation asks for slices that cannot be decoded.
@@ -63,12 +70,15 @@ def open_study(plan: "StudyPlan", segmentation: str | Path | None = None) -> tup
     from cache_schema.study import Study, StudyRecord
     from preprocess.canary import check_decoders
     from preprocess.pixels import DicomPixels
+    from preprocess.rivals import without_rivals
     from preprocess.segmentation import read_segmentation
 
+    plan, findings = without_rivals(plan)
     pixels = DicomPixels(plan)
     boxes = ratios = None
-    findings = check_decoders(pixels)
-    flags = {finding.reason for finding in findings}
+    checked = check_decoders(pixels)
+    flags = {finding.reason for finding in checked}
+    findings += checked
     if segmentation is not None:
         boxes, ratios, about = read_segmentation(segmentation, plan, pixels.read)
         findings += about

@@ -99,8 +99,12 @@ def _values(words: np.ndarray, header: FileHeader) -> np.ndarray:
 
 
 def _decode_native(frame: bytes | memoryview, header: FileHeader) -> np.ndarray:
-    order = ">" if header.transfer_syntax == uid.ExplicitVRBigEndian else "<"
-    words = np.frombuffer(frame, f"{order}u{header.bits_allocated // 8}", header.rows * header.columns)
+    big = header.transfer_syntax == uid.ExplicitVRBigEndian
+    size = header.rows * header.columns
+    if big and header.bits_allocated == 8 and header.pixel_vr == "OW":  # two pixels a word, the second one first
+        even = np.frombuffer(bytes(frame).ljust(size + size % 2, b"\0"), np.uint8)
+        return even.reshape(-1, 2)[:, ::-1].ravel()[:size].reshape(header.rows, header.columns)
+    words = np.frombuffer(frame, f"{'>' if big else '<'}u{header.bits_allocated // 8}", size)
     return words.reshape(header.rows, header.columns)
 
 

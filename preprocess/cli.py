@@ -1,14 +1,17 @@
 """The command line: `preprocess COMMAND`."""
 
-import difflib
 import json
+import os
 import sys
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from cache_schema.errors import CspineError
+from preprocess.faults import about, unprintable
+from preprocess.usage import ClickException, check_command, check_places, wrong_words
 
 app = typer.Typer(
     name="preprocess",
@@ -20,6 +23,7 @@ app = typer.Typer(
 
 INTERRUPTED = 130
 INTERRUPTION = "interrupted; run the same command again to go on"
+OUTPUT = "standard output"
 CacheFolder = Annotated[Path, typer.Argument(metavar="CACHE", help="a cache made by build-cache")]
 Folds = Annotated[
     str | None, typer.Option(metavar="CSV|N", help="a CSV with StudyInstanceUID and fold, or a number [5]")
@@ -52,9 +56,8 @@ def phantom(
         seed=seed,
         workers=workers,
     )
-    masks = len(list((out / "segmentations").iterdir()))
     fractured = int(table["patient_overall"].sum())
-    print(f"{len(table)} studies in {out}, {masks} with a segmentation, {fractured} fractured")
+    _show(f"{len(table)} studies in {out}, {min(segmented, studies)} with a segmentation, {fractured} fractured")
     return 0
 
 
@@ -97,8 +100,9 @@ def build_cache(
         paths=paths,
         pseudonymise=pseudonymise,
     )
-    print(
+    _show(
         f"{cache}: {result.studies} studies; {result.published} new, {result.skipped} unchanged, {result.refused} refused"
+        + (f" ({result.files} of them files of no study)" if result.files else "")
         + (f", see {cache / 'report.csv'}" if result.refused else "")
     )
     return result.exit_status
@@ -120,7 +124,7 @@ def labels(
     from preprocess.labels import replace_labels
 
     studies, labelled = replace_labels(cache, csv, folds, pseudonymise)
-    print(f"{cache}: {labelled} of {studies} studies have labels")
+    _show(f"{cache}: {labelled} of {studies} studies have labels")
     return 0
 
 
@@ -135,7 +139,7 @@ def set_boxes(
 
     studies = len(Cache(cache).ids)
     given = CacheWriter(cache).set_boxes(read_table(table))
-    print(f"{cache}: {given} of {studies} studies have a box")
+    _show(f"{cache}: {given} of {studies} studies have a box")
     return 0
 
 
@@ -151,7 +155,7 @@ def verify(
 
     problems = find_problems(cache, sample)
     for problem in problems:
-        print(problem)
+        _show(problem)
     do = "remove the folders of damaged studies: the same build-cache, or crop, makes them again"
     print(f"{cache}: {len(problems)} problems; {do}" if problems else f"{cache}: all well", file=sys.stderr)
     return 1 if problems else 0
@@ -170,7 +174,7 @@ def inspect(
     if png is not None:
         sheet.write_contact_sheet(cache, id, png)
     about = contents.about_cache(cache) if id is None else contents.about_study(cache, id)
-    print(json.dumps(about, indent=2) if as_json else contents.as_text(about))
+    _show(json.dumps(about, indent=2) if as_json else contents.as_text(about))
     return 0
 
 
@@ -191,7 +195,7 @@ def crop(
     result = crop_cache(cache, out, boxes=boxes, margin=margin)
     before, after = result.pixels
     left_out = f", {len(result.without_box)} without a box left out" if result.without_box else ""
-    print(f"{out}: {result.studies} studies with {after / before:.0%} of their pixels{left_out}")
+    _show(f"{out}: {result.studies} studies with {after / before:.0%} of their pixels{left_out}")
     return 3 if result.without_box else 0
 
 
@@ -201,13 +205,21 @@ def download(dest: Annotated[Path, typer.Argument(metavar="DEST", help="a folder
     from preprocess import download as kaggle
 
     files = kaggle.download(dest)
-    print(f"{dest}: {files} files; now: preprocess build-cache {dest} CACHE")
+    _show(f"{dest}: {files} files; now: preprocess build-cache {dest} CACHE")
     return 0
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command and exit with its status: 0 all well, 1 a check failed, 2 usage, 3 some studies refused, 130 interrupted."""
-    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
+    status = run(sys.argv[1:] if arguments is None else arguments)
+    lost = _lost_output()
+    if isinstance(lost, BrokenPipeError):
+        status = 1
+    elif lost is not None:
+        status = _fail(str(about(lost, {}, OUTPUT)), CspineError.exit_status)
+    sys.exit(status)
 
 
 def run(arguments: list[str]) -> int:
@@ -217,45 +229,60 @@ def run(arguments: list[str]) -> int:
             app(["--help"], standalone_mode=False)
             return 2
         if not arguments[0].startswith("-"):
-            _check_command(arguments[0])
+            check_command(arguments[0], list(_commands()))
+            check_places(_commands()[arguments[0]], arguments[1:])
         status = app(arguments, standalone_mode=False) or 0
         return _fail(INTERRUPTION, INTERRUPTED) if status == INTERRUPTED else status  # typer turns Ctrl-C into it
     except CspineError as error:
         return _fail(str(error), error.exit_status)
     except ClickException as error:
-        return _fail(_usage(error), error.exit_code)
+        return _fail(wrong_words(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         return _fail(INTERRUPTION, INTERRUPTED)
     except BrokenPipeError:
         sys.stderr.close()
         return 1
+    except OSError as error:
+        return _fail(str(about(error, _typed(arguments))), CspineError.exit_status)
+    except UnicodeError as error:
+        return _fail(str(unprintable(error)), CspineError.exit_status)
 
 
-ClickException = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
-"""typer brings its own copy of click, or uses click's, by version"""
+def _show(text: str) -> None:
+    """On standard output. Raises UsageError where that is full."""
+    try:
+        print(text)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise about(error, {}, OUTPUT) from error
 
 
-def _check_command(name: str) -> None:
-    commands = [command.name or command.callback.__name__ for command in app.registered_commands]
-    if name not in commands:
-        raise CspineError(f"no command {name!r}", expected=", ".join(commands), do=_nearest(name, commands))
+def _commands() -> dict[str, Any]:
+    return typer.main.get_command(app).commands
 
 
-def _usage(error: Exception) -> str:
-    option = getattr(error, "option_name", None)
-    if option is None:
-        return error.format_message().rstrip(".")
-    known = [name for parameter in error.ctx.command.params for name in parameter.opts if name.startswith("--")]
-    do = _nearest(option, known)
-    return str(CspineError(f"no option {option}", expected=", ".join(known), do=do))
+def _typed(arguments: list[str]) -> dict[str, object]:
+    """The values of a command's parameters by their names, as they were typed; {} where they do not fit."""
+    try:
+        return _commands()[arguments[0]].make_context(arguments[0], arguments[1:]).params
+    except (KeyError, IndexError, ClickException):
+        return {}
 
 
-def _nearest(name: str, known: list[str]) -> str | None:
-    near = difflib.get_close_matches(name, known, 1, 0.5)
-    return f"did you mean {near[0]}?" if near else None
+def _lost_output() -> OSError | None:
+    """Why standard output cannot take what was printed; None where it can. After that nothing more is tried."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        return error
+    return None
 
 
 def _fail(line: str, status: int) -> int:
     if line:
-        print(f"error: {' '.join(line.split())}", file=sys.stderr)
+        with suppress(OSError):  # a full disk may hold the log too
+            print(f"error: {' '.join(line.split())}", file=sys.stderr)
     return status

@@ -11,8 +11,10 @@ from contextlib import ExitStack
 from itertools import islice
 from queue import Empty, SimpleQueue
 from typing import Any
+from uuid import uuid4
 
 from cache_schema.errors import UsageError
+from preprocess.lone_task import Died, run_alone, run_alone_on_worker
 
 CONNECT_SECONDS = 20
 DEAF_TO_INTERRUPTS = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
@@ -29,8 +31,15 @@ anew costs more than reading a file into them"""
 LOOK_SECONDS, REPLACE_SECONDS, LONELY_SECONDS = 2, 30, 120
 """how often to look whether workers are left, how long a local one may stay away, and how long to wait for any: Dask
 starts dead local workers again, but on a busy machine it may leave one out"""
-TRIES = 2
-"""a task whose worker died is tried once more; a second death is the task's fault"""
+HANDLING = {
+    "distributed.scheduler.allowed-failures": 0,  # what is lost with a worker is tried again alone
+    # a local worker that died and is just being started again would be given up if it had died so long before as well
+    "distributed.deploy.lost-worker-timeout": "1000 days",
+}
+LONE_TRIES = 3
+"""a process alone dies without its worker; where the worker is lost all the same, as machines are, it was not tried"""
+LOST = object()
+"""in place of the result of a task that was lost with its worker"""
 
 
 def local_cluster(workers: int) -> Any:
@@ -61,13 +70,15 @@ def check_address(scheduler: str | None) -> None:
 class Pool:
     """Starts its workers with the first task and stops those it started at the end.
 
-    One task a thread is under way at any time, so that a dying worker takes no other task with it, but for a result that
-    was not fetched yet: that task runs anew. Decoders hold the GIL: local workers are processes with one thread each.
+    Decoders hold the GIL: local workers are processes with one thread each. One task a thread is under way at any time,
+    so that a dying worker takes few with it: on a busy machine one that waits beside it, and a result not fetched yet.
+    A task that was lost so is tried once more at the end, alone, in a process that nothing else depends on: a child of
+    this process, or of a worker of someone else's scheduler. Only that process says what is the task's own fault.
     """
 
     def __init__(self, workers: int | None, scheduler: str | None, tell: Callable[[str], None]):
         self._workers, self._scheduler, self._tell = workers, scheduler, tell
-        self._stack, self._client, self._cluster = ExitStack(), None, None
+        self._stack, self._client, self._cluster, self._memory_limit = ExitStack(), None, None, None
 
     def __enter__(self) -> "Pool":
         self._interrupted = False
@@ -86,37 +97,62 @@ class Pool:
         raise KeyboardInterrupt
 
     def run(self, function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[tuple[int, Any]]:
-        """(number of the task, its result) as they come; the result is None where the workers died on it."""
+        """(number of the task, its result) as they come; the result is `Died` where its process died though alone."""
+        lost = []
+        for number, task, result in self._together(function, tasks):
+            if result is LOST:
+                lost.append((number, task))
+            else:
+                yield number, result
+        if lost:
+            self._tell(f"{len(lost)} lost with workers that died; tried once more, one at a time")
+        for number, task in lost:
+            yield number, self._alone(function, task)
+        if self._interrupted:
+            raise KeyboardInterrupt
+
+    def _alone(self, function: Callable[[Any], Any], task: Any) -> Any:
+        import cloudpickle
+
+        work = cloudpickle.dumps((function, task))
+        if not self._scheduler:
+            return run_alone(work, self._memory_limit, {**os.environ, **KEEP_MEMORY})
+        for _ in range(LONE_TRIES):
+            ((_, _, result),) = self._together(run_alone_on_worker, [work])
+            if result is not LOST:
+                return result
+        return Died(f"was lost {LONE_TRIES} times with a worker, though nothing else was under way")
+
+    def _together(self, function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[tuple[int, Any, Any]]:
+        """(number of the task, the task, its result or LOST) as they come."""
         from distributed import CancelledError
         from distributed.scheduler import KilledWorker
 
         client, waiting = self._started(), iter(enumerate(tasks))
-        numbers, finished = {}, SimpleQueue()
+        running, finished, key = {}, SimpleQueue(), uuid4().hex
 
         def submit(room: int) -> None:
             for number, task in islice(waiting, max(0, room)):
                 # the key stands in Dask's logs and on its dashboard: it says nothing about the study
-                future = client.submit(function, task, pure=False, key=f"task-{id(numbers):x}-{number}")
-                numbers[future] = number
+                future = client.submit(function, task, pure=False, key=f"task-{key}-{number}")
+                running[future] = number, task
                 future.add_done_callback(finished.put)
 
         submit(max(1, self._threads()))
-        while numbers:
+        while running:
             future = self._next(finished)
             try:
                 result = future.result()
             except KilledWorker:
-                result = None
+                result = LOST
             except CancelledError as error:
                 raise UsageError(
                     "the Dask scheduler went away", where=self._scheduler, do="run the same again"
                 ) from error
-            number = numbers.pop(future)
+            number, task = running.pop(future)
             future.release()
-            submit(max(1, self._threads()) - len(numbers))
-            yield number, result
-        if self._interrupted:
-            raise KeyboardInterrupt
+            submit(max(1, self._threads()) - len(running))
+            yield number, task, result
 
     def _next(self, finished: SimpleQueue) -> Any:
         """The next future to end. Raises UsageError where for `LONELY_SECONDS` there was nobody to work on any."""
@@ -153,7 +189,7 @@ class Pool:
             import dask
 
             logging.getLogger("distributed").setLevel(logging.CRITICAL)
-            self._stack.enter_context(dask.config.set({"distributed.scheduler.allowed-failures": TRIES - 1}))
+            self._stack.enter_context(dask.config.set(HANDLING))
             self._client = self._connect() if self._scheduler else self._local()
             self._tell(f"Dask dashboard: {self._client.dashboard_link}")
         return self._client
@@ -162,7 +198,10 @@ class Pool:
         from distributed import Client
 
         self._cluster = self._stack.enter_context(local_cluster(self._wanted))
-        return self._stack.enter_context(Client(self._cluster))
+        client = self._stack.enter_context(Client(self._cluster))
+        limits = [worker["memory_limit"] for worker in client.scheduler_info()["workers"].values()]
+        self._memory_limit = min(filter(None, limits), default=None)
+        return client
 
     def _connect(self) -> Any:
         from distributed import Client

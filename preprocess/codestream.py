@@ -32,7 +32,7 @@ def check_frame(frame: bytes, syntax: str, rows: int, columns: int, bits_allocat
     if syntax == uid.RLELossless:
         _check_rle(frame, bits_allocated // 8)
         return
-    size = _jpeg_size(frame, _START_OF_FRAME[syntax]) if syntax in _START_OF_FRAME else _j2k_size(frame)
+    size = _size(frame, syntax)
     if size is None:
         raise StudyRefused("frame_header", "a compressed frame has no header of its transfer syntax")
     precision, *shape = size
@@ -43,9 +43,20 @@ def check_frame(frame: bytes, syntax: str, rows: int, columns: int, bits_allocat
             f"a compressed frame says {frame_rows} x {frame_columns} x {components} in {precision} bits, "
             f"the header {rows} x {columns} x 1 in {bits_allocated}",
         )
-    # one byte pads to even length; some writers pad more
-    if not frame[-64:].rstrip(b"\0").endswith(JPEG_END):
+    # one byte pads to even length, by some writers FF or a blank; others pad more
+    if not frame[-64:].rstrip(b"\0 \xff").endswith(JPEG_END):
         raise StudyRefused("truncated_frame", "a compressed frame does not end with its end-of-image marker")
+
+
+def jpeg_precision(frame: bytes, syntax: str) -> int | None:
+    """Bits of a sample by the frame's own header; None of what is no JPEG, JPEG Lossless or JPEG-LS frame. Its samples
+    have no sign: JPEG knows none."""
+    size = _jpeg_size(frame, _START_OF_FRAME[syntax]) if syntax in _START_OF_FRAME else None
+    return size and size[0]
+
+
+def _size(frame: bytes, syntax: str) -> tuple[int, int, int, int] | None:
+    return _jpeg_size(frame, _START_OF_FRAME[syntax]) if syntax in _START_OF_FRAME else _j2k_size(frame)
 
 
 def _jpeg_size(frame: bytes, starts: tuple[int, ...]) -> tuple[int, int, int, int] | None:

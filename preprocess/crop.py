@@ -145,11 +145,18 @@ def _publish(writer: CacheWriter, parts: list[_Cut]) -> None:
             raise
 
 
+def _report_of(source: Cache) -> list[Row]:
+    try:
+        table = pd.read_csv(source.path / REPORT, dtype=str, keep_default_na=False)
+        return [Row(*row) for row in table.itertuples(index=False)]
+    except (ValueError, TypeError) as error:
+        raise CacheError("is no report of a build", where=source.path / REPORT, do="run build-cache again") from error
+
+
 def _finish(source: Cache, writer: CacheWriter, without: tuple[str, ...]) -> None:
     """Labels and report of the studies kept, as they are in the whole cache."""
     kept = {folder.name for folder in writer.studies()}
-    old = pd.read_csv(source.path / REPORT, dtype=str, keep_default_na=False)
-    rows = [Row(*row) for row in old.itertuples(index=False) if row.id in kept]
+    rows = [row for row in _report_of(source) if row.id in kept]
     report = report_frame([*rows, *(build_row(id, "refused", "no_box") for id in without)])
     labels = LabelsTable.read(source.path)
     if labels is None:

@@ -1,8 +1,4 @@
-"""Compressed frame -> stored values, and the table that takes those to uint8.
-
-Decoding goes through pydicom's decoders with the plugin always named, the fastest exact one first. One table per kind of
-slice does rescale, window, rounding and inversion in a single exact pass over the stored values.
-"""
+"""Compressed frame -> stored values, through pydicom's decoders: the plugin is always named, the fastest exact one first."""
 
 import logging
 from functools import lru_cache
@@ -12,7 +8,8 @@ from pydicom import uid
 from pydicom.encaps import encapsulate
 from pydicom.pixels import get_decoder
 
-from cache_schema.layout import HU_HIGH, HU_LOW
+from cache_schema.errors import StudyRefused
+from preprocess.codestream import jpeg_precision
 from preprocess.header import NATIVE_SYNTAXES, FileHeader
 
 # pydicom logs tracebacks and text from headers; what matters of them becomes a finding
@@ -47,33 +44,15 @@ def decoder_names(syntax: str) -> tuple[str, ...]:
     return tuple(name for name in PLUGINS[syntax] if name in decoder.available_plugins)
 
 
-@lru_cache(64)
-def window_table(
-    slope: float, intercept: float, pixel_representation: int, bits_stored: int, photometric: str
-) -> np.ndarray:
-    """Raw 16-bit word -> grey value, as (65536,) uint8.
-
-    The word is masked to `bits_stored` bits and sign-extended where `pixel_representation` is 1, so that rubbish in
-    unused bits does not matter. HU = stored * slope + intercept; u = round((clip(HU, -500, 1300) + 500) * 255 /
-    1800), all in float64, halves to the even number. MONOCHROME1 gives 255 - u.
-    """
-    stored = np.arange(65536, dtype=np.int64) & ((1 << bits_stored) - 1)
-    if pixel_representation:
-        stored -= (stored >> (bits_stored - 1)) << bits_stored
-    hu = stored.astype(np.float64) * slope + intercept
-    grey = np.rint((np.clip(hu, HU_LOW, HU_HIGH) - HU_LOW) * 255 / (HU_HIGH - HU_LOW)).astype(np.uint8)
-    table = 255 - grey if photometric == "MONOCHROME1" else grey
-    table.flags.writeable = False
-    return table
-
-
 def decode_stored(frame: bytes | memoryview, header: FileHeader, plugin: str) -> np.ndarray:
     """Raw words of one frame as (rows, columns) uint8 or uint16, unused bits as they come. Raises whatever the
     decoder raises.
 
-    `frame` is the compressed frame, or the bytes of an uncompressed one.
+    `frame` is the compressed frame, or the bytes of an uncompressed one. Samples of JPEG frames are unsigned words of the
+    frame's own precision, whatever decoders make of the header's sign: which bit is the sign the header alone says.
     """
     native = header.transfer_syntax in NATIVE_SYNTAXES
+    precision = None if native else jpeg_precision(frame, header.transfer_syntax)
     decoder = get_decoder(header.transfer_syntax)
     source = frame if native else encapsulate([frame], has_bot=False)
     options = {
@@ -85,19 +64,33 @@ def decode_stored(frame: bytes | memoryview, header: FileHeader, plugin: str) ->
         "number_of_frames": 1,
         "samples_per_pixel": 1,
         "bits_allocated": header.bits_allocated,
-        "bits_stored": header.bits_stored,
-        "pixel_representation": header.pixel_representation,
+        "bits_stored": header.bits_stored if precision is None else precision,
+        "pixel_representation": header.pixel_representation if precision is None else 0,
         "photometric_interpretation": header.photometric,
         "pixel_keyword": "PixelData",
-        "pixel_vr": "OW",
+        "pixel_vr": header.pixel_vr if native else "OW",
     }
-    if plugin == "turbo":  # as_array would copy the picture once more
+    if precision is not None and precision <= 8:
+        options["bits_allocated"] = 8
+    if plugin == "turbo":  # as_array would copy the image once more
         buffer, found = decoder.as_buffer(source, **options)
-        sign = "ui"[header.pixel_representation]
-        pixels = np.frombuffer(buffer, f"{sign}{found['bits_allocated'] // 8}").reshape(header.rows, header.columns)
-        pixels = pixels.astype(f"{sign}{header.bits_allocated // 8}", copy=False)
+        pixels = np.frombuffer(buffer, f"u{found['bits_allocated'] // 8}").reshape(header.rows, header.columns)
     else:
         # the table corrects unused bits
         pixels, _ = decoder.as_array(source, raw=True, view_only=True, correct_unused_bits=False, **options)
+    if precision is not None:
+        pixels = pixels.astype(f"u{header.bits_allocated // 8}", copy=False)
     native_order = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
     return native_order.view(np.uint8 if header.bits_allocated == 8 else np.uint16)
+
+
+def check_sign(words: np.ndarray, frame: bytes | memoryview, header: FileHeader) -> None:
+    """Raise StudyRefused where signed values come in a JPEG frame of fewer bits than BitsStored, and some of them are
+    negative or not depending on which of the two is believed. Frames of 8 bits are what encoders make of values from 0 to
+    255."""
+    if not header.pixel_representation or header.transfer_syntax in NATIVE_SYNTAXES:
+        return
+    precision = jpeg_precision(frame, header.transfer_syntax)
+    if precision is not None and 8 < precision < header.bits_stored and int(words.max()) >> (precision - 1):
+        message = f"a compressed frame has {precision} bits, the header {header.bits_stored} with a sign: its place is unclear"
+        raise StudyRefused("frame_precision", message)

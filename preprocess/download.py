@@ -4,19 +4,22 @@ import os
 import shutil
 import subprocess
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
-from cache_schema.errors import UsageError
+from cache_schema.errors import UsageError, reason_of
 from preprocess.progress import say
 
 COMPETITION = "rsna-2022-cervical-spine-fracture-detection"
 DATA_BYTES = 343 * 10**9
 NEEDED_BYTES = 2 * DATA_BYTES
 """the archive, and what is unpacked from it"""
-WANTED = ("train_images", "segmentations", "train.csv")
+WANTED = (("train_images",), ("segmentations",), ("train.csv",))
 ACCOUNT_VARIABLES = ("KAGGLE_API_TOKEN", "KAGGLE_USERNAME")
 ACCOUNT_FILES = ("kaggle.json", "access_token")
+UNSOUND = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError)
+"""what reading a damaged archive raises; the last three where it asks for what zipfile has not"""
 RULES = f"accept the rules at www.kaggle.com/c/{COMPETITION}"
 
 
@@ -40,7 +43,10 @@ def download(dest: str | Path, *, needed: int = NEEDED_BYTES, tell: Callable[[st
     dest.mkdir(parents=True, exist_ok=True)
     tell(f"fetching {COMPETITION} into {dest}")
     command = [client, "competitions", "download", "-c", COMPETITION, "-p", str(dest)]
-    status = subprocess.run(command, check=False).returncode
+    try:
+        status = subprocess.run(command, check=False).returncode
+    except OSError as error:
+        raise UsageError(f"Kaggle's client cannot be started ({reason_of(error)})", where=client) from error
     if status:
         do = f"{RULES}, then run the same again: it goes on where it ended"
         raise UsageError(f"Kaggle's client failed with exit status {status}", do=do)
@@ -60,7 +66,8 @@ def _check_disk(dest: Path, needed: int) -> None:
 
 
 def _has_account() -> bool:
-    folders = [os.environ.get("KAGGLE_CONFIG_DIR"), Path.home() / ".kaggle", Path.home() / ".config" / "kaggle"]
+    home = os.path.expanduser("~")  # stays as it is for a user without a home
+    folders = [os.environ.get("KAGGLE_CONFIG_DIR"), Path(home, ".kaggle"), Path(home, ".config", "kaggle")]
     saved = any(Path(folder, name).is_file() for folder in folders if folder for name in ACCOUNT_FILES)
     return saved or any(os.environ.get(name) for name in ACCOUNT_VARIABLES)
 
@@ -69,13 +76,15 @@ def _unpack(dest: Path, tell: Callable[[str], None]) -> int:
     archive = dest / f"{COMPETITION}.zip"
     try:
         with zipfile.ZipFile(archive) as packed:
-            members = [m for m in packed.infolist() if not m.is_dir() and PurePosixPath(m.filename).parts[0] in WANTED]
+            members = [m for m in packed.infolist() if not m.is_dir() and PurePosixPath(m.filename).parts[:1] in WANTED]
             tell(f"unpacking {len(members)} files")
             for member in members:
                 file = dest / member.filename
                 if not (file.is_file() and file.stat().st_size == member.file_size):
                     packed.extract(member, dest)
-    except (OSError, zipfile.BadZipFile) as error:
+    except OSError as error:
+        raise UsageError(f"cannot be unpacked ({reason_of(error)})", where=archive, do="run the same again") from error
+    except UNSOUND as error:
         do = "remove it and run the same again"
         raise UsageError(f"cannot be unpacked ({type(error).__name__})", where=archive, do=do) from error
     tell(f"{archive} is not needed any more")

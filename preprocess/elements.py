@@ -34,13 +34,13 @@ _LENGTH = Struct("<L").unpack_from
 
 @dataclass(frozen=True)
 class Elements:
-    """values: tag -> bytes as they lie in the file, of the tags asked for. pixels: where their value begins, and its
-    length, None where undefined."""
+    """values: tag -> bytes as they lie in the file, of the tags asked for. pixels: where their value begins, its length
+    (None where undefined) and its VR."""
 
     syntax: str
     storage_class: str
     values: dict[int, bytes]
-    pixels: tuple[int, int | None]
+    pixels: tuple[int, int | None, str]
 
 
 def walk(head: bytes, wanted: Container[int], syntaxes: Container[str]) -> Elements | None:
@@ -59,7 +59,8 @@ def walk(head: bytes, wanted: Container[int], syntaxes: Container[str]) -> Eleme
         return None
     if _TAG(head, at) != PIXEL_DATA_PARTS:
         return None
-    return Elements(syntax, storage_class, values, (begin, None if length == UNDEFINED_LENGTH else length))
+    vr = "OB" if element is _explicit and head[at + 4 : at + 6] == b"OB" else "OW"
+    return Elements(syntax, storage_class, values, (begin, None if length == UNDEFINED_LENGTH else length, vr))
 
 
 def _walk(

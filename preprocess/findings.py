@@ -12,7 +12,9 @@ Severity = Literal["refused", "repaired", "flagged"]
 
 REASONS: dict[str, str] = {
     # Refused: one file. The study it lies beside is kept and carries the flag `unread_files`.
-    "not_dicom": "the file is named .dcm but is no DICOM file",
+    "not_dicom": "the file is no DICOM file, or is cut short, and nothing else that is known",
+    "archive": "the file is packed: unpack it to have it read",
+    "unlisted_folder": "the folder cannot be listed",
     "unreadable_file": "the file cannot be opened or read",
     "unreadable_header": "the header cannot be parsed",
     # Refused: the whole study, because one of its slices cannot be trusted.
@@ -33,28 +35,42 @@ REASONS: dict[str, str] = {
     "mixed_orientation": "slices of one series have different orientations",
     "mixed_size": "slices of one series differ in rows or columns",
     "mixed_pixel_spacing": "slices of one series differ in pixel spacing",
+    "two_patients": "the study's images are of two patients, by PatientID or by folders with frames of reference of their own",
+    "two_volumes": "two volumes lie in each other, and nothing tells them apart",
+    "too_many_repeats": "more than one slice in ten lies at the place of another one that differs from it",
+    "origin_jump": "the first pixels of the slices leave a straight line: one grid may not hold for all; refused above one slice spacing",
+    "not_hu": "the values are no Hounsfield units, by RescaleType or ImageType",
     "frame_header": "the compressed frame does not begin with a header of its transfer syntax",
     "frame_size": "the compressed frame's own header disagrees with Rows, Columns or one sample per pixel",
     "truncated_frame": "the compressed frame does not end with its end-of-image marker",
+    "frame_precision": "a compressed frame has fewer bits than BitsStored, so that the place of its sign is unclear",
+    "offset_table": "the table of offsets of a multi-frame file does not follow the order of its frames",
     "decode_failed": "every decoder for the transfer syntax failed on a frame",
     "decoders_disagree": "two decoders give different pixels for the first slice of its kind",
     "source_changed": "a file changed between the header pass and the decoding",
     # Refused: a segmentation. Its study is kept, without slice boxes and vertebra ratios.
+    "segmentation_unopened": "the segmentation's file cannot be opened or read",
     "segmentation_unreadable": "the segmentation is not a readable 3-dimensional NIfTI file",
     "segmentation_labels": "the segmentation holds values that are no labels",
+    "segmentation_too_large": "the segmentation is larger than what is read, or than the memory there is",
     "segmentation_empty": "the segmentation holds no voxel of C1 to C7 on the study's slices",
     "segmentation_geometry": "neither the segmentation's affine nor its shape fits the study's slices",
+    "segmentation_one_level": "the segmentation has one single level, over more than a vertebra's height",
     "segmentation_upside_down": "the segmentation's levels do not run from C1 at the head to C7 at the feet",
     "segmentation_mirrored": "a mirrored segmentation would lie on brighter voxels than the segmentation itself",
+    "segmentation_shifted": "moved by more than two voxels, the segmentation would lie on brighter voxels",
     # Repaired: the study is kept.
-    "repeated_file": "a copy of a slice that is already there (same SOP instance UID and place) was left out",
-    "repeated_position": "a second slice at the same position was left out",
+    "repeated_file": "copies, byte for byte, of images that are already there were left out",
+    "repeated_position": "slices that lie at the place of another one and differ from it were left out",
     # Flagged: the study is kept as it is.
     "unread_files": "files beside the study's own could not be read; slices may be missing",
+    "other_files": "files that are known to be no DICOM images were passed over",
+    "patient_ids_differ": "images carry different PatientIDs, of one image each",
     "not_ct": "images, reports or others of another modality were left out",
     "series_left_out": "a series was left out because another one of the study serves better",
     "file_order": "file names and positions order the slices differently",
     "gantry_tilt": "the slice normal is tilted against the patient's axis",
+    "shear": "the first pixels of the slices lie on a line that is tilted against the slice normal",
     "uneven_spacing": "the distance between slices varies",
     "gaps": "slices are missing: a distance is about twice the usual one or more",
     "invalid_uid": "a UID does not follow DICOM's rules",
@@ -66,13 +82,18 @@ REASONS: dict[str, str] = {
     "multi_frame": "several slices come from one file",
     "lossy": "the transfer syntax may have lost information",
     "unchecked_decoding": "only one decoder can read the first slice of its kind: there is none to compare it with",
+    "bits_beyond_stored": "bits are set beyond BitsStored: values wrap",
+    "padding_in_window": "PixelPaddingValue means an HU inside the window; it is air where it reaches the frame's edge",
+    "hu_implausible": "the values are hardly Hounsfield units: no air, air at the top of the window, or wrapped",
     "constant_slice": "slices hold one single value: nothing was scanned, or a picture is lost",
     "slice_jump": "a slice is unlike both of its neighbours: its picture may be damaged",
     "segmentation_by_fixed_flips": "the affine does not fit the slices; the competition's flips were applied",
+    "segmentation_two_affines": "qform and sform disagree; what lies on brighter voxels was taken",
+    "unused_mask": "the file looks like a segmentation, and no study takes it",
 }
 
 STUDY_KEPT = frozenset(
-    {"not_dicom", "unreadable_file", "unreadable_header"}
+    {"not_dicom", "archive", "unlisted_folder", "unreadable_file", "unreadable_header"}
     | {name for name in REASONS if name.startswith("segmentation_")}
 )
 """Reasons that refuse a file or a segmentation only, never the study."""

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from cache_schema.study import Box, Pixels
+from preprocess import lone_task
 
 STALL_SECONDS = 120.0
 """for up to 8 slices, or to open a study: a hundred times what the slowest decoder and a slow disk need"""
@@ -25,6 +26,7 @@ _deadlines: dict[object, float] = {}
 def deadline(seconds: float) -> Iterator[None]:
     """End this process, by SIGALRM, unless the block is left in time. Blocks of several threads may be open at once."""
     token = object()
+    lone_task.note_deadline(seconds)
     _set(token, time.monotonic() + seconds)
     try:
         yield

@@ -15,14 +15,32 @@ NATIVE_SYNTAXES = frozenset({uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEnd
 Vector = tuple[float, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
+class SeriesMarks:
+    """What else tells one patient, acquisition or reconstruction from another. Files that say the same share one object.
+
+    patient: PatientID hashed under a salt of this header pass, b"" where absent; it is kept nowhere. padding: first and
+    last stored value that stand for no measurement, None where there is none.
+    """
+
+    patient: bytes = b""
+    frame_of_reference: str = ""
+    series_number: int | None = None
+    kvp: float | None = None
+    stack: str = ""
+    temporal_index: int | None = None
+    rescale_type: str = ""
+    padding: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class FileHeader:
     """What the project needs to know of one frame of one DICOM file (almost always: the only frame of it).
 
     `problems` holds (reason, message) for everything that forbids using the frame; the fields concerned are then None
     or 0 (a slope or intercept that is no number: nan). `pixel_offset` is the byte at which the value of PixelData
-    begins, `pixel_length` its bytes (None: encapsulated, of undefined length), so that decoding never parses the
-    header again. Lengths are mm in the patient's LPS system.
+    begins, `pixel_length` its bytes (None: encapsulated, of undefined length), `pixel_vr` its VR, so that decoding never
+    parses the header again. Lengths are mm in the patient's LPS system, times seconds since midnight.
     """
 
     path: str
@@ -39,6 +57,9 @@ class FileHeader:
     manufacturer: str
     kernel: str
     acquisition: str
+    acquisition_time: float | None
+    content_time: float | None
+    marks: SeriesMarks
     thickness: float | None
     instance_number: int | None
     rows: int
@@ -56,6 +77,7 @@ class FileHeader:
     pixel_spacing: Vector | None
     pixel_offset: int
     pixel_length: int | None
+    pixel_vr: str
     problems: tuple[tuple[str, str], ...] = ()
 
     @property
@@ -67,5 +89,13 @@ class FileHeader:
             return None
         return int(path.stem)
 
+    @property
+    def lacks_geometry(self) -> bool:
+        """Whether it cannot be said where its pixels lie."""
+        return None in (self.position, self.orientation, self.pixel_spacing) or self.has_problem("invalid_orientation")
+
     def with_problem(self, reason: str, message: str) -> "FileHeader":
         return replace(self, problems=(*self.problems, (reason, message)))
+
+    def has_problem(self, reason: str) -> bool:
+        return any(name == reason for name, _ in self.problems)

@@ -1,82 +1,132 @@
 """The header pass: every file of a source is opened once, in natural order of the paths."""
 
 import os
-import re
-from collections.abc import Iterator
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cache_schema.errors import UsageError
-from preprocess.findings import Finding
+from preprocess.findings import REASONS, Finding
 from preprocess.header import FileHeader
-from preprocess.reading import read_headers
+from preprocess.natural import natural_key
+from preprocess.reading import OtherFile, read_headers
 
 RSNA_FOLDER = "train_images"
 
 
-def scan(source: str | Path) -> tuple[list[FileHeader], list[Finding]]:
+@dataclass
+class Inventory:
+    """What the files of a source are. unread: findings about files that are no image and should be one, or may be."""
+
+    headers: list[FileHeader] = field(default_factory=list)
+    unread: list[Finding] = field(default_factory=list)
+    others: Counter[str] = field(default_factory=Counter)
+    """how many files are known to be something else, by kind"""
+
+    def add(self, other: "Inventory") -> None:
+        self.headers += other.headers
+        self.unread += other.unread
+        self.others += other.others
+
+    def about_others(self) -> list[Finding]:
+        """One row that counts what was passed over, or none."""
+        if not self.others:
+            return []
+        counts = ", ".join(f"{count} {kind}" for kind, count in sorted(self.others.items()))
+        return [Finding("", "", "flagged", "other_files", f"passed over: {counts}")]
+
+
+def scan(source: str | Path, salt: bytes = b"") -> Inventory:
     """Read the headers of every DICOM file under `source`, in natural order of their paths.
 
-    `source` is an RSNA folder (its `train_images` is read), any tree, or a single file. Files that are neither named
-    .dcm nor begin as DICOM files do are no findings; those that should be DICOM and are not readable are findings,
-    never exceptions. Raises UsageError when `source` does not exist.
+    `source` is an RSNA folder (its `train_images` is read), any tree, or a single file. salt: see
+    `preprocess.reading.read_headers`. Whatever the files hold becomes a header, a finding or a count, never an exception.
+    Raises UsageError when `source` does not exist.
     """
-    return read_many(list(enumerate(list_files(source), start=1)))
+    files, unlisted = find_files(source)
+    found = read_many(list(enumerate(files, start=1)), salt)
+    found.unread += unlisted
+    return found
 
 
-def read_many(numbered: list[tuple[int, Path]]) -> tuple[list[FileHeader], list[Finding]]:
+def read_many(numbered: Iterable[tuple[int, Path]], salt: bytes = b"") -> Inventory:
     """The header pass over some files of a source, numbered as in the whole of it."""
-    headers, findings = [], []
+    found = Inventory()
     for number, path in numbered:
-        found = read_headers(path)
-        if isinstance(found, Finding):
-            findings.append(replace(found, file=str(number)))
+        content = read_headers(path, salt)
+        if isinstance(content, Finding):
+            found.unread.append(replace(content, file=str(number)))
+        elif isinstance(content, OtherFile):
+            found.others[content.kind] += 1
         else:
-            headers.extend(replace(header, number=number) for header in found)
-    return headers, findings
+            found.headers.extend(replace(header, number=number) for header in content)
+    return found
 
 
-def list_files(source: str | Path) -> list[Path]:
-    """Every file under `source` that may be DICOM, in natural order: `9.dcm` before `10.dcm`."""
+def find_files(source: str | Path, *, without: Iterable[str | Path] = ()) -> tuple[list[Path], list[Finding]]:
+    """Every file under `source` in natural order (`9.dcm` before `10.dcm`), and a finding for each folder below it that
+    cannot be listed.
+
+    without: folders that are not looked into. Raises UsageError when `source` is missing or cannot be listed itself.
+    """
     source = Path(source)
     if source.is_file():
-        return [source]
+        return [source], []
     if not source.is_dir():
         raise UsageError("no such file or folder", where=source, expected="a folder of DICOM files")
-    if (source / RSNA_FOLDER).is_dir():
-        source = source / RSNA_FOLDER
-    return sorted(_walk(source), key=lambda path: natural_key(str(path)))
+    top = source / RSNA_FOLDER if (source / RSNA_FOLDER).is_dir() else source
+    files, unlisted = _walk(top, {_identity(path) for path in without})
+    if unlisted and unlisted[0][0] == 1:
+        raise UsageError(f"cannot be listed ({unlisted[0][2]})", where=top, expected="a folder of DICOM files")
+    findings = []
+    for number, folder, why in unlisted:
+        message = f"folder {number} of the source: {REASONS['unlisted_folder']} ({why})"
+        findings.append(Finding("", "", "refused", "unlisted_folder", message, str(folder)))
+    return sorted(files, key=lambda path: natural_key(str(path))), findings
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    """Plain files below a folder, and links to nothing; opening a pipe would wait for ever."""
-    seen, waiting = set(), [folder]
+def _walk(top: Path, left_out: set[tuple[int, int] | None]) -> tuple[list[Path], list[tuple[int, Path, str]]]:
+    """Plain files below a folder, links to nothing included (opening a pipe would wait for ever), and (number in the order
+    of the walk, folder, reason) of every folder that cannot be listed."""
+    files, unlisted = [], []
+    seen, waiting, number = set(left_out), [top], 0
     while waiting:
-        where = waiting.pop()
+        folder = waiting.pop()
+        identity = _identity(folder)
+        if identity is not None and identity in seen:  # folders may be links, and links may lead back
+            continue
+        seen.add(identity)
+        number += 1
         try:
-            status = os.stat(where)
-            if (status.st_dev, status.st_ino) in seen:  # folders may be links, and links may lead back
-                continue
-            seen.add((status.st_dev, status.st_ino))
-            with os.scandir(where) as found:
-                entries = sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda e: e.name)
+            with os.scandir(folder) as found:
+                entries = sorted(found, key=lambda entry: entry.name)
         except OSError as error:
-            raise UsageError(f"a folder below it cannot be listed ({type(error).__name__})", where=folder) from error
+            unlisted.append((number, folder, error.strerror or type(error).__name__))
+            continue
         waiting.extend(Path(entry.path) for entry in reversed(entries) if _is_folder(entry))
-        yield from (Path(entry.path) for entry in entries if _is_file(entry))
+        files.extend(Path(entry.path) for entry in entries if _is_file(entry))
+    return files, unlisted
+
+
+def _identity(folder: str | Path) -> tuple[int, int] | None:
+    try:
+        status = os.stat(folder)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
-    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def _is_file(entry: os.DirEntry) -> bool:
-    if entry.is_symlink():
-        return os.path.isfile(entry.path) or not os.path.exists(entry.path)
-    return entry.is_file()
+    try:
+        return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))
+    except OSError:  # opening it says why
+        return True
 
-
-def natural_key(text: str) -> list:
-    """A sort key in which runs of digits count as numbers; the text itself decides between `01` and `1`."""
-    parts = re.split(r"(\d+)", text)
-    return [*((int(part), "") if part.isdecimal() else (-1, part) for part in parts), (-1, text)]

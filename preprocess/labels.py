@@ -1,6 +1,5 @@
 """The labels table of a cache: labels from a CSV, folds from a CSV or drawn, and the rule that they do not change in passing."""
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,13 +8,13 @@ import pandas as pd
 
 from cache_schema import Cache, CacheWriter
 from cache_schema.columns import LABEL_COLUMNS, labels_frame
-from cache_schema.errors import UsageError
+from cache_schema.errors import CacheError, UsageError
 from cache_schema.layout import LABELS, TARGETS
 from cache_schema.tables import read_table, table_meta
+from preprocess.csv_tables import StudyRow, at, read_by_study, shown
 from preprocess.folds import assign_folds
 from preprocess.pseudonyms import Pseudonyms
 
-ID_COLUMN = "StudyInstanceUID"
 DEFAULT_FOLDS = 5
 MAX_FOLDS = 100
 MADE_BY_BUILD = "preprocess build-cache"
@@ -32,50 +31,84 @@ class Wanted:
     folds_name: str
     """the number, or the digest of the file"""
     folds_given: bool
+    labels_file: Path | None = None
+    folds_file: Path | None = None
 
 
 def wanted(labels: str | Path | None, folds: str | int | Path | None, rename: Callable[[str], str] = str) -> Wanted:
-    """Read what was given; `rename` turns a UID into a cache's id. Raises UsageError naming file, row and column."""
-    table, digest = (None, None) if labels is None else _read_csv(labels, TARGETS, rename)
-    if table is not None:
-        numbers = table.apply(pd.to_numeric, errors="coerce")
-        wrong = ~(numbers.isin((0, 1)) | table.isna())
-        if wrong.any(axis=None):
-            id, target = wrong.stack()[lambda cells: cells].index[0]
-            raise UsageError(f"{target} of {id} is neither 0 nor 1 nor empty", where=labels)
-        table = numbers.astype("Int8")
+    """Read what was given; `rename` turns a UID into a cache's id. Raises UsageError naming file, line and column."""
+    labels_file = None if labels is None else Path(labels)
+    table, digest = (None, None) if labels_file is None else _read_labels(labels_file, rename)
     given, folds = folds is not None, str(DEFAULT_FOLDS if folds is None else folds)
     if folds.lstrip("-").isdigit():
         if not 2 <= int(folds) <= MAX_FOLDS:
             raise UsageError(
                 f"{folds} folds", where="--folds", expected=f"a number from 2 to {MAX_FOLDS}, or a CSV file"
             )
-        return Wanted(table, digest, int(folds), str(int(folds)), given)
-    column, folds_digest = _read_csv(folds, ("fold",), rename)
-    numbers = pd.to_numeric(column["fold"], errors="coerce")
-    if not (numbers.between(0, MAX_FOLDS - 1) & (numbers % 1 == 0)).all():
-        raise UsageError("a fold is not a whole number", where=folds, expected=f"0 to {MAX_FOLDS - 1}")
-    return Wanted(table, digest, numbers.astype("int64"), folds_digest, given)
+        return Wanted(table, digest, int(folds), str(int(folds)), given, labels_file)
+    rows, folds_digest = read_by_study(Path(folds), ("fold",), _fold, rename)
+    column = pd.Series({id: row.values[0] for id, row in rows.items()}, dtype="int64")
+    return Wanted(table, digest, column, folds_digest, given, labels_file, Path(folds))
 
 
-def _read_csv(path: str | Path, columns: tuple[str, ...], rename: Callable[[str], str]) -> tuple[pd.DataFrame, str]:
-    """These columns as text, indexed by id, and the digest of the file's bytes."""
-    path = Path(path)
-    if not path.is_file():
-        raise UsageError("no such file", where=path, expected="a CSV file")
+def _read_labels(file: Path, rename: Callable[[str], str]) -> tuple[pd.DataFrame, str]:
+    """The eight targets, Int8, indexed by id, and the digest of the file's bytes."""
+    rows, digest = read_by_study(file, TARGETS, _label, rename)
+    for id, row in rows.items():
+        _check_agrees(file, id, row)
+    ids = pd.Index(list(rows), dtype="str", name="id")
+    values = {target: [row.values[place] for row in rows.values()] for place, target in enumerate(TARGETS)}
+    return pd.DataFrame(values, index=ids, dtype="Int8"), digest
+
+
+def _check_agrees(file: Path, id: str, row: StudyRow) -> None:
+    """A patient without a fracture has no fractured vertebra. The other way round may be: there are more than C1 to C7."""
+    broken = [target for target, value in zip(TARGETS[1:], row.values[1:], strict=True) if value]
+    if row.values[0] == 0 and broken:
+        raise UsageError(f"patient_overall is 0 and {broken[0]} is 1 of {shown(id)}", where=at(file, row.line))
+
+
+def _label(text: str) -> int | None:
+    if not text:
+        return None
+    number = {"false": 0, "true": 1}.get(text.casefold(), _number(text))
+    if number not in (0, 1):
+        raise ValueError("neither 0 nor 1 nor empty")
+    return int(number)
+
+
+def _fold(text: str) -> int:
+    number = _number(text)
+    if number is None or not (0 <= number < MAX_FOLDS and number == int(number)):
+        raise ValueError(f"not a whole number from 0 to {MAX_FOLDS - 1}")
+    return int(number)
+
+
+def _number(text: str) -> float | None:
+    """Of digits as a spreadsheet writes them; float() takes more."""
     try:
-        table = pd.read_csv(path, dtype=str, skipinitialspace=True)
-    except (ValueError, OSError) as error:
-        raise UsageError("is not a readable CSV file", where=path) from error
-    for column in (ID_COLUMN, *columns):
-        if column not in table.columns:
-            raise UsageError(f"has no column {column}", where=path, expected=", ".join((ID_COLUMN, *columns)))
-    if table[ID_COLUMN].isna().any():
-        raise UsageError(f"a row has no {ID_COLUMN}", where=path)
-    table.index = pd.Index([rename(id) for id in table[ID_COLUMN]], name="id", dtype="str")
-    if table.index.duplicated().any():
-        raise UsageError(f"{table.index[table.index.duplicated()][0]} is there twice", where=path)
-    return table[list(columns)], hashlib.sha256(path.read_bytes()).hexdigest()
+        return float(text) if text.isascii() and "_" not in text else None
+    except ValueError:
+        return None
+
+
+def check_named(want: Wanted, ids: set[str], of: str = "the source", do: str | None = None) -> str | None:
+    """What to say where labels or folds from a CSV and the studies `ids` do not match, None where they do.
+
+    Raises UsageError where one of the CSVs names none of them.
+    """
+    counts = []
+    for what, file, named in (("labels", want.labels_file, want.labels), ("folds", want.folds_file, want.folds)):
+        if file is None:
+            continue
+        both = len(ids.intersection(named.index))
+        if ids and not both:
+            raise UsageError(f"names no study of {of}", where=file, do=do)
+        if both != len(ids) or both != len(named):
+            counts.append(
+                f"the {what} name {both} of {len(ids)} studies of {of}, and {len(named) - both} that it has not"
+            )
+    return "; ".join(counts) or None
 
 
 @dataclass(frozen=True)
@@ -94,7 +127,12 @@ class LabelsTable:
         if not path.is_file():
             return None
         meta = table_meta(path)
-        return cls(labels_frame(read_table(path)), meta["made_by"], meta["inputs"], meta.get("folds", ""))
+        try:
+            frame = labels_frame(read_table(path))
+        except (KeyError, ValueError, TypeError) as error:
+            do = f"remove it, then: preprocess labels {cache} CSV"
+            raise CacheError("is not a table of labels", where=path, do=do) from error
+        return cls(frame, meta["made_by"], meta["inputs"], meta.get("folds", ""))
 
 
 def check_same(old: LabelsTable, new: Wanted, *, labels_given: bool, cache: Path) -> None:
@@ -156,17 +194,16 @@ def replace_labels(
     """Write labels.parquet anew; folds stay where none are asked for. Returns (studies of the cache, those with labels).
 
     pseudonymise: the key that the cache's ids were made with, where the CSVs name the original ones.
-    Raises UsageError where the CSV is wrong or names no study of the cache.
+    Raises UsageError where a CSV is wrong or names no study of the cache.
     """
     Cache(cache)
     rename = str if pseudonymise is None else Pseudonyms.read(pseudonymise)
     new, writer = wanted(labels, folds, rename), CacheWriter(cache)
     with writer.locked():
         index = writer.make_index()
+        do = None if pseudonymise else "where the cache holds pseudonyms: --pseudonymise KEYFILE"
+        check_named(new, set(index["id"]), "the cache", do)
         labelled = int(index["id"].isin(new.labels.index).sum())
-        if not labelled:
-            do = None if pseudonymise else "where the cache holds pseudonyms: --pseudonymise KEYFILE"
-            raise UsageError("names no study of the cache", where=labels, do=do)
         old = None if folds is not None else LabelsTable.read(Path(cache))
         table = make_table(index, new, None, MADE_BY_LABELS) if old is None else _with_folds_of(old, index, new)
         writer.finish(table.frame, made_by=MADE_BY_LABELS, inputs=table.inputs, extra={"folds": table.folds_name})

@@ -7,25 +7,39 @@ import hashlib
 import io
 import os
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 import cv2
 import google_crc32c
 import numpy as np
-from pydicom.encaps import get_frame
+from pydicom.encaps import generate_fragments, get_frame, parse_basic_offsets
 
 from cache_schema.arrays import Scratch
 from cache_schema.errors import StudyRefused
 from preprocess.codestream import check_frame
-from preprocess.decode import decode_stored, decoder_names, window_table
+from preprocess.decode import check_sign, decode_stored, decoder_names
 from preprocess.findings import REASONS, Finding
 from preprocess.header import NATIVE_SYNTAXES, FileHeader
 from preprocess.jumps import jumps, thumbnail
+from preprocess.plausibility import Sample, why_implausible
 from preprocess.study_plan import StudyPlan
+from preprocess.word_tables import AIR, WordTables, padding_at_the_edge, tables_of
 
 _BLOCK = 1 << 20
 
 _content, _picture = Scratch(), Scratch()
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What reading one slice showed."""
+
+    constant: bool
+    beyond: bool
+    sample: Sample
+    padded: bool = False
 
 
 class DicomPixels:
@@ -35,7 +49,7 @@ class DicomPixels:
         self.plan = plan
         self._checksums: dict[str, int] = {}
         self._used: dict[str, set[str]] = {}
-        self._constant: set[tuple[str, int]] = set()
+        self._seen: dict[int, _Seen] = {}
         self._thumbnails: dict[int, np.ndarray] = {}
 
     def read(self, z0: int, z1: int, box: tuple[int, int, int, int] | None = None) -> np.ndarray:
@@ -51,7 +65,7 @@ class DicomPixels:
             warnings.simplefilter("ignore")  # pydicom's warnings print header text
             for z, (picture, place) in enumerate(zip(out, slices, strict=True), start=z0):
                 try:
-                    grey = self._grey(place.header)
+                    grey = self._grey(z, place.header)
                 except StudyRefused as refused:
                     raise StudyRefused(refused.reason, refused.what, study=self.plan.id, file=str(place.file)) from None
                 turned = self.plan.turn.apply(grey)
@@ -59,18 +73,24 @@ class DicomPixels:
                 self._thumbnails[z] = thumbnail(turned)
         return out
 
-    def _grey(self, header: FileHeader) -> np.ndarray:
+    def _grey(self, z: int, header: FileHeader) -> np.ndarray:
         """One slice as stored, (rows, columns) uint8; valid until the next call in this thread."""
-        stored = self._stored(header)
-        if _is_constant(stored):
-            self._constant.add((header.path, header.frame))
-        table = window_table(
-            header.slope, header.intercept, header.pixel_representation, header.bits_stored, header.photometric
+        stored, tables = self.stored(header), tables_of(header)
+        self._seen[z] = _Seen(
+            constant=_is_constant(stored),
+            beyond=has_bits_beyond(stored, header, tables),
+            sample=Sample.of(stored, tables),
         )
-        table = table if stored.dtype == np.uint16 else table[:256]
-        return cv2.LUT(stored, table[None], _picture(*stored.shape))
+        table = tables.grey if stored.dtype == np.uint16 else tables.grey[:256]
+        grey = cv2.LUT(stored, table[None], _picture(*stored.shape))
+        padding = padding_at_the_edge(stored, tables)
+        if padding is not None:
+            grey[padding] = AIR
+            self._seen[z] = replace(self._seen[z], padded=True)
+        return grey
 
-    def _stored(self, header: FileHeader) -> np.ndarray:
+    def stored(self, header: FileHeader) -> np.ndarray:
+        """Stored words of one slice, uint8 or uint16 (rows, columns), unused bits as they come. Raises StudyRefused."""
         frame = self.frame(header)
         if header.transfer_syntax not in NATIVE_SYNTAXES:
             check_frame(frame, header.transfer_syntax, header.rows, header.columns, header.bits_allocated)
@@ -81,6 +101,7 @@ class DicomPixels:
             except Exception as error:  # decoders fail in every way there is
                 failures.append(f"{name} ({type(error).__name__})")
             else:
+                check_sign(stored, frame, header)
                 self._used.setdefault(header.transfer_syntax, set()).add(name)
                 return stored
         raise StudyRefused("decode_failed", f"decoding failed with {', '.join(failures)}")
@@ -115,15 +136,35 @@ class DicomPixels:
     def findings(self) -> list[Finding]:
         """What the slices read so far show."""
         found = []
-        if self._constant:
-            message = f"{len(self._constant)} slices hold one single value: nothing was scanned, or a picture is lost"
-            found.append(Finding(self.plan.id, "", "flagged", "constant_slice", message))
+        constant = self._slices(lambda seen: seen.constant)
+        if constant:
+            message = f"{len(constant)} slices hold one single value: nothing was scanned, or an image is lost"
+            found.append(self._flag("constant_slice", message))
+        beyond = self._slices(lambda seen: seen.beyond)
+        if beyond:
+            message = (
+                f"{len(beyond)} slices have bits set beyond BitsStored; such values are read without them, and wrap"
+            )
+            found.append(self._flag("bits_beyond_stored", message))
+        padded = self._slices(lambda seen: seen.padded)
+        if padded:
+            message = f"PixelPaddingValue means an HU inside the window; it is air at the frame's edge in {len(padded)} slices"
+            found.append(self._flag("padding_in_window", message))
+        implausible = why_implausible([seen.sample for seen in self._seen.values()])
+        if implausible:
+            found.append(self._flag("hu_implausible", f"values are hardly HU: {implausible}"))
         for z in jumps(self._thumbnails):
-            place = self.plan.slices[z]
-            if (place.path, place.frame) not in self._constant:
+            if z not in constant:
+                place = self.plan.slices[z]
                 about = (self.plan.id, str(place.file), "flagged", "slice_jump")
                 found.append(Finding(*about, REASONS["slice_jump"], place.path))
         return found
+
+    def _slices(self, wanted: Callable[["_Seen"], bool]) -> set[int]:
+        return {z for z, seen in self._seen.items() if wanted(seen)}
+
+    def _flag(self, reason: str, message: str) -> Finding:
+        return Finding(self.plan.id, "", "flagged", reason, message)
 
     def flags(self) -> tuple[str, ...]:
         """The flags that go with `findings`."""
@@ -144,6 +185,16 @@ class DicomPixels:
                     raise StudyRefused(refused.reason, refused.what, study=self.plan.id, file=str(number)) from None
             digest.update(f"{header.size} {self._checksums[header.path]:08x}\n".encode())
         return digest.hexdigest()
+
+
+def frame_digest(header: FileHeader) -> bytes:
+    """Of the bytes of one frame as they lie in its file, compressed or not. Raises StudyRefused where there is none."""
+    try:
+        with open(header.path, "rb") as file:
+            _check_unchanged(file, header)
+            return hashlib.blake2b(_cut_frame(file, header)).digest()
+    except OSError as error:
+        raise StudyRefused("source_changed", f"a file cannot be read any more ({type(error).__name__})") from None
 
 
 def _is_constant(stored: np.ndarray) -> bool:
@@ -173,6 +224,23 @@ def _frame_bytes(header: FileHeader) -> int:
     return header.rows * header.columns * header.bits_allocated // 8
 
 
+def has_bits_beyond(stored: np.ndarray, header: FileHeader, tables: WordTables) -> bool:
+    """Whether bits beyond BitsStored are set that are not its sign's; padding may have them."""
+    if header.bits_stored == header.bits_allocated or not _goes_beyond(stored, header):
+        return False
+    return tables.padding is None or _goes_beyond(stored[~tables.padding[stored]], header)
+
+
+def _goes_beyond(stored: np.ndarray, header: FileHeader) -> bool:
+    limit = 1 << header.bits_stored
+    if not stored.size or int(stored.max()) < limit:
+        return False
+    if not header.pixel_representation:
+        return True
+    signed = stored.view(np.dtype(f"i{stored.itemsize}"))
+    return int(signed.min()) < -limit // 2 or int(signed.max()) >= limit // 2
+
+
 def _cut_frame(source: BinaryIO, header: FileHeader) -> bytes:
     if header.transfer_syntax in NATIVE_SYNTAXES:
         length = _frame_bytes(header)
@@ -180,7 +248,15 @@ def _cut_frame(source: BinaryIO, header: FileHeader) -> bytes:
         return source.read(length)
     source.seek(header.pixel_offset)
     try:
+        offsets = parse_basic_offsets(source)
+        if header.frames == 1:
+            return b"".join(generate_fragments(source))
+        if offsets and (offsets[0] != 0 or offsets != sorted(set(offsets)) or len(offsets) != header.frames):
+            raise StudyRefused("offset_table", "the table of offsets does not follow the order of the frames")
+        source.seek(header.pixel_offset)
         return get_frame(source, header.frame, number_of_frames=header.frames)
+    except StudyRefused:
+        raise
     except Exception as error:  # broken encapsulation ends in ValueError, struct.error, StopIteration and others
         raise StudyRefused(
             "frame_header", f"the compressed frames cannot be told apart ({type(error).__name__})"

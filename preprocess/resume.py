@@ -21,6 +21,10 @@ from preprocess.pseudonyms import Pseudonyms
 from preprocess.report import Row
 from preprocess.study_plan import StudyPlan
 
+RULES = 2
+"""Version of the rules of selection, decoding, masks and flags. Raise it with whatever makes a build keep, refuse or say
+something else of the same files: the next build of every cache then judges and decodes all studies again."""
+
 DECODERS = (
     "gdcm",
     "imagecodecs",
@@ -50,9 +54,9 @@ class Memory:
     rows: tuple[Row, ...] = ()
 
 
-def options_digest(pseudonyms: Pseudonyms | None) -> str:
-    """Of all options that change what is kept of a study."""
-    return digest_of({"pixel_hash": PIXEL_HASH, "key": pseudonyms and pseudonyms.fingerprint})
+def options_digest(pseudonyms: Pseudonyms | None, rules: int = RULES) -> str:
+    """Of all options that change what is kept of a study, and of the rules by which it is judged."""
+    return digest_of({"pixel_hash": PIXEL_HASH, "rules": rules, "key": pseudonyms and pseudonyms.fingerprint})
 
 
 def sources_digest(plan: StudyPlan, segmentation: Path | None, source: Path) -> str:

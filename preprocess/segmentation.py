@@ -1,38 +1,33 @@
 """A NIfTI segmentation -> slice boxes and vertebra ratios on the study's own grid.
 
 The segmentation's affine places it in the patient, the slices' headers place the study there; labels are looked up,
-pixel by pixel, between the two. Two checks need no truth: C1 must lie above C7, and the labels must lie on brighter
-pixels than their mirror images would.
+pixel by pixel, between the two. Some checks need no truth: how the levels lie to each other, and that the labels must
+lie on brighter pixels than they would elsewhere.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-import nibabel
 import numpy as np
 
 from cache_schema.layout import LEVELS
 from preprocess.findings import Finding
 from preprocess.geometry import Grid
+from preprocess.mask_checks import MIRROR_MARGIN, Read, brightness, check_against_bone, check_levels
+from preprocess.mask_file import LabelVolume, SegmentationRefused, read_labels
+from preprocess.mask_moves import Pictures
+from preprocess.mask_names import find_segmentation, unused_masks
 from preprocess.study_plan import StudyPlan
 
-MAX_VOXELS = 2**31
-"""Cap on the voxels of a segmentation (2048 slices of 1024 x 1024): a header beyond it is a lie that would cost
-gigabytes."""
+__all__ = ["find_segmentation", "place_labels", "read_segmentation", "unused_masks", "vertebra_ratios"]
 
 PLACED = 0.9
 """Share of the labelled volume that must arrive on the study's slices for an affine to fit; the rest may stick out of
 the scan, or be rounding."""
 
-CHECKED_SLICES = 24
-"""Slices on which labels are compared with their mirror images: spread over the labelled range, enough pixels to
-leave noise behind."""
-
-MIRROR_MARGIN = 0.5
-"""Grey levels (3.5 HU) by which a mirror image may be brighter: a neck in the middle of the picture is as good as its
-mirror image."""
+AGREE_VOXELS = 0.5
+"""Affines of one file that differ by less, anywhere in it, place its labels on the same pixels but for rounding."""
 
 TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """NIfTI counts millimetres to the right and the front, DICOM to the left and the back."""
@@ -40,20 +35,13 @@ TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 STILL = 0.01
 """An axis that moves by less than this share of a voxel over a whole picture does not move."""
 
-NEARLY = 0.1
-"""Labels written with a scale come back as nearly whole numbers."""
 
-Read = Callable[[int, int], np.ndarray]
-Pictures = Callable[[int], np.ndarray]
-"""z_index -> labels of that slice, (rows, columns) uint8 in the canonical picture"""
+class _StudysFault(Exception):
+    """What reading the study's own pixels raised: it is no fault of the mask that asked for them."""
 
-
-class SegmentationRefused(Exception):
-    """A segmentation that cannot serve for labels; its study is kept."""
-
-    def __init__(self, reason: str, message: str):
-        super().__init__(reason, message)
-        self.reason, self.message = reason, message
+    def __init__(self, error: Exception):
+        super().__init__()
+        self.error = error
 
 
 @dataclass(frozen=True)
@@ -61,20 +49,14 @@ class Survey:
     """What a segmentation says slice by slice: never more than one slice's labels are held.
 
     pixels: of each of C1..C7, int (n, 7). boxes: x0 y0 x1 y1 around all of them, exclusive ends, -1 where there is
-    none, int16 (n, 4). labelled: whether the slice holds any label at all, bool (n).
+    none, int16 (n, 4). labelled: whether the slice holds any label at all, bool (n). voxel: mm that a voxel of the
+    file reaches between the study's slices, down and across its pictures.
     """
 
     pixels: np.ndarray
     boxes: np.ndarray
     labelled: np.ndarray
-
-
-def find_segmentation(folder: str | Path | None, study: str) -> Path | None:
-    """`<study>.nii` or `<study>.nii.gz` in a folder, or None."""
-    if folder is None:
-        return None
-    candidates = (Path(folder) / f"{study}{suffix}" for suffix in (".nii", ".nii.gz"))
-    return next((path for path in candidates if path.is_file()), None)
+    voxel: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
 
 def read_segmentation(
@@ -85,70 +67,96 @@ def read_segmentation(
 
     Boxes are x0 y0 x1 y1 in native pixels of the canonical picture, exclusive ends, around all of C1..C7, -1 where
     there is none. The ratio is a level's pixels in the slice divided by those in its fullest slice, 0 where the level
-    is absent (reference 3.2). `read(z0, z1)` gives the study's grey values for the second check, which is left out
-    without it. (None, None, findings) where the segmentation is refused.
+    is absent (reference 3.2). `read(z0, z1)` gives the study's grey values for the checks against bone, which are left
+    out without it; what it raises is raised. Whatever else goes wrong refuses the segmentation: (None, None, findings).
     """
     try:
-        pictures, survey, findings = place_labels(nifti, plan)
-        check_head_to_feet(survey.pixels, plan.z)
+        with np.errstate(all="ignore"):  # affines of a broken file hold any number there is
+            pictures, survey, findings = place_labels(nifti, plan, read and _passing(read))
+        check_levels(survey.pixels, plan.z)
         if read is not None:
-            check_not_mirrored(pictures, survey.labelled, read)
+            spacing = plan.spacing or (survey.voxel[0] or 1.0, *plan.grid.pixel_spacing)
+            check_against_bone(pictures, survey.labelled, _passing(read), survey.voxel, spacing)
+        return survey.boxes, vertebra_ratios(survey.pixels), findings
+    except _StudysFault as fault:
+        raise fault.error from None
     except SegmentationRefused as refused:
-        return None, None, [Finding(plan.id, "", "refused", refused.reason, refused.message, str(nifti))]
-    return survey.boxes, vertebra_ratios(survey.pixels), findings
+        reason, message = refused.reason, refused.message
+    except MemoryError:
+        reason, message = "segmentation_too_large", "needs more memory than there is"
+    except Exception as error:  # a mask must never cost its study
+        reason, message = "segmentation_unreadable", f"cannot be placed ({type(error).__name__})"
+    return None, None, [Finding(plan.id, "", "refused", reason, message, str(nifti))]
 
 
-def place_labels(nifti: str | Path, plan: StudyPlan) -> tuple[Pictures, Survey, list[Finding]]:
-    """Labels on the study's slices, by the affine where it fits them, else by fixed flips and flagged. Raises
-    SegmentationRefused."""
-    volume, affine = load_volume(nifti)
-    voxels = sum(int(np.count_nonzero(_is_level(as_labels(volume[:, :, k])))) for k in range(volume.shape[2]))
+def _passing(read: Read) -> Read:
+    def passing(z0: int, z1: int) -> np.ndarray:
+        try:
+            return read(z0, z1)
+        except Exception as error:
+            raise _StudysFault(error) from error
+
+    return passing
+
+
+def place_labels(
+    nifti: str | Path, plan: StudyPlan, read: Read | None = None
+) -> tuple[Pictures, Survey, list[Finding]]:
+    """Labels on the study's slices, by the affine where it fits them, else by fixed flips and flagged.
+
+    Where the file's two affines disagree that is flagged as well, and what lies on brighter pixels is taken, as far as
+    `read` tells them apart. Raises SegmentationRefused.
+    """
+    volume = read_labels(nifti)
+    voxels = sum(int(np.count_nonzero(_is_level(volume.labels[:, :, k]))) for k in range(volume.labels.shape[2]))
     if not voxels:
         raise SegmentationRefused("segmentation_empty", "holds no voxel of C1 to C7")
-    pictures = by_affine(volume, TO_LPS @ affine, plan.grid)
-    if pictures is not None:
+    apart = _farthest(volume)
+    placed = _placed(volume, plan.grid, voxels, 1 if apart is None else 2)
+    name, pictures, survey = _brightest(placed, read) if placed else ("neither", None, None)
+    said = {}
+    if apart is not None:
+        where = f"up to {apart:.1f} mm apart" if np.isfinite(apart) else "apart, one of them nowhere"
+        said["segmentation_two_affines"] = f"qform and sform place the labels {where}; {name} was taken"
+    if pictures is None:
+        pictures = by_fixed_flips(volume, plan)
         survey = survey_slices(pictures, plan.grid.slices)
-        placed = survey.pixels.sum(axis=1) @ _slice_volumes(plan.grid, TO_LPS @ affine)
-        if placed >= PLACED * voxels * abs(np.linalg.det(affine)):
-            return pictures, survey, []
-    pictures = by_fixed_flips(volume, plan)
-    message = "the affine does not place the labels on the slices; placed by the competition's fixed flips"
-    flagged = Finding(plan.id, "", "flagged", "segmentation_by_fixed_flips", message, str(nifti))
-    return pictures, survey_slices(pictures, plan.grid.slices), [flagged]
+        said["segmentation_by_fixed_flips"] = (
+            "the affine does not place the labels on the slices; placed by the competition's fixed flips"
+        )
+    return pictures, survey, [Finding(plan.id, "", "flagged", *about, str(nifti)) for about in said.items()]
 
 
-def load_volume(nifti: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """Values as stored (i, j, k), mapped from the file where it is not compressed, and the affine (4, 4) to RAS mm.
-
-    Raises SegmentationRefused.
-    """
-    try:
-        image = nibabel.load(nifti)
-        shape = image.shape
-        possible = len(shape) >= 3 and max(shape[3:], default=1) == 1 and 0 < np.prod(shape, dtype=float) <= MAX_VOXELS
-        if not isinstance(image, nibabel.Nifti1Image) or not possible:
-            raise SegmentationRefused("segmentation_unreadable", "not a 3-dimensional NIfTI volume of a possible size")
-        # unscaled values keep their narrow type and need not be read at once
-        plain = (image.dataobj.slope, image.dataobj.inter) == (1, 0)
-        values = np.asanyarray(image.dataobj.get_unscaled() if plain else image.dataobj)
-        return values.reshape(shape[:3], order="F"), np.asarray(image.affine, float)
-    except SegmentationRefused:
-        raise
-    except Exception as error:  # nibabel and what lies below it fail in many ways
-        message = f"reading as NIfTI failed ({type(error).__name__})"
-        raise SegmentationRefused("segmentation_unreadable", message) from None
+def _farthest(volume: LabelVolume) -> float | None:
+    """mm that the affines of a file are apart where they are farthest; None where there is one, or they agree."""
+    if len(volume.forms) < 2:
+        return None
+    one, other = volume.forms.values()
+    corners = np.array([(*corner, 1) for corner in product(*((0, size - 1) for size in volume.shape))]).T
+    apart = float(np.linalg.norm(((one - other) @ corners)[:3], axis=0).max())
+    step = np.linalg.norm(one[:3, :3], axis=0).min()
+    return None if apart <= AGREE_VOXELS * step else apart
 
 
-def as_labels(values: np.ndarray) -> np.ndarray:
-    """Stored values of any number type as uint8. Raises SegmentationRefused where one of them is no label."""
-    if values.dtype == np.uint8:
-        return values
-    with np.errstate(invalid="ignore"):
-        labels = np.rint(values).astype(np.uint8)
-        whole = np.abs(values - labels.astype(np.float32)) <= NEARLY
-    if not whole.all():
-        raise SegmentationRefused("segmentation_labels", "holds values that are not whole numbers from 0 to 255")
-    return labels
+def _placed(volume: LabelVolume, grid: Grid, voxels: int, forms: int) -> list[tuple[str, Pictures, Survey]]:
+    """What the first affines of a file make of it, those of them that place its labels on the study's slices."""
+    placed = []
+    for name, to_ras in list(volume.forms.items())[:forms]:
+        affine = TO_LPS @ to_ras
+        pictures = by_affine(volume, affine, grid)
+        if pictures is not None:
+            survey = survey_slices(pictures, grid.slices, _voxel(affine, grid))
+            if survey.pixels.sum(axis=1) @ _slice_volumes(grid, affine) >= PLACED * voxels * abs(np.linalg.det(affine)):
+                placed.append((name, pictures, survey))
+    return placed
+
+
+def _brightest(placed: list[tuple[str, Pictures, Survey]], read: Read | None) -> tuple[str, Pictures, Survey]:
+    """The first, unless another one lies on brighter pixels."""
+    if len(placed) == 1 or read is None:
+        return placed[0]
+    first, second = (brightness(pictures, survey.labelled, read) for _, pictures, survey in placed)
+    return placed[second > first + MIRROR_MARGIN]
 
 
 def _is_level(labels: np.ndarray) -> np.ndarray:
@@ -156,7 +164,7 @@ def _is_level(labels: np.ndarray) -> np.ndarray:
     return labels - np.uint8(1) < len(LEVELS)
 
 
-def by_affine(volume: np.ndarray, affine: np.ndarray, grid: Grid) -> Pictures | None:
+def by_affine(volume: LabelVolume, affine: np.ndarray, grid: Grid) -> Pictures | None:
     """The nearest labels at the study's pixel centres; None where `affine` (voxels to LPS mm) is no placement at
     all."""
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-9:
@@ -167,27 +175,46 @@ def by_affine(volume: np.ndarray, affine: np.ndarray, grid: Grid) -> Pictures | 
     rows, columns = np.arange(grid.rows)[:, None], np.arange(grid.columns)[None, :]
 
     def picture(z: int) -> np.ndarray:
-        outside, index = [], []
-        for axis, size in enumerate(volume.shape):
+        whole = np.zeros((grid.rows, grid.columns), np.uint8)
+        places = []
+        for axis, first in enumerate(volume.first):
             place = np.full((1, 1), starts[z, axis])
             # an axis that stands still over the picture stays small: orthogonal segmentations need no full index arrays
             if abs(down[axis]) * grid.rows > STILL:
                 place = place + rows * down[axis]
             if abs(across[axis]) * grid.columns > STILL:
                 place = place + columns * across[axis]
-            nearest = np.rint(place)
-            beyond = (nearest < 0) | (nearest >= size)
-            if beyond.all():
-                return np.zeros((grid.rows, grid.columns), np.uint8)
-            if beyond.any():
-                outside.append(beyond)
-            index.append(np.clip(nearest, 0, size - 1).astype(np.intp))
-        labels = np.broadcast_to(as_labels(_look_up(volume, index)), (grid.rows, grid.columns))
-        for beyond in outside:
-            labels = np.where(beyond, np.uint8(0), labels)
-        return labels
+            places.append(np.rint(place) - first)
+        inside = [(place >= 0) & (place < size) for place, size in zip(places, volume.labels.shape, strict=True)]
+        part = tuple(_common([mask.any(axis=1 - axis) for mask in inside]) for axis in (0, 1))
+        if None in part:
+            return whole
+        index = [
+            _cut(place, part).clip(0, size - 1).astype(np.intp)
+            for place, size in zip(places, volume.labels.shape, strict=True)
+        ]
+        labels = _look_up(volume.labels, index)
+        for mask in (_cut(mask, part) for mask in inside):
+            if not mask.all():
+                labels = labels * mask
+        whole[part] = labels
+        return whole
 
     return picture
+
+
+def _common(masks: list[np.ndarray]) -> slice | None:
+    """From the first to the last place where all masks (n) or (1) are true; None where there is none."""
+    common = np.logical_and.reduce(np.broadcast_arrays(*masks))
+    places = np.flatnonzero(common)
+    if len(places) == len(common):
+        return slice(None)
+    return slice(int(places[0]), int(places[-1]) + 1) if len(places) else None
+
+
+def _cut(array: np.ndarray, part: tuple[slice, slice]) -> np.ndarray:
+    """A part of (rows or 1, columns or 1)."""
+    return array[tuple(cut if size > 1 else slice(None) for cut, size in zip(part, array.shape, strict=True))]
 
 
 def _look_up(volume: np.ndarray, index: list[np.ndarray]) -> np.ndarray:
@@ -223,7 +250,13 @@ def _slice_volumes(grid: Grid, affine: np.ndarray) -> np.ndarray:
     return thickness * grid.pixel_spacing[0] * grid.pixel_spacing[1]
 
 
-def by_fixed_flips(volume: np.ndarray, plan: StudyPlan) -> Pictures:
+def _voxel(affine: np.ndarray, grid: Grid) -> tuple[float, float, float]:
+    """mm that a voxel reaches at most along the slices' normal, down and across the pictures."""
+    ways = np.array((np.cross(grid.row_direction, grid.column_direction), grid.column_direction, grid.row_direction))
+    return tuple(np.abs(ways @ affine[:3, :3]).max(axis=1).tolist())
+
+
+def by_fixed_flips(volume: LabelVolume, plan: StudyPlan) -> Pictures:
     """Labels placed without an affine, as the reference does (3.1): voxels are (x, y, z) with y upside down, and z as
     well where the slices run from head to feet by slice number. Raises SegmentationRefused where the shape is not the
     study's."""
@@ -236,12 +269,12 @@ def by_fixed_flips(volume: np.ndarray, plan: StudyPlan) -> Pictures:
     place[by_number] = np.arange(len(by_number))[:: -1 if head_first else 1]
 
     def picture(z: int) -> np.ndarray:
-        return plan.turn.apply(as_labels(volume[:, ::-1, place[z]]).T)
+        return plan.turn.apply(volume.plane(int(place[z]))[:, ::-1].T)
 
     return picture
 
 
-def survey_slices(pictures: Pictures, slices: int) -> Survey:
+def survey_slices(pictures: Pictures, slices: int, voxel: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> Survey:
     """Look at every slice once."""
     pixels = np.zeros((slices, len(LEVELS)), int)
     boxes = np.full((slices, 4), -1, np.int16)
@@ -259,46 +292,7 @@ def survey_slices(pictures: Pictures, slices: int) -> Survey:
             level = _is_level(labels)
             rows, columns = np.flatnonzero(level.any(axis=1)), np.flatnonzero(level.any(axis=0))
             boxes[z] = x0 + columns[0], y0 + rows[0], x0 + columns[-1] + 1, y0 + rows[-1] + 1
-    return Survey(pixels, boxes, labelled)
-
-
-def check_head_to_feet(pixels: np.ndarray, z: np.ndarray) -> None:
-    """Raise SegmentationRefused unless the mean heights of the levels present fall from C1 to C7.
-
-    `pixels` of each level is (n, 7), `z` (n,) mm, growing to the head.
-    """
-    present = pixels.sum(axis=0) > 0
-    heights = (z @ pixels)[present] / pixels.sum(axis=0)[present]
-    if (np.diff(heights) >= 0).any():
-        raise SegmentationRefused(
-            "segmentation_upside_down", "the levels do not run from C1 at the head to C7 at the feet"
-        )
-
-
-def check_not_mirrored(pictures: Pictures, labelled: np.ndarray, read: Read) -> None:
-    """Raise SegmentationRefused where one of the seven mirror images of the labels lies on brighter pixels than the
-    labels do.
-
-    Bone is the brightest tissue, so labels in their right place beat misplaced ones. Reads up to 24 labelled slices
-    and their mirror slices.
-    """
-    last = len(labelled) - 1
-    places = np.flatnonzero(labelled)
-    chosen = places[np.unique(np.linspace(0, len(places) - 1, CHECKED_SLICES).round().astype(int))]
-    sums = dict.fromkeys(product((1, -1), repeat=3), 0.0)
-    pixels = 0
-    for z in chosen.tolist():
-        rows, columns = np.nonzero(pictures(z))
-        pixels += len(rows)
-        here, mirrored = read(z, z + 1)[0], read(last - z, last - z + 1)[0]
-        for flip_z, flip_y, flip_x in sums:
-            grey = here if flip_z == 1 else mirrored
-            sums[flip_z, flip_y, flip_x] += float(grey[::flip_y, ::flip_x][rows, columns].sum(dtype=np.int64))
-    best = max(sums, key=sums.get)
-    if (sums[best] - sums[1, 1, 1]) / pixels > MIRROR_MARGIN:
-        axes = [name for name, flip in zip(("head-feet", "front-back", "left-right"), best, strict=True) if flip < 0]
-        message = f"mirrored {' and '.join(axes)}, the labels would lie on brighter pixels"
-        raise SegmentationRefused("segmentation_mirrored", message)
+    return Survey(pixels, boxes, labelled, voxel)
 
 
 def vertebra_ratios(pixels: np.ndarray) -> np.ndarray:

@@ -1,12 +1,13 @@
 """A study as a picture: evenly spaced slices on one sheet."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from cache_schema import Cache, Study
-from cache_schema.errors import UsageError
+from cache_schema.errors import UsageError, reason_of
 
 SHEET_ROWS, SHEET_COLUMNS, TILE = 4, 6, 192
 
@@ -19,7 +20,10 @@ def write_contact_sheet(path: str | Path, id: str | None, png: Path) -> None:
     try:
         png.write_bytes(cv2.imencode(".png", sheet)[1].tobytes())
     except OSError as error:
-        raise UsageError(f"cannot be written ({error.strerror})", where=png) from error
+        with suppress(OSError):
+            if png.is_file():  # half a picture; pipes and devices stay
+                png.unlink()
+        raise UsageError(f"cannot be written ({reason_of(error)})", where=png) from error
 
 
 def contact_sheet(study: Study) -> np.ndarray:

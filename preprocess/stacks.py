@@ -1,21 +1,21 @@
 """Which of a study's images are the volume to keep: images fall into stacks, and one stack is chosen.
 
-A stack is what could be stacked into one volume: one series, one kernel, localizers, originals or derived images, and,
-where positions repeat, one thickness and one acquisition. Two kernels at the same positions are never interleaved.
+A stack is what could be stacked into one volume: one series, one frame of reference, one kernel, localizers, originals or
+derived images; and where those are still a mixture, one of the volumes into which their headers part it.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
+from preprocess.decode import LOSSY_SYNTAXES
 from preprocess.geometry import MAX_DEGREES_FROM_AXIAL, degrees_from_axial, slice_normal, unit_directions
 from preprocess.header import FileHeader
-
-SAME_POSITION = 0.01
-"""mm along the normal: thinner than any reconstruction increment, coarser than the rounding of decimal strings."""
+from preprocess.mixtures import Images, part, why_mixed
 
 LOCALIZER_WORDS = frozenset({"LOCALIZER", "SCOUT", "TOPOGRAM"})
 NAMED_KERNELS = (
@@ -37,9 +37,11 @@ NAMED_KERNELS = (
 
 @dataclass(frozen=True)
 class Stack:
-    """Images that could be one volume. `rank` orders stacks of like coverage, the best first."""
+    """Images that could be one volume. mixed: (reason, message) where they are none, and nothing parts them. `rank` orders
+    stacks of like coverage, the best first."""
 
     headers: tuple[FileHeader, ...]
+    mixed: tuple[str, str] | None = None
 
     @property
     def series_uid(self) -> str:
@@ -59,6 +61,15 @@ class Stack:
         return is_derived(self.headers[0])
 
     @cached_property
+    def is_hu(self) -> bool:
+        """False where every image says that its values are something else."""
+        return not all(h.has_problem("not_hu") for h in self.headers)
+
+    @cached_property
+    def is_lossy(self) -> bool:
+        return any(h.transfer_syntax in LOSSY_SYNTAXES for h in self.headers)
+
+    @cached_property
     def coverage(self) -> float:
         """mm from the first to the last slice along the normal, one usual distance included."""
         places = np.unique(places_along_normal(self.headers))
@@ -75,14 +86,27 @@ class Stack:
 
     @property
     def rank(self) -> tuple:
+        return (*self.quality, *self.turn)
+
+    @property
+    def quality(self) -> tuple:
+        return self.is_derived, self.thickness, -self.sharpness, -len(self.headers), self.is_lossy
+
+    @property
+    def turn(self) -> tuple:
+        """Where quality decides nothing: series number, time, temporal position; names last."""
+        times = [h.acquisition_time for h in self.headers], [h.content_time for h in self.headers]
         return (
-            self.is_derived,
-            self.thickness,
-            -self.sharpness,
-            -len(self.headers),
+            _lowest(h.marks.series_number for h in self.headers),
+            *map(_lowest, times),
+            _lowest(h.marks.temporal_index for h in self.headers),
             self.series_uid,
             self.headers[0].path,
         )
+
+
+def _lowest(values: Iterable[float | None]) -> float:
+    return min((value for value in values if value is not None), default=np.inf)
 
 
 def is_localizer(header: FileHeader) -> bool:
@@ -117,45 +141,64 @@ def places_along_normal(headers: Sequence[FileHeader]) -> np.ndarray:
     return np.array([h.position for h in known]) @ slice_normal(*directions)
 
 
-def split_into_stacks(headers: Sequence[FileHeader]) -> list[Stack]:
-    """Stacks of the images, in the order of their first files."""
-    groups = _group(headers, lambda h: (h.series_uid, h.modality, is_localizer(h), h.kernel, is_derived(h)))
-    stacks = [part for group in groups for part in _split_repeats(group)]
-    return [Stack(tuple(stack)) for stack in stacks]
-
-
-def _group(headers: Sequence[FileHeader], key: Callable) -> list[list[FileHeader]]:
+def split_into_groups(headers: Sequence[FileHeader]) -> list[list[FileHeader]]:
+    """What never belongs together is parted: series, modality, localizers, kernel, derived images and frame of reference.
+    In the order of their first files."""
     groups: dict = {}
     for header in headers:
-        groups.setdefault(key(header), []).append(header)
-    return list(groups.values())
+        key = (header.series_uid, header.modality, is_localizer(header), header.kernel, is_derived(header))
+        groups.setdefault(key, []).append(header)
+    return [part for group in groups.values() for part in _by_frame_of_reference(group)]
 
 
-def _split_repeats(headers: list[FileHeader]) -> list[list[FileHeader]]:
-    """Where positions repeat, and thickness or acquisition tells the repeats apart, those are stacks of their own."""
-    unique = list({(h.sop_uid or h.path, h.frame, h.position): h for h in headers}.values())
-    if not _repeats(unique):
-        return [headers]
-    for key in (lambda h: h.thickness, lambda h: h.acquisition, lambda h: (h.thickness, h.acquisition)):
-        parts = _group(unique, key)
-        if len(parts) > 1 and not any(map(_repeats, parts)):
-            return _group(headers, key)
-    return [headers]
+def _by_frame_of_reference(headers: list[FileHeader]) -> list[list[FileHeader]]:
+    """Frames of reference of one place only, as where every slice has its own, say nothing."""
+    places: dict[str, set] = {}
+    for header in headers:
+        places.setdefault(header.marks.frame_of_reference, set()).add(header.position)
+    parts: dict[str | None, list[FileHeader]] = {}
+    for header in headers:
+        frame = header.marks.frame_of_reference
+        parts.setdefault(frame if len(places[frame]) > 1 else None, []).append(header)
+    return list(parts.values())
 
 
-def _repeats(headers: Sequence[FileHeader]) -> bool:
-    places = np.sort(places_along_normal(headers))
-    return bool((np.diff(places) < SAME_POSITION).any())
+def stacks_of(headers: Sequence[FileHeader]) -> list[Stack]:
+    """The volumes of a group without copies, or one stack that is `mixed`.
+
+    Images without geometry cannot be placed: each stack has them, and will be refused for them.
+    """
+    placed = [h for h in headers if _has_geometry(h)]
+    if len(placed) < 2:
+        return [Stack(tuple(headers))]
+    orientation = Counter(h.orientation for h in placed).most_common(1)[0][0]
+    row, column = unit_directions(orientation)
+    images = Images(tuple(placed), np.array([h.position for h in placed]) @ slice_normal(row, column))
+    mixed = why_mixed(images)
+    if mixed is None:
+        return [Stack(tuple(headers))]
+    strays = [h for h in headers if not _has_geometry(h)]
+    parts = part(images)
+    if parts is None:
+        return [Stack(tuple(headers), mixed)]
+    return [Stack((*found.headers, *strays)) for found in parts]
+
+
+def _has_geometry(header: FileHeader) -> bool:
+    known = header.position is not None and header.orientation is not None and header.pixel_spacing is not None
+    return known and unit_directions(header.orientation) is not None
 
 
 def choose_stack(stacks: Sequence[Stack]) -> Stack | None:
-    """The axial stack to keep: of those that cover at least half as much as the longest, ORIGINAL before derived,
-    then the thinnest, then the sharpest kernel, then the most images. None where no stack is axial."""
+    """The axial stack to keep: of those that cover at least half as much as the longest, whole ones before mixtures, then
+    ORIGINAL before derived, the thinnest, the sharpest kernel, the most images, lossless before lossy; where they are
+    equal the lower series number, the earlier one, and file names last. None where no stack is axial."""
     axial = [stack for stack in stacks if stack.is_axial]
     if not axial:
         return None
     longest = max(stack.coverage for stack in axial)
-    return min((stack for stack in axial if stack.coverage >= longest / 2), key=lambda stack: stack.rank)
+    long = [stack for stack in axial if stack.coverage >= longest / 2]
+    return min(long, key=lambda stack: (stack.mixed is not None, stack.rank))
 
 
 def why_left_out(stack: Stack, chosen: Stack) -> str:
@@ -164,10 +207,14 @@ def why_left_out(stack: Stack, chosen: Stack) -> str:
         return "not axial"
     if stack.coverage < chosen.coverage / 2:
         return "it covers less than half as much"
+    if stack.mixed:
+        return "more than one volume, and nothing tells them apart"
     if stack.is_derived and not chosen.is_derived:
         return "derived images beside originals"
     if stack.thickness > chosen.thickness:
         return "thicker slices"
     if stack.sharpness < chosen.sharpness:
         return "a softer kernel"
+    if stack.is_lossy and not chosen.is_lossy:
+        return "compressed with loss"
     return "no better than the one kept"

@@ -11,12 +11,13 @@ from preprocess.header import FileHeader
 @dataclass(frozen=True)
 class SlicePlan:
     """One slice in cache order. z: mm along the normal; file: its file's number among the study's sorted files,
-    1-based."""
+    1-based. rivals: other images at its place, the best first, one of which takes its place where it does not decode."""
 
     header: FileHeader
     z: float
     slice_number: int
     file: int
+    rivals: tuple["SlicePlan", ...] = ()
 
     @property
     def path(self) -> str:
@@ -85,6 +86,11 @@ class StudyPlan:
         return ",".join(sorted({s.header.transfer_syntax for s in self.slices}))
 
     @property
+    def images(self) -> list[SlicePlan]:
+        """The slices and their rivals, in slice order."""
+        return [image for place in self.slices for image in (place, *place.rivals)]
+
+    @property
     def files(self) -> list[tuple[str, int, int]]:
         """(path, size, mtime_ns) of every source file once, in slice order."""
-        return list(dict.fromkeys((s.path, s.header.size, s.header.mtime_ns) for s in self.slices))
+        return list(dict.fromkeys((s.path, s.header.size, s.header.mtime_ns) for s in self.images))

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import cv2
 
-from cache_schema.errors import CspineError, StudyRefused
+from cache_schema.errors import CspineError, StudyRefused, reason_of
 from cache_schema.writer import CacheWriter
 from preprocess import open_study
 from preprocess.findings import Finding
 from preprocess.guard import STALL_SECONDS, GuardedPixels, deadline
 from preprocess.pseudonyms import Pseudonyms
-from preprocess.report import BUILD_REASONS, Row
+from preprocess.report import BUILD_REASONS, PASSING_REASONS, Row
 from preprocess.resume import Memory, recall, remember
 from preprocess.study_plan import StudyPlan
 
@@ -47,7 +47,8 @@ def make_study(task: StudyTask) -> Outcome:
     except CspineError as error:
         return Outcome(Row(task.id, "", "refused", "failed", error.what), ())
     except Exception as error:
-        message = f"{BUILD_REASONS['failed']} ({type(error).__name__})"
+        why = reason_of(error) if isinstance(error, OSError) else type(error).__name__
+        message = f"{BUILD_REASONS['failed']} ({why})"
         return Outcome(Row(task.id, "", "refused", "failed", message), ())
 
 
@@ -65,7 +66,8 @@ def _make_study(task: StudyTask) -> Outcome:
     record = writer.publish(study)
     rows += _rows(task, study.pixels.findings())
     done = {"content_digest": record.content_digest, "segmentation_digest": record.segmentation_digest}
-    remember(writer, task.id, replace(memory, sources=task.sources, rows=rows, **done))
+    passing = any(row.reason in PASSING_REASONS for row in rows)  # the next build tries again
+    remember(writer, task.id, replace(memory, sources="" if passing else task.sources, rows=rows, **done))
     return Outcome(None, rows)
 
 

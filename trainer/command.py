@@ -7,11 +7,14 @@ import time
 from collections.abc import Callable, Iterable
 
 from cache_schema.errors import CspineError, UsageError
+from cache_schema.places import check_place
 from trainer.words import nearest
 
 INTERRUPTED = 130
 MENDABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG)
 """of what the system may refuse: no right, no room, a name that is too long"""
+ADDRESSES = ("scheduler",)
+"""keys whose values are addresses, not paths"""
 SECONDS_BEHIND = 10
 """that another process than the main one waits with a mistake: a launcher ends all of them with the first"""
 
@@ -33,6 +36,7 @@ def serve(words: list[str], help: str, act: Callable[[list[str]], object], inter
         say(help)
         return 0 if words else 2
     try:
+        _check_places(words)
         found = act(words)
     except UsageError as error:
         say(f"error: {error}", sys.stderr)
@@ -51,6 +55,15 @@ def serve(words: list[str], help: str, act: Callable[[list[str]], object], inter
         say(interrupted, sys.stderr)
         return INTERRUPTED
     return found if isinstance(found, int) else 0
+
+
+def _check_places(words: Iterable[str]) -> None:
+    """No word may be an address but the value of a key that asks for one; a key without a rule here has this one."""
+    for word in words:
+        key, _, value = word.partition("=")
+        if key not in ADDRESSES:
+            for part in (word, *value.split(",")):
+                check_place(part)
 
 
 def take(words: Iterable[str], place: str, known: Iterable[str], needed: Iterable[str]) -> tuple[str, dict[str, str]]:

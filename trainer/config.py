@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from cache_schema.errors import UsageError
+from cache_schema.places import check_place
 from trainer.words import merge, nearest, parse_assignments, read_yaml
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -22,6 +23,13 @@ PLACES = {"cache": "CACHE", "out": "RUNS", "boxes": "TABLE", "pseudo": "TABLE", 
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _on_this_machine(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            check_place(value)
+        return value
 
 
 class ModelSettings(Section):

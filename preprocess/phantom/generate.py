@@ -3,6 +3,7 @@
 import os
 import shutil
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -11,7 +12,7 @@ from pathlib import Path
 import cv2
 import pandas as pd
 
-from cache_schema.errors import UsageError
+from cache_schema.errors import UsageError, reason_of
 from cache_schema.layout import LEVELS
 from preprocess.phantom.dicom import SYNTAXES, plan_files, write_dicom
 from preprocess.phantom.labels import draw_labels
@@ -52,23 +53,31 @@ def write_phantom(
     A study is a function of (seed, its index, slices, prevalence, syntax): neither the number of studies nor of
     workers changes it. `segmented` of them (all, where there are fewer), chosen at random, get a mask. The set is built
     beside `out` and renamed, so `out` is there whole or not at all. Raises UsageError for impossible numbers or an
-    `out` that already holds anything.
+    `out` that already holds anything, and where the machine does not let it be written.
     """
-    out = Path(out)
+    out = Path(out) if Path(out).name else Path(out).absolute()
     _check(out, studies, slices, segmented, prevalence, syntax)
     with_mask = _segmented(seed, studies, segmented)
     partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
     orders = [
         _Order(partial, i, slices, i in with_mask, draw_labels(seed, i, prevalence), syntax, seed)
         for i in range(studies)
     ]
-    for folder in ("train_images", "segmentations", "truth"):
-        (partial / folder).mkdir(parents=True)
-    _run(orders, workers or os.cpu_count() or 1, progress)
     table = pd.DataFrame([_row(order) for order in orders]).sort_values("StudyInstanceUID", ignore_index=True)
-    table.to_csv(partial / "train.csv", index=False)
-    partial.rename(out)
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        for folder in ("train_images", "segmentations", "truth"):
+            (partial / folder).mkdir(parents=True)
+        _run(orders, workers or os.cpu_count() or 1, progress)
+        table.to_csv(partial / "train.csv", index=False)
+        partial.rename(out)
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise UsageError(f"cannot be written ({reason_of(error)})", where=out) from error
+        if isinstance(error, BrokenProcessPool):
+            raise UsageError("a process died", where=out, do="run again with fewer --workers") from error
+        raise
     return table
 
 
@@ -109,9 +118,13 @@ def _run(orders: list[_Order], workers: int, progress: bool):
             return
         with ProcessPoolExecutor(min(workers, len(orders)), mp_context=get_context("spawn")) as pool:
             waiting = {pool.submit(_write_study, order): order for order in orders}
-            for done in as_completed(waiting):
-                done.result()
-                steps.advance(waiting[done].slices)
+            try:
+                for done in as_completed(waiting):
+                    done.result()
+                    steps.advance(waiting[done].slices)
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
 
 
 def _write_study(order: _Order):

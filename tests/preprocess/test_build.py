@@ -1,17 +1,20 @@
 """Builds: whole, resumable, the same bytes however they came about, and one failing study never stops the others."""
 
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from functools import partial
 from multiprocessing.pool import ThreadPool
 
 import numpy as np
 import pandas as pd
 import pytest
-from dicom_files import expected_grey
+from dicom_files import expected_grey, write_slice
 from tiny_rsna import HEIGHTS, IDS, PREFIX, SEGMENTED, files_of, hu_of, labels_of, times_of, write_rsna, write_study
 
 from cache_schema import Cache, CacheWriter
@@ -20,6 +23,7 @@ from cache_schema.tables import table_meta
 from cache_schema.verify import verify
 from preprocess.build import build_cache
 from preprocess.labels import replace_labels
+from preprocess.resume import options_digest, recall, remember
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +90,8 @@ def test_labels_and_balanced_folds_are_written(built):
 
 
 def test_headers_read_by_workers_give_the_same_bytes(built, build, tmp_path, monkeypatch):
-    monkeypatch.setattr("preprocess.build.FILES_READ_HERE", 0)
-    monkeypatch.setattr("preprocess.build.FILES_A_TASK", 7)
+    monkeypatch.setattr("preprocess.build_job.FILES_READ_HERE", 0)
+    monkeypatch.setattr("preprocess.build_job.FILES_A_TASK", 7)
     assert build().exit_status == 0
     assert files_of(tmp_path / "cache") == files_of(built)
 
@@ -112,7 +116,7 @@ def test_with_other_labels_boxes_or_a_limit_nothing_changed_still_costs_a_stat_a
     cache = tmp_path / "cache"
     build(limit=3)
     CacheWriter(cache).set_boxes(pd.DataFrame({"id": IDS, "x0": 1, "y0": 1, "x1": 9, "y1": 9, "z_from": 0, "z_to": 5}))
-    table = pd.read_csv(source / "train.csv").assign(C7=1)
+    table = pd.read_csv(source / "train.csv").assign(patient_overall=1, C7=1)
     table.to_csv(tmp_path / "other.csv", index=False)
     replace_labels(cache, tmp_path / "other.csv")
     before = times_of(cache)
@@ -213,7 +217,8 @@ def test_a_study_that_is_no_longer_in_the_source_stays_and_is_reported(build, so
     build()
     shutil.rmtree(source / "train_images" / IDS[3])
     assert build().exit_status == 0 and Cache(tmp_path / "cache").ids == IDS
-    assert report_of(tmp_path / "cache")[["id", "reason"]].to_numpy().tolist() == [[IDS[3], "not_in_source"]]
+    said = report_of(tmp_path / "cache")[["id", "reason"]].to_numpy().tolist()
+    assert said == [["", "labels_mismatch"], [IDS[3], "not_in_source"]]
     shutil.rmtree(tmp_path / "cache" / IDS[3])
     assert verify(tmp_path / "cache") == [f"{IDS[3]}: in the index but not on disk"]
     build()
@@ -233,13 +238,32 @@ def test_a_report_is_never_that_of_an_earlier_build(build, source, tmp_path):
     assert len(report_of(tmp_path / "cache")) == 0
 
 
+def test_a_cache_made_by_earlier_rules_is_judged_again_pixels_and_masks_included(source, tmp_path, scheduler):
+    """What an earlier version left: the same files, options of its rules, and no flag that it did not know."""
+    for z in range(10):
+        path = source / "train_images" / IDS[3] / f"{z + 1}.dcm"
+        write_slice(path, hu_of(4)[z] + 1024, z=HEIGHTS[z], number=z + 1, study=IDS[3])  # no air: an offset is missing
+    cache = tmp_path / "cache"
+    build = partial(build_cache, source, cache, folds=2, scheduler=scheduler, tell=lambda line: None)
+    build()
+    writer, found = CacheWriter(cache), report_of(cache)
+    assert found["reason"].tolist() == ["hu_implausible"] and build().published == 0
+    for id in IDS:
+        remember(writer, id, replace(recall(writer, id), options=options_digest(None, rules=1), rows=()))
+    finished = cache / ".build" / "finished.json"
+    finished.write_text(json.dumps(json.loads(finished.read_text()) | {"fingerprint": "of earlier rules"}))
+    assert build().published == 4
+    assert report_of(cache).equals(found) and verify(cache) == []
+    assert build().published == 0
+
+
 def test_prune_takes_out_what_the_source_no_longer_has(build, source, tmp_path):
     build()
     shutil.rmtree(source / "train_images" / IDS[3])
     build()  # nothing changes from here on but what is asked for
     result = build(prune=True)
     assert (result.studies, result.exit_status) == (3, 0) and Cache(tmp_path / "cache").ids == IDS[:3]
-    assert len(report_of(tmp_path / "cache")) == 0 and verify(tmp_path / "cache") == []
+    assert report_of(tmp_path / "cache")["reason"].tolist() == ["labels_mismatch"] and verify(tmp_path / "cache") == []
 
 
 def test_pixels_only_looks_for_neither_labels_nor_segmentations(build, source, tmp_path):
@@ -357,7 +381,7 @@ def test_pseudonyms_replace_every_uid_and_the_key_decides_them(build, source, sc
     for path in (tmp_path / "cache").rglob("*"):
         assert PREFIX not in path.name and (path.is_dir() or PREFIX.encode() not in path.read_bytes()), path
     assert build(pseudonymise=tmp_path / "key").published == 0
-    table = pd.read_csv(source / "train.csv").assign(C7=1)
+    table = pd.read_csv(source / "train.csv").assign(patient_overall=1, C7=1)
     table.to_csv(tmp_path / "new.csv", index=False)
     with pytest.raises(UsageError, match=r"no study of the cache.*--pseudonymise"):
         replace_labels(tmp_path / "cache", tmp_path / "new.csv")

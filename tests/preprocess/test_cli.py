@@ -107,6 +107,44 @@ def test_a_wrong_call_is_one_clear_line_and_exit_2(arguments, words, rsna, built
     assert not (tmp_path / "new").exists()
 
 
+ADDRESSES = ["s3://bucket/a", "gs://bucket/a", "http://host/a", "file:///a", "S3://bucket"]
+
+
+def calls_with_an_address():
+    """For every parameter of every command but flags and schedulers: a call that is right but for an address there."""
+    for name, command in typer.main.get_command(app).commands.items():
+        for wrong in command.params:
+            if getattr(wrong, "is_flag", False) or wrong.name == "scheduler":
+                continue
+            call = [name]
+            for param in command.params:
+                if param.param_type_name == "argument" and (param.required or param is wrong):
+                    call.append("{address}" if param is wrong else "{new}")
+            if wrong.param_type_name == "option":
+                yield [*call, wrong.opts[0], "{address}"]
+                yield [*call, wrong.opts[0] + "={address}"]
+            else:
+                yield call
+
+
+def test_an_address_where_a_path_is_meant_is_one_line_and_makes_nothing(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    calls = list(calls_with_an_address())
+    assert {call[0] for call in calls} == set(COMMANDS) and len(calls) > 20
+    for number, call in enumerate(calls):
+        address = ADDRESSES[number % len(ADDRESSES)]
+        assert run([word.format(address=address, new=tmp_path / "new") for word in call]) == 2
+        out, err = capfd.readouterr()
+        assert out == "" and err.startswith(f"error: {address}: is an address") and err.count("\n") == 1, (call, err)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_address_of_a_scheduler_is_one(rsna, tmp_path, capfd):
+    for words in (["--scheduler", "tcp://"], ["--scheduler=tcp://"]):
+        run(["build-cache", str(rsna) + "x", str(tmp_path / "new"), *words])
+        assert "no such file or folder" in capfd.readouterr().err
+
+
 def test_without_a_command_they_are_listed(capfd):
     assert run([]) == 2
     out, err = capfd.readouterr()
@@ -169,7 +207,7 @@ def test_labels_are_replaced_and_folds_only_when_asked_for(cache, tmp_path, caps
 
 
 def test_a_train_csv_found_by_itself_does_not_argue_with_labels_given_on_purpose(cache, rsna, tmp_path):
-    table = pd.read_csv(rsna / "train.csv").assign(C7=1)
+    table = pd.read_csv(rsna / "train.csv").assign(patient_overall=1, C7=1)
     table.to_csv(tmp_path / "new.csv", index=False)
     assert run(["build-cache", str(rsna), str(cache), "--labels", str(tmp_path / "new.csv")]) == 2
     assert run(["labels", str(cache), str(tmp_path / "new.csv")]) == 0

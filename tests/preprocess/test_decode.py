@@ -28,10 +28,11 @@ from pydicom.encaps import encapsulate
 
 from cache_schema.errors import StudyRefused
 from preprocess import open_study, studies
-from preprocess.decode import PLUGINS, decode_stored, decoder_names, window_table
+from preprocess.decode import PLUGINS, decode_stored, decoder_names
 from preprocess.findings import REASONS
 from preprocess.pixels import DicomPixels
 from preprocess.series import plan_studies
+from preprocess.word_tables import window_table
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
 

@@ -11,6 +11,7 @@ from pydicom.encaps import encapsulate
 
 from preprocess import reading
 from preprocess.findings import Finding
+from preprocess.header_values import WANTED
 from preprocess.reading import read_headers
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
@@ -30,7 +31,7 @@ def by_pydicom(monkeypatch):
 
 def is_walked(path):
     head = path.read_bytes()[: reading.HEAD_BYTES]
-    return reading.walk(head, reading._WANTED, reading._walked_syntaxes()) is not None
+    return reading.walk(head, WANTED, reading._walked_syntaxes()) is not None
 
 
 @pytest.mark.parametrize("syntax", SYNTAXES, ids=lambda syntax: syntax.name)

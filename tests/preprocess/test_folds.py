@@ -92,7 +92,10 @@ def test_a_csv_of_folds_is_taken_as_it_is(tmp_path):
         ("StudyInstanceUID,patient_overall\n1.1,0\n", "no column C1"),
         ("id,patient_overall,C1,C2,C3,C4,C5,C6,C7\n", "no column StudyInstanceUID"),
         ("StudyInstanceUID,patient_overall,C1,C2,C3,C4,C5,C6,C7\n1.1,0,0,0,2,0,0,0,0\n", "C3 of 1.1"),
-        ("StudyInstanceUID,patient_overall,C1,C2,C3,C4,C5,C6,C7\n" + "1.1,0,0,0,0,0,0,0,0\n" * 2, "1.1 is there twice"),
+        (
+            "StudyInstanceUID,patient_overall,C1,C2,C3,C4,C5,C6,C7\n" + "1.1,0" + ",0" * 7 + "\n1.1,1" + ",0" * 7,
+            "1.1 has other",
+        ),
         ("", "not a readable CSV"),
     ],
 )
@@ -115,5 +118,5 @@ def test_a_fold_that_is_no_number_is_one_clear_line(tmp_path):
 
 
 def test_empty_labels_are_unknown_and_not_zero(tmp_path):
-    path = csv(tmp_path / "labels.csv", ["1.1", "1.2", "1.3"], C5=[1, None, 0])
+    path = csv(tmp_path / "labels.csv", ["1.1", "1.2", "1.3"], C5=[1, None, 0], patient_overall=[1, None, 0])
     assert make_table(INDEX, wanted(path, 2), None, "a test").frame["C5"].tolist() == [1, pd.NA, 0]

@@ -12,18 +12,24 @@ from pydicom.dataset import Dataset
 
 from cache_schema.errors import UsageError
 from preprocess.findings import REASONS, STUDY_KEPT
-from preprocess.inventory import list_files, natural_key, scan
+from preprocess.inventory import find_files, scan
+from preprocess.natural import natural_key
 from preprocess.series import plan_studies
 
 
+def scanned(path):
+    found = scan(path)
+    return found.headers, found.unread
+
+
 def reasons(path):
-    headers, findings = scan(path)
+    headers, findings = scanned(path)
     return {reason for header in headers for reason, _ in header.problems} | {finding.reason for finding in findings}
 
 
 def test_a_good_file_has_every_value_and_no_problem(tmp_path):
     path = write_slice(tmp_path / "a.dcm", z=12.5, number=7, kernel="B30s")
-    (header,), findings = scan(tmp_path)
+    (header,), findings = scanned(tmp_path)
     assert findings == [] and header.problems == ()
     assert (header.rows, header.columns, header.frames) == (ROWS, COLUMNS, 1)
     assert header.position == (-8.0, -6.0, 12.5) and header.orientation == (1, 0, 0, 0, 1, 0)
@@ -39,32 +45,37 @@ def test_a_good_file_has_every_value_and_no_problem(tmp_path):
 def test_every_encoding_gives_the_same_values(tmp_path, syntax):
     write_slice(tmp_path / "plain.dcm")
     write_slice(tmp_path / "same.dcm", syntax=syntax)
-    plain, same = scan(tmp_path)[0]
+    plain, same = scanned(tmp_path)[0]
     assert same.problems == ()
     for field in ("rows", "columns", "bits_stored", "position", "orientation", "pixel_spacing", "slope", "intercept"):
         assert getattr(plain, field) == getattr(same, field)
 
 
-def test_files_are_found_without_suffix_and_strangers_are_passed_over(tmp_path):
+def test_files_are_found_without_suffix_and_strangers_are_counted(tmp_path):
     write_slice(tmp_path / "IM0001")
+    write_slice(tmp_path / ".hidden" / ".1.dcm", number=3)
     write_slice(tmp_path / "deep" / "er" / "x.DCM", number=2)
-    for name in ("LICENSE", "train.csv", "readme.txt", "tiny"):
-        (tmp_path / name).write_text("no picture" if name != "tiny" else "")
+    for name in ("LICENSE", "train.csv", "readme.txt", ".note"):
+        (tmp_path / name).write_text("no image")
     directory = Dataset()
     directory.file_meta = dataset(picture()).file_meta
     directory.file_meta.MediaStorageSOPClassUID = uid.MediaStorageDirectoryStorage
     directory.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
     write(tmp_path / "DICOMDIR", directory)
     (tmp_path / "._1.dcm").write_bytes(b"\0\x05\x16\x07")
-    headers, findings = scan(tmp_path)
-    assert len(headers) == 2 and findings == []
+    found = scan(tmp_path)
+    assert len(found.headers) == 3 and found.unread == []
+    assert found.others == {"text files": 4, "DICOMDIR files": 1, "AppleDouble files": 1}
+    (row,) = found.about_others()
+    assert (row.severity, row.reason) == ("flagged", "other_files")
+    assert row.message == "passed over: 1 AppleDouble files, 1 DICOMDIR files, 4 text files"
 
 
 @pytest.mark.parametrize("content", [b"", b"text, not DICOM", b"\x89PNG\r\n\x1a\n" + b"\0" * 300])
 def test_a_dcm_file_that_is_no_dicom_is_a_finding(tmp_path, content):
     write_slice(tmp_path / "1.dcm")
     (tmp_path / "2.dcm").write_bytes(content)
-    headers, (finding,) = scan(tmp_path)
+    headers, (finding,) = scanned(tmp_path)
     assert len(headers) == 1
     assert (finding.reason, finding.severity, finding.file) == ("not_dicom", "refused", "2")
 
@@ -72,19 +83,19 @@ def test_a_dcm_file_that_is_no_dicom_is_a_finding(tmp_path, content):
 def test_in_the_rsna_layout_only_train_images_is_read(tmp_path):
     write_slice(tmp_path / "train_images" / "1.2" / "1.dcm")
     write_slice(tmp_path / "test_images" / "1.3" / "1.dcm")
-    assert [path.parent.name for path in list_files(tmp_path)] == ["1.2"]
+    assert [path.parent.name for path in find_files(tmp_path)[0]] == ["1.2"]
 
 
 def test_a_missing_source_is_one_clear_error(tmp_path):
     with pytest.raises(UsageError, match="no such file or folder"):
-        scan(tmp_path / "nowhere")
+        scanned(tmp_path / "nowhere")
 
 
 def test_folders_that_link_to_each_other_end(tmp_path):
     write_slice(tmp_path / "a" / "1.dcm")
     (tmp_path / "a" / "back").symlink_to(tmp_path, target_is_directory=True)
     (tmp_path / "linked").symlink_to(tmp_path / "a", target_is_directory=True)
-    assert len(list_files(tmp_path)) == 1
+    assert len(find_files(tmp_path)[0]) == 1
 
 
 def test_numbers_in_names_count_as_numbers():
@@ -101,7 +112,7 @@ PLACED = ("PhotometricInterpretation", "ImagePositionPatient", "ImageOrientation
 @pytest.mark.parametrize("keyword", [*NEEDED, *PLACED])
 def test_a_missing_field_is_named(tmp_path, keyword):
     write_slice(tmp_path / "1.dcm", remove=(keyword,))
-    (header,), _ = scan(tmp_path)
+    (header,), _ = scanned(tmp_path)
     assert [reason for reason, _ in header.problems] == ["missing_field"]
     assert keyword in header.problems[0][1]
 
@@ -152,7 +163,7 @@ def test_a_rescale_that_is_no_number_is_a_problem_and_is_not_printed(tmp_path, t
     path.write_bytes(content.replace(b"-999", text))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        (header,), _ = scan(tmp_path)
+        (header,), _ = scanned(tmp_path)
     assert [reason for reason, _ in header.problems] == ["invalid_field"]
     assert text.decode().strip() not in header.problems[0][1]
 
@@ -194,7 +205,7 @@ def test_pipes_and_links_that_lead_nowhere_stop_nothing(tmp_path):
     os.mkfifo(tmp_path / "2.dcm")
     (tmp_path / "3.dcm").symlink_to("3.dcm")
     (tmp_path / "4").symlink_to("2.dcm")
-    headers, (finding,) = scan(tmp_path)
+    headers, (finding,) = scanned(tmp_path)
     assert len(headers) == 1 and finding.reason == "unreadable_file"
 
 
@@ -208,7 +219,7 @@ def test_one_header_per_frame_of_an_enhanced_file(tmp_path):
         groups.append(group)
     ds.PerFrameFunctionalGroupsSequence = groups
     write(tmp_path / "1.dcm", ds)
-    headers, findings = scan(tmp_path)
+    headers, findings = scanned(tmp_path)
     assert findings == [] and [h.problems for h in headers] == [(), (), ()]
     assert [(h.frame, h.position[2]) for h in headers] == [(0, 50), (1, 48), (2, 46)]
 

@@ -27,7 +27,7 @@ SECRETS = ("zaphodbeeble", "19570304", "mrn77012", "saintelsewhere")
 PLANTED = "ZAPHODBEEBLE^19570304 MRN77012 SaintElsewhere"
 TEXT_VRS = ("AE", "AS", "CS", "DA", "DT", "LO", "LT", "PN", "SH", "ST", "TM", "UC", "UR", "UT")
 STUDY = "1.2.826.0.1.3680043.8.498.5"
-KEPT = {"ImageType", "Modality", "PhotometricInterpretation", "SpecificCharacterSet"}
+KEPT = {"ImageType", "Modality", "PhotometricInterpretation", "RescaleType", "SpecificCharacterSet"}
 """text that decides about a study; planted in studies of their own below"""
 
 

@@ -38,7 +38,7 @@ def test_the_three_studies_are_kept_and_every_flag_has_its_row(found):
 
 def test_the_ge_head_runs_from_the_top_along_its_tilted_normal(found):
     plan = found[0]["ge_head"]
-    assert plan.flags == ("gantry_tilt", "uneven_spacing") and len(plan.slices) == 28
+    assert plan.flags == ("gantry_tilt", "shear", "uneven_spacing") and len(plan.slices) == 28
     assert [Path(place.path).name for place in plan.slices] == [f"{n:02d}.dcm" for n in range(28, 0, -1)]
     assert plan.slice_number.tolist() == list(range(28, 0, -1))
     headers = [pydicom.dcmread(place.path, stop_before_pixels=True) for place in plan.slices]
@@ -58,7 +58,7 @@ def test_the_neck_slice_leaves_its_spacing_open_and_its_uids_are_flagged(found):
 
 def test_the_noise_is_kept_with_the_tilt_of_its_orientation(found):
     plan = found[0]["noise_gantry_tilt"]
-    assert plan.flags == ("gantry_tilt",) and len(plan.slices) == 4
+    assert plan.flags == ("gantry_tilt", "shear") and len(plan.slices) == 4
     assert np.allclose(plan.spacing, (5 * 0.970295726, 0.41796875, 0.41796875))
 
 

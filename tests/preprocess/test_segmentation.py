@@ -126,7 +126,7 @@ def test_a_tilted_study_is_met_by_a_sheared_affine(tmp_path):
         place = {name: [f"{value:.8f}" for value in values] for name, values in place.items()}
         write_slice(tmp_path / "dicom" / f"{k + 1}.dcm", hu[k], number=k + 1, **place)
     plan = plan_studies(tmp_path / "dicom")[0][0]
-    assert plan.flags == ("gantry_tilt",)
+    assert "gantry_tilt" in plan.flags
     affine = np.eye(4)
     affine[:3, 0], affine[:3, 1], affine[:3, 2], affine[:3, 3] = [0.5, 0, 0], 0.5 * down, [0, 0, -STEP], [-8, -6, TOP]
     to_ras = np.diag([-1, -1, 1, 1])
@@ -241,3 +241,97 @@ def test_one_slice_can_be_segmented(tmp_path):
     assert refusal(write_nifti(tmp_path / "a.nii", spine(), HEIGHTS), plan) == "segmentation_geometry"
     study, findings = open_study(plan, write_nifti(tmp_path / "b.nii", spine()[7:9] * [[[1]], [[0]]], HEIGHTS[7:9]))
     assert findings == [] and np.array_equal(study.slice_box, expected_boxes(spine()[7:8]))
+
+
+def tall_study(folder, labels, step=2.5):
+    """A plan of as many slices as `labels`, with bone where they are, and the slices' heights."""
+    heights = TOP - step * np.arange(len(labels))
+    for k, hu in enumerate(bony(labels)):
+        write_slice(folder / f"{k + 1}.dcm", hu, z=heights[k], number=k + 1)
+    return plan_studies(folder)[0][0], heights
+
+
+@pytest.mark.parametrize(
+    ("level", "slices", "stray", "kept"),
+    [
+        (1, 10, False, True),
+        (1, 10, True, True),
+        (1, 16, False, False),
+        (1, 48, False, False),
+        (2, 22, False, True),
+        (3, 10, True, True),
+        (3, 28, False, False),
+    ],
+)
+def test_one_level_is_a_vertebra_and_not_the_neck(tmp_path, level, slices, stray, kept):
+    labels = np.zeros((50, ROWS, COLUMNS), np.uint8)
+    labels[1 : 1 + slices, 6:16, 4:17] = level
+    labels[49, 8, 9] = level if stray else 0
+    plan, heights = tall_study(tmp_path / "dicom", labels)
+    nifti = write_nifti(tmp_path / "a.nii", labels, heights)
+    if kept:
+        assert read(nifti, plan)[2] == []
+    else:
+        assert refusal(nifti, plan) == "segmentation_one_level"
+
+
+def test_few_levels_over_a_long_way_are_kept(tmp_path):
+    labels = np.zeros((50, ROWS, COLUMNS), np.uint8)
+    for level in (6, 7, 8, 9):
+        labels[12 * (level - 6) + 1 : 12 * (level - 5), 6 : 10 + level % 4, level : level + 9] = level
+    plan, heights = tall_study(tmp_path / "dicom", labels)
+    assert read(write_nifti(tmp_path / "a.nii", labels, heights), plan)[2] == []
+
+
+def with_forms(nifti, sform=None, qform=None):
+    """The file with affines in place of its own, or that much (3,) mm to the patient's left, back and head; None takes
+    one out."""
+    image = nibabel.load(nifti)
+    made = nibabel.Nifti1Image(np.array(image.dataobj), image.affine)  # a copy: the file is written anew
+    for put, move in ((made.set_sform, sform), (made.set_qform, qform)):
+        if move is None:
+            put(None, 0)
+        else:
+            affine = image.affine.copy()
+            affine[:3, 3] += np.array(move) * (-1, -1, 1)
+            put(affine, 1)
+    nibabel.save(made, nifti)
+    return nifti
+
+
+@pytest.mark.parametrize(
+    ("sform", "qform", "apart"),
+    [
+        ((0, 0, 0), (0, 5, 0), "5.0"),
+        ((0, 5, 0), (0, 0, 0), "5.0"),
+        ((0, 0, 0), (0, 0, 300), "300.0"),
+        ((0, 0, 300), (0, 0, 0), "300.0"),
+        ((3, 0, 4), (0, 0, 0), "5.0"),
+        ((0, 0, 0), (0, 0.3, 0), "0.3"),
+    ],
+)
+def test_of_two_affines_that_disagree_the_one_that_fits_the_bone_is_taken_and_flagged(tmp_path, sform, qform, apart):
+    plan = write_study(tmp_path / "dicom")
+    nifti = with_forms(write_nifti(tmp_path / "a.nii", spine(), HEIGHTS), sform, qform)
+    boxes, _, (finding,) = read(nifti, plan)
+    assert (finding.reason, finding.severity) == ("segmentation_two_affines", "flagged")
+    assert f"up to {apart} mm apart" in finding.message
+    assert f"; {'sform' if sform == (0, 0, 0) else 'qform'} was taken" in finding.message
+    assert np.array_equal(boxes, expected_boxes(spine()))
+
+
+@pytest.mark.parametrize(("sform", "qform"), [((0, 0, 0), (0.2, 0, 0)), ((0, 0, 0), None), (None, (0, 0, 0))])
+def test_affines_that_agree_or_stand_alone_say_nothing(tmp_path, sform, qform):
+    plan = write_study(tmp_path / "dicom")
+    nifti = with_forms(write_nifti(tmp_path / "a.nii", spine(), HEIGHTS), sform, qform)
+    boxes, _, findings = read(nifti, plan)
+    assert findings == [] and np.array_equal(boxes, expected_boxes(spine()))
+
+
+def test_two_affines_of_which_neither_fits_leave_the_fixed_flips(tmp_path):
+    plan = write_study(tmp_path / "dicom")
+    raw = np.ascontiguousarray(spine()[::-1].transpose(2, 1, 0)[:, ::-1])
+    nibabel.save(nibabel.Nifti1Image(raw, np.eye(4)), tmp_path / "a.nii")
+    boxes, _, findings = read(with_forms(tmp_path / "a.nii", (0, 0, 0), (0, 0, 9)), plan)
+    assert {finding.reason for finding in findings} == {"segmentation_two_affines", "segmentation_by_fixed_flips"}
+    assert np.array_equal(boxes, expected_boxes(spine()))

@@ -2,6 +2,7 @@
 
 import pickle
 
+import imagecodecs
 import numpy as np
 import pytest
 from dicom_files import (
@@ -10,15 +11,21 @@ from dicom_files import (
     ROWS,
     SPACING,
     STUDY,
+    dataset,
+    encode,
     expected_grey,
     grey,
     picture,
     plan_one,
     volume,
+    write,
     write_series,
     write_slice,
 )
+from pydicom import uid
+from pydicom.encaps import encapsulate
 
+from preprocess import open_study
 from preprocess.findings import REASONS
 from preprocess.pixels import DicomPixels
 from preprocess.series import plan_studies
@@ -157,20 +164,65 @@ def test_rounded_positions_are_even(tmp_path):
     assert plan_one(tmp_path)[1] == {}
 
 
-def test_copies_are_left_out_once_and_reported(tmp_path):
+def test_copies_are_left_out_however_many_and_are_one_row(tmp_path):
     write_series(tmp_path, 4)
-    (tmp_path / "copy of 2.dcm").write_bytes((tmp_path / "2.dcm").read_bytes())
-    plan, found = plan_one(tmp_path)
-    assert found == {"repeated_file": "repaired"} and len(plan.slices) == 4 and plan.flags == ()
+    for number in (2, 3, 4):
+        (tmp_path / f"copy of {number}.dcm").write_bytes((tmp_path / f"{number}.dcm").read_bytes())
+    plans, (finding,) = plan_studies(tmp_path)
+    assert np.array_equal(grey(plans[0]), expected_grey(volume(4))) and plans[0].flags == ()
+    assert (finding.severity, finding.reason) == ("repaired", "repeated_file")
+    assert finding.message.startswith("3 copies, byte for byte") and finding.message.endswith("files 5, 6, 7")
 
 
-def test_a_second_slice_at_a_position_is_left_out_and_reported(tmp_path):
-    write_series(tmp_path, 4)
-    write_slice(tmp_path / "9.dcm", picture(77), z=98.0, number=9)
+def test_a_second_image_at_a_place_that_differs_is_left_out_and_reported(tmp_path):
+    write_series(tmp_path, 11)
+    write_slice(tmp_path / "99.dcm", picture(77), z=98.0, number=99)
     plans, findings = plan_studies(tmp_path)
-    assert np.array_equal(grey(plans[0]), expected_grey(volume(4)))
-    (finding,) = findings
-    assert (finding.severity, finding.reason, finding.file) == ("repaired", "repeated_position", "5")
+    study, about = open_study(plans[0])
+    assert findings == [] and np.array_equal(study.read(0, 11), expected_grey(volume(11)))
+    (finding,) = about
+    assert (finding.severity, finding.reason, finding.file) == ("repaired", "repeated_position", "12")
+    assert "1 of 12 images" in finding.message and "file 12" in finding.message
+
+
+def test_more_than_one_such_image_in_ten_refuses_the_study(tmp_path):
+    write_series(tmp_path, 9)
+    write_slice(tmp_path / "99.dcm", picture(77), z=98.0, number=99)
+    assert plan_one(tmp_path) == (None, {"too_many_repeats": "refused"})
+
+
+@pytest.mark.parametrize("damage", ["cut", "not decodable", "lossy"])
+def test_of_two_images_at_a_place_the_sound_one_stays_though_it_comes_later(tmp_path, damage):
+    write_series(tmp_path, 11, syntax=uid.JPEGLosslessSV1)
+    first = tmp_path / "0.dcm"
+    if damage == "cut":  # an uncompressed file that ends early
+        path = write_slice(first, picture(1), z=98.0, number=2)
+        path.write_bytes(path.read_bytes()[:-100])
+    else:
+        ds = dataset(picture(1), z=98.0, number=2, syntax=uid.JPEGLosslessSV1)
+        frame = encode(picture(1), uid.JPEGLosslessSV1, 16)[:100]
+        if damage == "lossy":
+            ds = dataset(picture(1), z=98.0, number=2, syntax=uid.JPEGLosslessSV1, signed=False)
+            ds.file_meta.TransferSyntaxUID = uid.JPEGLSNearLossless
+            frame = imagecodecs.jpegls_encode((picture(1) + 1024).astype(np.uint16), level=2)
+        ds.PixelData = encapsulate([frame])
+        write(first, ds)
+    plans, findings = plan_studies(tmp_path)
+    study, about = open_study(plans[0])
+    assert np.array_equal(study.read(0, 11), expected_grey(volume(11)))
+    assert study.slice_number.tolist() == list(range(1, 12))
+    said = [(f.reason, f.file) for f in [*findings, *about] if f.reason != "file_order"]
+    assert said == [("repeated_position", "1")]
+
+
+@pytest.mark.parametrize("copies", [True, False])
+def test_a_study_never_shrinks_to_one_slice(tmp_path, copies):
+    for number in range(1, 13):
+        write_slice(tmp_path / f"{number}.dcm", picture(0 if copies else number), z=5.0, number=number)
+    assert plan_one(tmp_path) == (
+        None,
+        {"too_many_repeats": "refused"} | ({"repeated_file": "repaired"} if copies else {}),
+    )
 
 
 def test_a_repeated_uid_at_another_position_is_no_copy(tmp_path):
@@ -237,8 +289,8 @@ def test_a_uid_that_is_no_file_name_is_refused_and_not_repeated(tmp_path, uid):
 
 
 def test_studies_whose_uids_are_no_ids_are_told_apart_by_their_first_file_in_the_source(tmp_path):
-    for place, (uid, count) in enumerate({"a/b": 2, "1.2.3": 2, "1..2": 3, "": 1}.items()):
-        write_series(tmp_path / str(place), count, StudyInstanceUID=uid)
+    for place, (name, count) in enumerate({"a/b": 2, "1.2.3": 2, "1..2": 3, "": 1}.items()):
+        write_series(tmp_path / str(place), count, StudyInstanceUID=name)
     plans, findings = plan_studies(tmp_path)
     assert len(plans) == 1
     assert sorted((f.id, f.file, f.reason) for f in findings if f.severity == "refused") == [

@@ -24,9 +24,12 @@ def labels_of(n: int) -> np.ndarray:
 
 
 def hu_of(n: int) -> np.ndarray:
-    """int16 (SLICES, ROWS, COLUMNS), head to feet: bone where the labels are, noise of its own for each study."""
+    """int16 (SLICES, ROWS, COLUMNS), head to feet: bone where the labels are, air around, noise of its own for each
+    study."""
     noise = np.random.default_rng(n).normal(0, 20, (SLICES, ROWS, COLUMNS))
-    return (np.where(labels_of(n) > 0, 700, 40) + noise).astype(np.int16)
+    hu = np.where(labels_of(n) > 0, 700, 40) + noise
+    hu[:, :, 27:] = hu[:, 21:] = -1000
+    return hu.astype(np.int16)
 
 
 def write_study(source: Path, n: int, **changes) -> Path:

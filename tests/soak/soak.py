@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import io
+import random
 import sys
 import tempfile
 import time
@@ -11,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from damage import damage
+from deaths import WAYS, die_among_the_sound
+from faults import BUILDS, COMMANDS, Places, plant_faults
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 from kills import kill_builds
@@ -24,7 +27,7 @@ from trainings import kill_all_stages
 from preprocess.build import build_cache
 from preprocess.cluster import local_cluster
 
-TRIALS = ["damage", "memory", "machine", "mutations", "kills", "trainings"]
+TRIALS = ["faults", "damage", "memory", "machine", "mutations", "deaths", "kills", "trainings"]
 SECONDS_AT_MOST, MB_AT_MOST, GROWTH_AT_MOST = 10, 1024, 1.10
 
 Row = tuple[str, str, bool]
@@ -35,9 +38,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--training-kills", type=int, default=10, help="of each stage")
+    parser.add_argument(
+        "--launches", type=int, default=10, help="of each build, in each of whose processes something fails"
+    )
     parser.add_argument("--flips", type=int, default=200)
     parser.add_argument("--deletions", type=int, default=50)
     parser.add_argument("--mutations", type=int, default=2000)
+    parser.add_argument("--deaths", type=int, default=20, help="runs with deadly tasks, on one worker and on four each")
     parser.add_argument("--runs", type=int, default=20, help="of the state machine")
     parser.add_argument("--steps", type=int, default=30, help="of each of its runs")
     parser.add_argument("--slices", type=int, default=1000, help="of the longer study whose memory is measured")
@@ -49,10 +56,12 @@ def main() -> int:
         source = write_rsna(folder / "rsna")
         build_cache(source, folder / "cache", folds=2, scheduler=scheduler, tell=lambda line: None)
         trials: dict[str, Callable[[], list[Row]]] = {
+            "faults": lambda: _faults(source, folder, scheduler, given),
             "damage": lambda: _damage(folder, given),
             "memory": lambda: _memory(folder, given.slices),
             "machine": lambda: _machine(scheduler, given),
             "mutations": lambda: _mutations(folder, scheduler, given),
+            "deaths": lambda: _deaths(given),
             "kills": lambda: _kills(source, folder, scheduler, given),
             "trainings": lambda: _trainings(folder, given),
         }
@@ -66,6 +75,19 @@ def main() -> int:
                 print(f"{'ok' if well else 'WRONG':5}  {what:58}  {seen}", flush=True)
             print(f"       ({name}: {time.monotonic() - began:.0f} s)", flush=True)
     return 0 if good else 1
+
+
+def _faults(source: Path, folder: Path, scheduler: str, given: argparse.Namespace) -> list[Row]:
+    places = Places.make(folder / "faults", source, folder / "cache")
+    chance, rows = random.Random(given.seed), []
+    for name in COMMANDS:
+        launched = sorted(chance.sample(range(1, 100), min(99, given.launches)))
+        failed = plant_faults(places, name, scheduler, launched if name in BUILDS else [])
+        for line in failed.wrong:
+            print(line)
+        what = f"{failed.tried} failures of the system in {name}: one line, and mended by the next run"
+        rows.append((what, f"{len(failed.wrong)} not", not failed.wrong))
+    return rows
 
 
 def _damage(folder: Path, given: argparse.Namespace) -> list[Row]:
@@ -126,6 +148,16 @@ def _mutations(folder: Path, scheduler: str, given: argparse.Namespace) -> list[
         (f"no hang over {SECONDS_AT_MOST} s", f"slowest 40 files {slow:.1f} s", slow < SECONDS_AT_MOST),
         (f"no worker over {MB_AT_MOST} MB", f"largest {large:.0f} MB", large < MB_AT_MOST),
     ]
+
+
+def _deaths(given: argparse.Namespace) -> list[Row]:
+    rows = []
+    for workers in (1, 4):
+        done = die_among_the_sound(workers, [*WAYS], sound=40, rounds=given.deaths, seed=given.seed)
+        what = f"{done.deadly} deadly tasks among {done.sound} sound ones, {done.rounds} runs, workers: {workers}"
+        seen = f"{done.sound_lost} sound ones lost, {done.unnamed} deaths unnamed"
+        rows.append((what, seen, not done.sound_lost and not done.unnamed))
+    return rows
 
 
 def _kills(source: Path, folder: Path, scheduler: str, given: argparse.Namespace) -> list[Row]:

@@ -1,0 +1,76 @@
+"""What the machine refuses, in one line: the reason in the system's words, and which of the typed paths it is about."""
+
+import os
+import tempfile
+from collections.abc import Mapping
+from errno import EDQUOT, ENOSPC
+from pathlib import Path
+
+from cache_schema.errors import UsageError, reason_of
+from cache_schema.layout import BUILD_FOLDER, is_valid_id
+
+SOURCE = "source"
+CACHES = ("cache", "out")
+"""parameters whose folders hold studies by their ids"""
+FULL = (ENOSPC, EDQUOT)
+
+
+def about(error: OSError, typed: Mapping[str, object], place: str | None = None) -> UsageError:
+    """typed: a command's parameters and their values. place: what it is about where the error names no file.
+
+    Below a cache the study is named; below SOURCE nothing is, for names of files may be names of patients, unless
+    `paths` is among the parameters and true.
+    """
+    do = "make room, then run the same again" if error.errno in FULL else None
+    reason = reason_of(error) if error.errno is not None else f"a file or a connection failed ({reason_of(error)})"
+    file = error.filename
+    if not isinstance(file, str | bytes | os.PathLike):
+        return UsageError(reason, where=place, do=do)
+    file = os.path.abspath(os.fsdecode(file))
+    name, place = _owner(file, typed)
+    if place is None:
+        return UsageError(reason, where=file if SOURCE not in typed or _is_below(file, _temporary()) else None, do=do)
+    if name == SOURCE and file != os.path.abspath(place):
+        if typed.get("paths"):
+            return UsageError(reason, where=file, do=do)
+        return UsageError(f"{reason}, of something below it", where=place, do=do or "--paths says of what")
+    study = _study(Path(os.path.relpath(file, place)).parts) if name in CACHES else None
+    return UsageError(f"{reason} (study {study})" if study else reason, where=place, do=do)
+
+
+def unprintable(error: UnicodeError) -> UsageError:
+    """A name or a text in another encoding that got where only UTF-8 goes; what it says is not repeated."""
+    return UsageError(f"a name or a text is not UTF-8 ({type(error).__name__})", do="name folders and files in UTF-8")
+
+
+def _owner(file: str, typed: Mapping[str, object]) -> tuple[str, str | None]:
+    """The parameter whose path is nearest above a file, and that path as it was typed."""
+    found, depth = ("", None), -1
+    for name, value in typed.items():
+        if not isinstance(value, str | Path):
+            continue
+        for folder in {os.path.abspath(value), os.path.realpath(value)}:
+            if _is_below(file, folder) and len(folder) > depth:
+                found, depth = (name, str(value)), len(folder)
+    return found
+
+
+def _is_below(file: str, folder: str) -> bool:
+    return file == folder or file.startswith(folder.rstrip("/") + "/")
+
+
+def _temporary() -> str:
+    try:
+        return os.path.abspath(tempfile.gettempdir())
+    except OSError:
+        return os.devnull
+
+
+def _study(parts: tuple[str, ...]) -> str | None:
+    """The id in a path below a cache."""
+    first, second, third = (*parts, "", "", "")[:3]
+    if first == BUILD_FOLDER:
+        first = third.rpartition("-")[0] if second in ("new", "old") else third.removesuffix(".json")
+    elif not second:
+        return None
+    return first if is_valid_id(first) else None

@@ -1,0 +1,265 @@
+"""Images of one series that are more than one volume: told by their positions and by what their headers say, and parted
+into whole volumes or not at all."""
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+
+from preprocess.combs import alternates, distinct, is_regular, lie_between, repeats_too_often
+from preprocess.decode import LOSSY_SYNTAXES
+from preprocess.drift import in_plane_groups
+from preprocess.header import FileHeader
+from preprocess.header_values import integer
+from preprocess.natural import natural_key
+
+Labels = list[Hashable]
+"""one for each image: those of one label belong together"""
+
+LEAST_COMB = 3
+WHOLE = 0.25
+"""a parting of which no part covers this share of the range parts no volumes, but one volume into pieces"""
+MOST_PARTS = 64
+FAR = 10.0
+"""a pause between values that is so many times the usual one parts one acquisition from the next"""
+MOST_CUTS = 7
+MOST_TURNS = 3
+"""a scan that turns back more often was not made of a few volumes, but numbered oddly"""
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images of one orientation. positions: mm along the normal, (n,) float64."""
+
+    headers: tuple[FileHeader, ...]
+    positions: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.headers)
+
+    def take(self, chosen: Sequence[int]) -> "Images":
+        return Images(tuple(self.headers[i] for i in chosen), self.positions[list(chosen)])
+
+    def parts(self, labels: Labels) -> list["Images"]:
+        """In the order of the first image of each."""
+        members: dict[Hashable, list[int]] = {}
+        for i, label in enumerate(labels):
+            members.setdefault(label, []).append(i)
+        return [self.take(chosen) for chosen in members.values()]
+
+
+def _number_key(value: float | None) -> tuple:
+    return (value is not None, value or 0)
+
+
+def _number(text: str) -> float | None:
+    found = integer(text)
+    return None if found is None else float(found)
+
+
+Read = Callable[[FileHeader], Hashable]
+KEYS: dict[str, tuple[Read, Callable]] = {
+    "series number": (lambda h: h.marks.series_number, _number_key),
+    "lossy compression": (lambda h: h.transfer_syntax in LOSSY_SYNTAXES, _number_key),
+    "transfer syntax": (lambda h: h.transfer_syntax, natural_key),
+    "tube voltage": (lambda h: h.marks.kvp, _number_key),
+    "stack": (lambda h: h.marks.stack, natural_key),
+    "temporal position": (lambda h: h.marks.temporal_index, _number_key),
+    "acquisition": (lambda h: _number(h.acquisition), _number_key),
+    "acquisition time": (lambda h: h.acquisition_time, _number_key),
+    "content time": (lambda h: h.content_time, _number_key),
+    "image type": (lambda h: "\\".join(h.image_type), natural_key),
+    "thickness": (lambda h: h.thickness, _number_key),
+    "folder": (lambda h: str(Path(h.path).parent), natural_key),
+}
+"""What may tell two volumes apart, in the order in which it is asked: how it is read from a header, and how its values
+are sorted. The place within the plane comes before the folder. InstanceNumber is none of them: it says how images were
+sent."""
+
+IN_PLANE = "in-plane origin"
+
+
+def why_mixed(images: Images) -> tuple[str, str] | None:
+    """(reason, message) where images cannot be one volume; None where they can."""
+    if repeats_too_often(images.positions):
+        repeated = len(images) - len(distinct(images.positions))
+        message = f"{repeated} of {len(images)} slices lie at the place of another one, one in ten may"
+        return "too_many_repeats", message
+    if alternates(images.positions, on_grid=_on_grid(images), in_order=_in_order(images)):
+        return "two_volumes", "the distances between slices alternate: two volumes lie in each other"
+    for name, labels in _all_labels(images):
+        if any(_interleave(images, few) for few in _few_labels(images, name, labels)):
+            return "two_volumes", f"two volumes lie in each other: each is whole by its {name}"
+    return None
+
+
+def part(images: Images) -> list[Images] | None:
+    """The volumes of a mixture, each whole; None where nothing tells them apart."""
+    single = dict(_all_labels(images))
+    for name, labels in single.items():
+        by_pauses = images.parts(_by_pauses(labels))
+        if len(set(labels)) > len(images) / 2 and _counts(images, by_pauses):
+            return by_pauses
+        parts = _best([parts for parts in _candidates(images, name, labels) if _counts(images, parts)])
+        if parts is not None:
+            return parts
+    few = {name: labels for name, labels in single.items() if 1 < len(set(labels)) <= len(images) / 2}
+    for one, other in combinations(few.values(), 2):
+        parts = images.parts(list(zip(one, other, strict=True)))
+        if _counts(images, parts):
+            return parts
+    return None
+
+
+def _best(partings: list[list[Images]]) -> list[Images] | None:
+    """The one of the fewest parts, of these the one with the most regular ones; None where two differ in neither, since
+    then nobody can say which slice belongs where."""
+    if not partings:
+        return None
+    ranked = [(len(parts), sum(not is_regular(p.positions) for p in parts)) for parts in partings]
+    best = [parts for parts, rank in zip(partings, ranked, strict=True) if rank == min(ranked)]
+    members = {frozenset(frozenset(map(id, p.headers)) for p in parts) for parts in best}
+    return best[0] if len(members) == 1 else None
+
+
+def _all_labels(images: Images) -> Iterator[tuple[str, Labels]]:
+    """Every key that has more than one value here."""
+    for name, (read, _) in KEYS.items():
+        if name == "folder":
+            yield from _more_than_one(IN_PLANE, in_plane_groups(images.headers, images.positions))
+        yield from _more_than_one(name, [read(header) for header in images.headers])
+
+
+def _more_than_one(name: str, labels: Labels) -> Iterator[tuple[str, Labels]]:
+    if len(set(labels)) > 1:
+        yield name, labels
+
+
+def _counts(images: Images, parts: list[Images]) -> bool:
+    """Whether each part is a volume: of more than one slice, no mixture, and not just a piece of one."""
+    if not 1 < len(parts) <= MOST_PARTS or any(len(distinct(p.positions)) < 2 for p in parts):
+        return False
+    if max(np.ptp(p.positions) for p in parts) < WHOLE * np.ptp(images.positions):
+        return False
+    return all(why_mixed(p) is None for p in parts)
+
+
+def _candidates(images: Images, name: str, labels: Labels) -> Iterator[list[Images]]:
+    """By the values as they are, and by runs of neighbouring values."""
+    if len(set(labels)) <= len(images) / 2:
+        yield images.parts(labels)
+    if name == IN_PLANE or len(set(labels)) < 4:
+        return
+    order = _in_order_of(name, labels)
+    for cuts in _cuts([labels[i] for i in order], images.positions[order]):
+        yield images.parts(_by_cuts(order, cuts))
+
+
+def _in_order_of(name: str, labels: Labels) -> list[int]:
+    return sorted(range(len(labels)), key=lambda i: KEYS[name][1](labels[i]))
+
+
+def _by_cuts(order: list[int], cuts: list[int]) -> Labels:
+    """The run of each image, where runs of `order` begin at `cuts`."""
+    labels: Labels = [0] * len(order)
+    for place, run in enumerate(np.searchsorted(cuts, np.arange(len(order)), side="right").tolist()):
+        labels[order[place]] = run
+    return labels
+
+
+def _cuts(values: Labels, positions: np.ndarray) -> Iterator[list[int]]:
+    """Where runs of sorted values may begin: after the longest pauses, where the scan turns back, and where a place comes
+    again."""
+    changes = [i for i in range(1, len(values)) if values[i] != values[i - 1]]
+    if all(isinstance(value, float) for value in values):
+        pauses = sorted(changes, key=lambda i: values[i - 1] - values[i])
+        for count in range(1, min(MOST_CUTS, len(pauses)) + 1):
+            yield sorted(pauses[:count])
+    yield from _turns(changes, positions)
+    yield _where_places_repeat(changes, positions)
+
+
+def _turns(changes: list[int], positions: np.ndarray) -> Iterator[list[int]]:
+    """At every turn the slice at which it turns may be the last of one run or the first of the next."""
+    turns = _where_it_turns(changes, positions)
+    yield turns
+    before = [i - 1 for i in turns]
+    if set(before) <= set(changes):
+        yield before
+
+
+def _where_it_turns(changes: list[int], positions: np.ndarray) -> list[int]:
+    """Cuts among `changes` after which every run goes one way along z."""
+    cuts, way = [], 0.0
+    for i in changes:
+        step = np.sign(positions[i] - positions[i - 1])
+        if way and step and step != way:
+            cuts.append(i)
+            way = 0.0
+        else:
+            way = step or way
+    return cuts
+
+
+def _where_places_repeat(changes: list[int], positions: np.ndarray) -> list[int]:
+    """Every run visits a place once."""
+    cuts, begin = [], 0
+    for i, end in zip(changes, [*changes[1:], len(positions)], strict=True):
+        run = positions[begin:end]
+        if len(distinct(run)) < len(run):
+            cuts.append(i)
+            begin = i
+    return cuts
+
+
+def _few_labels(images: Images, name: str, labels: Labels) -> Iterator[Labels]:
+    """The labels; where they differ on nearly every image, their runs between long pauses and between turns of the scan."""
+    if len(set(labels)) <= len(images) / 2:
+        yield labels
+        return
+    yield _by_pauses(labels)
+    if name != IN_PLANE:
+        order = _in_order_of(name, labels)
+        changes = [i for i in range(1, len(order)) if labels[order[i]] != labels[order[i - 1]]]
+        for cuts in _turns(changes, images.positions[order]):
+            if len(cuts) <= MOST_TURNS:
+                yield _by_cuts(order, cuts)
+
+
+def _by_pauses(labels: Labels) -> Labels:
+    """Numbers, cut at pauses far longer than the usual one; one label where there is none, or where they are no
+    numbers."""
+    if not all(isinstance(label, float) for label in labels):
+        return [0] * len(labels)
+    values = np.unique(np.array(labels, float))
+    pauses = np.diff(values)
+    cuts = values[1:][pauses > FAR * np.median(pauses)]
+    return np.searchsorted(cuts, np.array(labels, float), side="right").tolist()
+
+
+def _interleave(images: Images, labels: Labels) -> bool:
+    """Whether two of few labels are each a regular comb, and the slices of one lie between those of the other. Where they
+    only fill each other's gaps they follow one another."""
+    if not 1 < len(set(labels)) <= MOST_PARTS:
+        return False
+    parts = [np.sort(p.positions) for p in images.parts(labels) if len(p) >= LEAST_COMB and is_regular(p.positions)]
+    if max(map(np.ptp, parts), default=0.0) < WHOLE * np.ptp(images.positions):
+        return False
+    return any(lie_between(one, other) or lie_between(other, one) for one, other in combinations(parts, 2))
+
+
+def _on_grid(images: Images) -> bool:
+    """Whether all coordinates are whole tenths of a millimetre."""
+    tenths = 10 * np.array([header.position for header in images.headers])
+    return bool((np.abs(tenths - np.rint(tenths)) < 1e-3).all())
+
+
+def _in_order(images: Images) -> bool:
+    """Whether the images are numbered in the order of their positions, up or down."""
+    numbers = [header.instance_number for header in images.headers]
+    if None in numbers:
+        return False
+    steps = np.diff(np.array(numbers, float)[np.argsort(images.positions, kind="stable")])
+    return bool((steps > 0).all() or (steps < 0).all())
