@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from cache_schema.arrays import StoredPixels, read_array
 from cache_schema.documents import canonical_json, read_group
-from cache_schema.errors import CacheError, StaleStudy, UsageError
+from cache_schema.errors import CacheError, StaleStudy, UsageError, reason_of
 from cache_schema.layout import GROUP, INDEX, LABELS, SCHEMA_VERSION, is_valid_id
 from cache_schema.study import Box, Study, StudyRecord
 from cache_schema.tables import read_table
@@ -157,7 +157,11 @@ def _read_document(folder: Path) -> tuple[StudyRecord, dict]:
             "its record is not one of schema 1", where=folder / GROUP, do="build this study again"
         ) from error
     except (ValueError, KeyError, TypeError, OSError) as error:
-        raise CacheError(str(error), where=folder / GROUP, do="build this study again") from error
+        raise CacheError(
+            reason_of(error) if isinstance(error, OSError) else str(error),
+            where=folder / GROUP,
+            do="build this study again",
+        ) from error
 
 
 class Cache:
@@ -280,7 +284,11 @@ def read_cache_document(path: Path) -> dict:
     except FileNotFoundError as error:
         raise UsageError("is no cache", where=path, expected="a cache made by preprocess build-cache") from error
     except (ValueError, KeyError, OSError) as error:
-        raise CacheError(str(error), where=path / GROUP, do="run build-cache again") from error
+        raise CacheError(
+            reason_of(error) if isinstance(error, OSError) else str(error),
+            where=path / GROUP,
+            do="run build-cache again",
+        ) from error
     if "record" in attributes:
         raise UsageError("is one study of a cache", where=path, expected="the cache", do=f"did you mean {path.parent}?")
     if found != SCHEMA_VERSION:

@@ -15,8 +15,10 @@ EVEN = 0.05
 """steps that differ by less than this share are one step"""
 ROUNDED = 0.1 + 1e-6
 """mm: what writing positions with one decimal adds to a step, or takes from it"""
-GAPS = 0.1
-"""share of the steps of a regular comb that may be whole multiples of the usual one"""
+FEW_STEPS, CHANGES = 8, 0.3
+"""of so many steps of a regular comb this share may be unlike the next one: a missing slice makes two changes"""
+LEAST_BETWEEN = 3
+"""slices of one volume between those of another; fewer may be strays"""
 WINDOW = 5
 """steps of three slices of each of two combs"""
 IRREGULAR = 0.6
@@ -36,23 +38,36 @@ def repeats_too_often(positions: np.ndarray) -> bool:
 
 
 def is_regular(positions: np.ndarray) -> bool:
-    """A comb of at least three places, each once, of one step; at most a tenth of the steps are gaps of whole steps."""
+    """A comb of at least three places, each once, of one step or of several that take over from one another: nearly all
+    steps are like a neighbour's. A few missing slices are nothing against it."""
     steps = np.diff(np.sort(positions))
     if len(steps) < 2 or steps.min() < SAME_POSITION:
         return False
-    usual = float(np.median(steps))
-    return bool((np.abs(steps - usual) <= max(ROUNDED, EVEN * usual)).all()) or (
-        np.count_nonzero(np.abs(steps - usual) > _tolerance(usual)) <= GAPS * len(steps)
-        and _are_multiples(steps, usual, _tolerance(usual))
-    )
+    return raggedness(positions) <= (0 if len(steps) < FEW_STEPS else CHANGES)
+
+
+def raggedness(positions: np.ndarray) -> float:
+    """Share of the steps between places that are unlike the next one; 0 where there are fewer than two."""
+    steps = np.diff(distinct(positions))
+    if len(steps) < 2:
+        return 0.0
+    return float(np.mean(np.abs(np.diff(steps)) > np.maximum(ROUNDED, EVEN * (steps[:-1] + steps[1:]) / 2)))
+
+
+def filled(positions: np.ndarray) -> float:
+    """Share of the range that is within three usual steps of a slice before it."""
+    steps = np.diff(distinct(positions))
+    return float(np.minimum(steps, 3 * np.median(steps)).sum() / steps.sum()) if len(steps) else 1.0
 
 
 def lie_between(some: np.ndarray, comb: np.ndarray) -> bool:
-    """Whether two places at least lie within the usual steps of a comb, and not in its gaps or beyond its ends."""
+    """Whether three places at least lie within the usual steps of a comb, and not in its gaps or beyond its ends."""
     steps = np.diff(comb)
-    at = np.searchsorted(comb, some, side="right") - 1
+    same = np.abs(np.diff(steps)) <= np.maximum(ROUNDED, EVEN * (steps[:-1] + steps[1:]) / 2)
+    usual = np.concatenate([[False], same]) | np.concatenate([same, [False]])
+    at = np.searchsorted(comb, some + SAME_POSITION, side="right") - 1
     inside = at[(at >= 0) & (at < len(steps))]
-    return np.count_nonzero(steps[inside] < 1.5 * np.median(steps)) >= 2
+    return np.count_nonzero(usual[inside]) >= LEAST_BETWEEN
 
 
 def alternates(positions: np.ndarray, *, on_grid: bool, in_order: bool) -> bool:

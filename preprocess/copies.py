@@ -25,7 +25,7 @@ def without_copies(headers: Sequence[FileHeader]) -> tuple[list[FileHeader], lis
             same.setdefault((key, pixels), []).append(header)
     if len(same) == len(headers):
         return list(headers), []
-    likeness = _Likeness(headers)
+    likeness = Likeness(headers)
     kept = {id(min(members, key=likeness)) for members in same.values()}
     return [h for h in headers if id(h) in kept], [h for h in headers if id(h) not in kept]
 
@@ -44,13 +44,34 @@ def _digest(header: FileHeader) -> Hashable:
         return header.path, header.frame
 
 
-class _Likeness:
+def missing_copies(stack: Sequence[FileHeader], copies: Sequence[FileHeader]) -> list[FileHeader]:
+    """Of the copies left out those that a stack needs: at places where it has no image, and as its own in all that few of
+    its images differ in. Two volumes may share images that show nothing."""
+    places = {header.position for header in stack}
+    few = []
+    for read, _ in KEYS.values():
+        values = {read(h) for h in stack}
+        if len(values) <= len(stack) / 2:
+            few.append((read, values))
+    found = {}
+    for header in copies:
+        same_series = header.series_uid == stack[0].series_uid and header.kernel == stack[0].kernel
+        if same_series and header.position not in places and all(read(header) in values for read, values in few):
+            found.setdefault(header.position, header)
+    return list(found.values())
+
+
+class Likeness:
     """Sorts images that have what most others have before those that do not; called with one of them."""
 
     def __init__(self, headers: Sequence[FileHeader]):
         self._counts = [Counter(read(h) for h in headers) for read, _ in KEYS.values()]
         self._patients = Counter(h.marks.patient for h in headers)
         self._order = {id(h): i for i, h in enumerate(headers)}
+
+    def common(self, header: FileHeader) -> tuple[int, ...]:
+        """How many have each of its values, negative."""
+        return tuple(-counts[read(header)] for (read, _), counts in zip(KEYS.values(), self._counts, strict=True))
 
     def __call__(self, header: FileHeader) -> tuple:
         found = [-self._patients[header.marks.patient]]

@@ -12,7 +12,7 @@ SHEAR_DEGREES = 0.5
 """below it a drift is rounding in the header, as of a gantry's tilt"""
 ROUNDING_MM = 0.25
 """positions are written with one decimal at least: shorter ways say nothing"""
-MOST_PAIRED = 200
+MOST_PAIRED, MOST_GROUPS = 200, 64
 
 
 def in_plane(headers: Sequence[FileHeader]) -> np.ndarray:
@@ -75,6 +75,8 @@ def _within(origins: np.ndarray, size: float) -> list[int]:
     firsts: list[np.ndarray] = []
     found = []
     for point in origins:
+        if len(firsts) > MOST_GROUPS:  # nothing that could be parted by
+            return list(range(len(origins)))
         near = next((i for i, first in enumerate(firsts) if np.hypot(*(point - first)) <= size), None)
         if near is None:
             near = len(firsts)

@@ -66,6 +66,8 @@ REASONS: dict[str, str] = {
     "unread_files": "files beside the study's own could not be read; slices may be missing",
     "other_files": "files that are known to be no DICOM images were passed over",
     "patient_ids_differ": "images carry different PatientIDs, of one image each",
+    "series_uid_of_each": "every image carries a series UID of its own; they were taken as one series",
+    "single_slice": "the study has one slice only",
     "not_ct": "images, reports or others of another modality were left out",
     "series_left_out": "a series was left out because another one of the study serves better",
     "file_order": "file names and positions order the slices differently",

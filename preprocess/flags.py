@@ -38,6 +38,8 @@ def study_flags(plan: StudyPlan) -> Iterable[tuple[str, str]]:
         yield "repeated_sop_uid", REASONS["repeated_sop_uid"]
     if not (_monotone(plan.slice_number) and _names_follow(headers)):
         yield "file_order", REASONS["file_order"]
+    if len(headers) == 1:
+        yield "single_slice", REASONS["single_slice"]
     degrees = degrees_from_axial(headers[0].orientation)
     if degrees > TILT_DEGREES:
         yield "gantry_tilt", f"the slice normal is tilted by {degrees:.1f} degrees"

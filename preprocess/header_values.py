@@ -81,8 +81,8 @@ class HeaderValues:
     def text(self, keyword: str) -> str:
         value = self.value(TAGS[keyword])
         if isinstance(value, bytes):
-            return value.decode("ascii", "replace").strip(" \0")
-        return "" if value is None else str(value).strip(" \0")
+            return value.decode("ascii", "replace").strip(" \t\0")
+        return "" if value is None else str(value).strip(" \t\0")
 
     def shared(self, keyword: str) -> str:
         """The text, as one object for all files that say the same."""
@@ -168,7 +168,7 @@ class HeaderValues:
         value = self.value(TAGS["PatientID"])
         if value is None:
             return b""
-        plain = (value if isinstance(value, bytes) else str(value).encode("utf-8", "replace")).strip(b" \0")
+        plain = (value if isinstance(value, bytes) else str(value).encode("utf-8", "replace")).strip(b" \t\0")
         return hashlib.blake2b(plain, key=self.salt, digest_size=8).digest() if plain else b""
 
     def _padding(self) -> tuple[int, int] | None:
@@ -189,7 +189,7 @@ class HeaderValues:
             study_uid=self.shared("StudyInstanceUID"),
             series_uid=self.shared("SeriesInstanceUID"),
             sop_uid=self.text("SOPInstanceUID"),
-            modality=self.shared("Modality"),
+            modality=intern(self.text("Modality").upper()),
             image_type=self.image_type(),
             manufacturer=self.shared("Manufacturer"),
             kernel=self.shared("ConvolutionKernel"),
@@ -237,7 +237,7 @@ def floats(parts: Iterable, count: int) -> Vector | None:
     """`count` finite numbers, or None."""
     values = []
     for part in parts:
-        text = str(part).strip(" \0")
+        text = str(part).strip(" \t\0")
         if not DECIMAL.fullmatch(text):
             return None
         values.append(float(text))

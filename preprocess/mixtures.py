@@ -3,12 +3,12 @@ into whole volumes or not at all."""
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import numpy as np
 
-from preprocess.combs import alternates, distinct, is_regular, lie_between, repeats_too_often
+from preprocess.combs import alternates, distinct, filled, is_regular, lie_between, raggedness, repeats_too_often
 from preprocess.decode import LOSSY_SYNTAXES
 from preprocess.drift import in_plane_groups
 from preprocess.header import FileHeader
@@ -19,8 +19,10 @@ Labels = list[Hashable]
 """one for each image: those of one label belong together"""
 
 LEAST_COMB = 3
-WHOLE = 0.25
+WHOLE = 0.5
 """a parting of which no part covers this share of the range parts no volumes, but one volume into pieces"""
+RAGGED = 0.5
+"""share of steps unlike the next one, beyond which a part is no volume but what is left of several"""
 MOST_PARTS = 64
 FAR = 10.0
 """a pause between values that is so many times the usual one parts one acquisition from the next"""
@@ -79,6 +81,8 @@ are sorted. The place within the plane comes before the folder. InstanceNumber i
 sent."""
 
 IN_PLANE = "in-plane origin"
+ABOUT_SENDING = ("transfer syntax", "acquisition", "content time", "image type", "folder")
+"""keys that may differ from slice to slice of one volume: detector rows, reconstruction engines, folders dealt in turn"""
 
 
 def why_mixed(images: Images) -> tuple[str, str] | None:
@@ -89,38 +93,61 @@ def why_mixed(images: Images) -> tuple[str, str] | None:
         return "too_many_repeats", message
     if alternates(images.positions, on_grid=_on_grid(images), in_order=_in_order(images)):
         return "two_volumes", "the distances between slices alternate: two volumes lie in each other"
+    holes = _leaves_holes(images)
     for name, labels in _all_labels(images):
+        if holes and name in ABOUT_SENDING:
+            continue
         if any(_interleave(images, few) for few in _few_labels(images, name, labels)):
             return "two_volumes", f"two volumes lie in each other: each is whole by its {name}"
     return None
 
 
-def part(images: Images) -> list[Images] | None:
-    """The volumes of a mixture, each whole; None where nothing tells them apart."""
+def part(images: Images) -> tuple[list[Images], list[Images]] | None:
+    """(the volumes of a mixture, each whole; what is none beside them); None where nothing tells them apart."""
     single = dict(_all_labels(images))
     for name, labels in single.items():
-        by_pauses = images.parts(_by_pauses(labels))
-        if len(set(labels)) > len(images) / 2 and _counts(images, by_pauses):
+        by_pauses = _volumes(images, images.parts(_by_pauses(labels)))
+        if by_pauses is not None:
             return by_pauses
-        parts = _best([parts for parts in _candidates(images, name, labels) if _counts(images, parts)])
+        found = (_volumes(images, parts) for parts in _candidates(images, name, labels))
+        parts = _best([volumes for volumes in found if volumes is not None])
         if parts is not None:
             return parts
     few = {name: labels for name, labels in single.items() if 1 < len(set(labels)) <= len(images) / 2}
     for one, other in combinations(few.values(), 2):
-        parts = images.parts(list(zip(one, other, strict=True)))
-        if _counts(images, parts):
+        parts = _volumes(images, images.parts(list(zip(one, other, strict=True))))
+        if parts is not None:
             return parts
     return None
 
 
-def _best(partings: list[list[Images]]) -> list[Images] | None:
+def _volumes(images: Images, parts: list[Images]) -> tuple[list[Images], list[Images]] | None:
+    """The parting, where it counts: each part is a volume, no mixture and not just a piece of one. What is none is set
+    aside: images at one single place (a bolus that is watched, a stray), and what is left of a volume."""
+    if not 1 < len(parts) <= MOST_PARTS:
+        return None
+    volumes = [p for p in parts if _is_whole(p)]
+    if not volumes or max(np.ptp(p.positions) for p in volumes) < WHOLE * np.ptp(images.positions):
+        return None
+    several = [p for p in parts if len(distinct(p.positions)) > 1]
+    return (volumes, [p for p in parts if not _is_whole(p)]) if all(why_mixed(p) is None for p in several) else None
+
+
+def _is_whole(images: Images) -> bool:
+    several = len(distinct(images.positions)) > 1
+    return several and raggedness(images.positions) <= RAGGED and filled(images.positions) >= WHOLE
+
+
+def _best(partings: list[tuple[list[Images], list[Images]]]) -> tuple[list[Images], list[Images]] | None:
     """The one of the fewest parts, of these the one with the most regular ones; None where two differ in neither, since
     then nobody can say which slice belongs where."""
     if not partings:
         return None
-    ranked = [(len(parts), sum(not is_regular(p.positions) for p in parts)) for parts in partings]
-    best = [parts for parts, rank in zip(partings, ranked, strict=True) if rank == min(ranked)]
-    members = {frozenset(frozenset(map(id, p.headers)) for p in parts) for parts in best}
+    ranked = [
+        (len(volumes) + len(aside), sum(not is_regular(p.positions) for p in volumes)) for volumes, aside in partings
+    ]
+    best = [parting for parting, rank in zip(partings, ranked, strict=True) if rank == min(ranked)]
+    members = {frozenset(frozenset(map(id, p.headers)) for p in volumes) for volumes, _ in best}
     return best[0] if len(members) == 1 else None
 
 
@@ -135,15 +162,6 @@ def _all_labels(images: Images) -> Iterator[tuple[str, Labels]]:
 def _more_than_one(name: str, labels: Labels) -> Iterator[tuple[str, Labels]]:
     if len(set(labels)) > 1:
         yield name, labels
-
-
-def _counts(images: Images, parts: list[Images]) -> bool:
-    """Whether each part is a volume: of more than one slice, no mixture, and not just a piece of one."""
-    if not 1 < len(parts) <= MOST_PARTS or any(len(distinct(p.positions)) < 2 for p in parts):
-        return False
-    if max(np.ptp(p.positions) for p in parts) < WHOLE * np.ptp(images.positions):
-        return False
-    return all(why_mixed(p) is None for p in parts)
 
 
 def _candidates(images: Images, name: str, labels: Labels) -> Iterator[list[Images]]:
@@ -182,12 +200,12 @@ def _cuts(values: Labels, positions: np.ndarray) -> Iterator[list[int]]:
 
 
 def _turns(changes: list[int], positions: np.ndarray) -> Iterator[list[int]]:
-    """At every turn the slice at which it turns may be the last of one run or the first of the next."""
+    """At every turn the images of the value at which it turns may be the last of one run or the first of the next."""
     turns = _where_it_turns(changes, positions)
     yield turns
-    before = [i - 1 for i in turns]
-    if set(before) <= set(changes):
-        yield before
+    place = {at: i for i, at in enumerate(changes)}
+    if turns and all(place[at] for at in turns):
+        yield [changes[place[at] - 1] for at in turns]
 
 
 def _where_it_turns(changes: list[int], positions: np.ndarray) -> list[int]:
@@ -204,21 +222,26 @@ def _where_it_turns(changes: list[int], positions: np.ndarray) -> list[int]:
 
 
 def _where_places_repeat(changes: list[int], positions: np.ndarray) -> list[int]:
-    """Every run visits a place once."""
+    """Every run visits a place once; none where a run goes back and forth, as in scans whose values are interwoven."""
     cuts, begin = [], 0
     for i, end in zip(changes, [*changes[1:], len(positions)], strict=True):
         run = positions[begin:end]
         if len(distinct(run)) < len(run):
             cuts.append(i)
             begin = i
-    return cuts
+    ends = [0, *cuts, len(positions)]
+    return cuts if all(_turns_of(positions[a:b]) <= MOST_TURNS for a, b in pairwise(ends)) else []
+
+
+def _turns_of(positions: np.ndarray) -> int:
+    ways = np.sign(np.diff(positions))
+    return int(np.count_nonzero(np.diff(ways[ways != 0])))
 
 
 def _few_labels(images: Images, name: str, labels: Labels) -> Iterator[Labels]:
-    """The labels; where they differ on nearly every image, their runs between long pauses and between turns of the scan."""
+    """The labels where they are few, and their runs between long pauses and between turns of the scan."""
     if len(set(labels)) <= len(images) / 2:
         yield labels
-        return
     yield _by_pauses(labels)
     if name != IN_PLANE:
         order = _in_order_of(name, labels)
@@ -240,20 +263,31 @@ def _by_pauses(labels: Labels) -> Labels:
 
 
 def _interleave(images: Images, labels: Labels) -> bool:
-    """Whether two of few labels are each a regular comb, and the slices of one lie between those of the other. Where they
-    only fill each other's gaps they follow one another."""
+    """Whether the images of one of few labels are a regular comb, and those of another one lie between its slices. Where
+    they only fill its gaps they follow one another."""
     if not 1 < len(set(labels)) <= MOST_PARTS:
         return False
-    parts = [np.sort(p.positions) for p in images.parts(labels) if len(p) >= LEAST_COMB and is_regular(p.positions)]
-    if max(map(np.ptp, parts), default=0.0) < WHOLE * np.ptp(images.positions):
+    parts = [np.sort(p.positions) for p in images.parts(labels) if len(p) >= LEAST_COMB]
+    whole = WHOLE * np.ptp(images.positions)
+    combs = [p for p in parts if np.ptp(p) >= whole and is_regular(p)]
+    return any(lie_between(other, comb) for comb in combs for other in parts if other is not comb)
+
+
+def _leaves_holes(images: Images) -> bool:
+    """Whether all images together are one comb, numbered in its order, of slices too thin to make two: each second one
+    left out, the others would not touch."""
+    thickness = [header.thickness for header in images.headers if header.thickness]
+    steps = np.diff(np.sort(images.positions))
+    if not thickness or len(steps) < LEAST_COMB or not is_regular(images.positions):
         return False
-    return any(lie_between(one, other) or lie_between(other, one) for one, other in combinations(parts, 2))
+    return float(np.median(thickness)) < 1.5 * float(np.median(steps)) and _in_order(images)
 
 
 def _on_grid(images: Images) -> bool:
-    """Whether all coordinates are whole tenths of a millimetre."""
+    """Whether all coordinates that differ are whole tenths of a millimetre."""
     tenths = 10 * np.array([header.position for header in images.headers])
-    return bool((np.abs(tenths - np.rint(tenths)) < 1e-3).all())
+    moves = np.ptp(tenths, axis=0) > 1e-3
+    return bool((np.abs(tenths - np.rint(tenths))[:, moves] < 1e-3).all())
 
 
 def _in_order(images: Images) -> bool:

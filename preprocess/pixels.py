@@ -28,6 +28,8 @@ from preprocess.study_plan import StudyPlan
 from preprocess.word_tables import AIR, WordTables, padding_at_the_edge, tables_of
 
 _BLOCK = 1 << 20
+LEAST_OF_A_KIND = 6
+"""slices of one rescaling that show air and tissue by themselves"""
 
 _content, _picture = Scratch(), Scratch()
 
@@ -150,7 +152,7 @@ class DicomPixels:
         if padded:
             message = f"PixelPaddingValue means an HU inside the window; it is air at the frame's edge in {len(padded)} slices"
             found.append(self._flag("padding_in_window", message))
-        implausible = why_implausible([seen.sample for seen in self._seen.values()])
+        implausible = self._why_implausible()
         if implausible:
             found.append(self._flag("hu_implausible", f"values are hardly HU: {implausible}"))
         for z in jumps(self._thumbnails):
@@ -159,6 +161,16 @@ class DicomPixels:
                 about = (self.plan.id, str(place.file), "flagged", "slice_jump")
                 found.append(Finding(*about, REASONS["slice_jump"], place.path))
         return found
+
+    def _why_implausible(self) -> str | None:
+        """Of all slices, or of those that share a rescaling where they are several."""
+        kinds: dict[tuple, list[Sample]] = {}
+        for z, seen in self._seen.items():
+            header = self.plan.slices[z].header
+            kinds.setdefault((header.slope, header.intercept, header.pixel_representation), []).append(seen.sample)
+        several = [samples for samples in kinds.values() if len(samples) >= LEAST_OF_A_KIND]
+        everything = [seen.sample for seen in self._seen.values()]
+        return next(filter(None, map(why_implausible, [everything, *several])), None)
 
     def _slices(self, wanted: Callable[["_Seen"], bool]) -> set[int]:
         return {z for z, seen in self._seen.items() if wanted(seen)}

@@ -9,11 +9,15 @@ from preprocess.word_tables import WordTables
 
 SAMPLES = 32
 """a side of a slice"""
+AIR_HU = (-1300.0, HU_LOW)
+"""below it lies what was never measured: scanners fill the corners with -2000 or -3024"""
 LEAST_AIR = 1e-3
 """share of the sample; a scan of a neck shows air around it and in the windpipe"""
+TISSUE_HU, LEAST_TISSUE = (-200.0, 300.0), 0.01
+"""fat to blood; a neck is made of it"""
 MOST_BRIGHT_EDGE = 0.5
 """share of the samples on the frame's edge that may lie at the top of the window"""
-METAL_HU, MOST_METAL = 2500.0, 0.02
+METAL_HU, MOST_METAL = 2500.0, 0.1
 """more of it than any implant or filling shows is values that wrapped: air of -1000 HU in 12 unsigned bits is 3096"""
 
 
@@ -23,6 +27,7 @@ class Sample:
 
     pixels: int
     air: int
+    tissue: int
     metal: int
     edge: int
     bright_edge: int
@@ -35,7 +40,8 @@ class Sample:
         edges = (stored[0, ::across], stored[-1, ::across], stored[::down, 0], stored[::down, -1])
         edge = _without_padding(np.concatenate(edges), tables)
         hu, edge_hu = tables.hu[inner], tables.hu[edge]
-        counts = (np.count_nonzero(found) for found in (hu <= HU_LOW, hu > METAL_HU))
+        kinds = ((hu >= AIR_HU[0]) & (hu <= AIR_HU[1]), (hu >= TISSUE_HU[0]) & (hu <= TISSUE_HU[1]), hu > METAL_HU)
+        counts = (np.count_nonzero(found) for found in kinds)
         return cls(len(hu), *counts, len(edge_hu), np.count_nonzero(edge_hu >= HU_HIGH))
 
 
@@ -54,4 +60,6 @@ def why_implausible(samples: list[Sample]) -> str | None:
         return f"{sum(s.metal for s in samples) / pixels:.0%} of the pixels are above {METAL_HU:.0f} HU, as where values wrapped"
     if sum(s.air for s in samples) < LEAST_AIR * pixels:
         return "there is no air at all"
+    if sum(s.tissue for s in samples) < LEAST_TISSUE * pixels:
+        return "there is no soft tissue"
     return None

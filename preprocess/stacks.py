@@ -18,6 +18,7 @@ from preprocess.header import FileHeader
 from preprocess.mixtures import Images, part, why_mixed
 
 LOCALIZER_WORDS = frozenset({"LOCALIZER", "SCOUT", "TOPOGRAM"})
+LEAST_SERIES = 3
 NAMED_KERNELS = (
     ("ULTRA", 95),
     ("EDGE", 90),
@@ -141,12 +142,20 @@ def places_along_normal(headers: Sequence[FileHeader]) -> np.ndarray:
     return np.array([h.position for h in known]) @ slice_normal(*directions)
 
 
-def split_into_groups(headers: Sequence[FileHeader]) -> list[list[FileHeader]]:
+def each_has_its_own_series(headers: Sequence[FileHeader]) -> bool:
+    """Whether every CT image, of three at least, has a series UID of its own, as some anonymisers leave it."""
+    images = [h for h in headers if h.modality in ("", "CT") and not is_localizer(h)]
+    files = {(h.series_uid, h.path) for h in images}
+    return len(files) >= LEAST_SERIES and len({uid for uid, _ in files}) == len(files)
+
+
+def split_into_groups(headers: Sequence[FileHeader], *, by_series: bool = True) -> list[list[FileHeader]]:
     """What never belongs together is parted: series, modality, localizers, kernel, derived images and frame of reference.
-    In the order of their first files."""
+    In the order of their first files. by_series: False where series UIDs say nothing."""
     groups: dict = {}
     for header in headers:
-        key = (header.series_uid, header.modality, is_localizer(header), header.kernel, is_derived(header))
+        series = header.series_uid if by_series else ""
+        key = (series, header.modality, is_localizer(header), header.kernel, is_derived(header))
         groups.setdefault(key, []).append(header)
     return [part for group in groups.values() for part in _by_frame_of_reference(group)]
 
@@ -181,7 +190,9 @@ def stacks_of(headers: Sequence[FileHeader]) -> list[Stack]:
     parts = part(images)
     if parts is None:
         return [Stack(tuple(headers), mixed)]
-    return [Stack((*found.headers, *strays)) for found in parts]
+    volumes, aside = parts
+    rest = ("two_volumes", "what is left of a volume beside a whole one")
+    return [*(Stack((*found.headers, *strays)) for found in volumes), *(Stack(found.headers, rest) for found in aside)]
 
 
 def _has_geometry(header: FileHeader) -> bool:
@@ -208,7 +219,7 @@ def why_left_out(stack: Stack, chosen: Stack) -> str:
     if stack.coverage < chosen.coverage / 2:
         return "it covers less than half as much"
     if stack.mixed:
-        return "more than one volume, and nothing tells them apart"
+        return "no whole volume, or more than one that nothing tells apart"
     if stack.is_derived and not chosen.is_derived:
         return "derived images beside originals"
     if stack.thickness > chosen.thickness:

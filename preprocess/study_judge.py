@@ -10,7 +10,7 @@ import numpy as np
 from cache_schema.errors import StudyRefused
 from cache_schema.layout import is_valid_id
 from preprocess.combs import SAME_POSITION
-from preprocess.copies import without_copies
+from preprocess.copies import Likeness, missing_copies, without_copies
 from preprocess.decode import LOSSY_SYNTAXES
 from preprocess.drift import shear_and_jump
 from preprocess.findings import REASONS, Finding, Severity
@@ -26,7 +26,15 @@ from preprocess.geometry import (
 from preprocess.header import FileHeader
 from preprocess.natural import natural_key
 from preprocess.patients import has_odd_patient_ids, has_two_patients
-from preprocess.stacks import Stack, choose_stack, is_localizer, split_into_groups, stacks_of, why_left_out
+from preprocess.stacks import (
+    Stack,
+    choose_stack,
+    each_has_its_own_series,
+    is_localizer,
+    split_into_groups,
+    stacks_of,
+    why_left_out,
+)
 from preprocess.study_plan import SlicePlan, StudyPlan
 
 SAME_ORIENTATION = 1e-3
@@ -88,7 +96,7 @@ class StudyJudge:
         plan = StudyPlan(
             id=self.id,
             study_uid=self.uid,
-            series_uid=first.series_uid if NO_WORDS.fullmatch(first.series_uid) else "",
+            series_uid=self.series_uid(stack),
             slices=slices,
             turn=turn,
             grid=canonical_grid(turn, first.rows, first.columns, positions, row, column, first.pixel_spacing),
@@ -107,11 +115,20 @@ class StudyJudge:
             self.say("flagged", flag, message)
         return replace(plan, flags=tuple(sorted(flags)))
 
+    def series_uid(self, stack: Stack) -> str:
+        """What the record may say: nothing where images have UIDs of their own, or where there are words in it."""
+        uids = {h.series_uid for h in stack.headers}
+        return stack.series_uid if len(uids) == 1 and NO_WORDS.fullmatch(stack.series_uid) else ""
+
     def choose(self) -> Stack:
         """The stack to keep; the others are listed. Files too damaged to name a series count as the chosen one's."""
-        whole = [h for h in self.headers if h.series_uid or not h.problems]
+        strays = [h for h in self.headers if h.problems and not h.series_uid and h.modality in ("", "CT")]
+        whole = [h for h in self.headers if not any(h is stray for stray in strays)]
+        by_series = not each_has_its_own_series(whole)
+        if not by_series:
+            self.say("flagged", "series_uid_of_each", REASONS["series_uid_of_each"])
         groups, copies = [], []
-        for group in split_into_groups(whole):
+        for group in split_into_groups(whole, by_series=by_series):
             first = group[0]
             if first.modality not in ("", "CT"):
                 self.say("flagged", "not_ct", f"{len(group)} objects of another modality", first)
@@ -130,10 +147,12 @@ class StudyJudge:
             if stack is not chosen:
                 why = why_left_out(stack, chosen) if stack.is_hu else "its values are no Hounsfield units"
                 self.say("flagged", "series_left_out", f"{len(stack.headers)} images: {why}", stack.headers[0])
+        own = missing_copies(chosen.headers, copies)
+        copies = [h for h in copies if not any(h is header for header in own)]
+        chosen = replace(chosen, headers=(*chosen.headers, *own))
         if copies:
             message = f"{len(copies)} copies, byte for byte, of images that are there already: {self.names(copies)}"
             self.say("repaired", "repeated_file", message, copies[0])
-        strays = [h for h in self.headers if h.problems and not h.series_uid]
         if copies and len(chosen.headers) + len(strays) == 1:
             raise self.refuse("too_many_repeats", f"{len(copies) + 1} files are copies of one single image")
         return replace(chosen, headers=(*chosen.headers, *strays))
@@ -145,7 +164,7 @@ class StudyJudge:
             self.say("flagged", "patient_ids_differ", REASONS["patient_ids_differ"])
 
     def say_why_none(self, stacks: Sequence[Stack]) -> NoReturn:
-        damaged = [h for h in self.headers if h.problems]
+        damaged = [h for h in self.headers if h.problems and h.modality in ("", "CT")]
         if damaged:
             self.say_damage(damaged)
             raise _Refused
@@ -167,7 +186,10 @@ class StudyJudge:
 
     def places_of(self, headers: Sequence[FileHeader]) -> list[list[FileHeader]]:
         """The images at each place, feet to head; of several the best first: one that can be used, then a lossless one,
-        then the first in file order. A study is whole or absent: a place of which no image can be used refuses it."""
+        then one like the most others, then the first in file order.
+
+        A study is whole or absent: a place of which no image can be used refuses it.
+        """
         judged = [self.with_geometry_judged(header) for header in headers]
         placed = [h for h in judged if not h.lacks_geometry]
         if len(placed) < len(judged):
@@ -182,9 +204,17 @@ class StudyJudge:
                 places.append([])
                 last = along[i]
             places[-1].append(placed[i])
-        order = {id(header): i for i, header in enumerate(placed)}
-        for members in places:
-            members.sort(key=lambda h: (bool(h.problems), h.transfer_syntax in LOSSY_SYNTAXES, order[id(h)]))
+        if len(places) < len(placed):
+            likeness, order = Likeness(placed), {id(header): i for i, header in enumerate(placed)}
+            for members in places:
+                members.sort(
+                    key=lambda h: (
+                        bool(h.problems),
+                        h.transfer_syntax in LOSSY_SYNTAXES,
+                        likeness.common(h),
+                        order[id(h)],
+                    )
+                )
         damaged = [members[0] for members in places if members[0].problems]
         if damaged:
             self.say_damage(damaged)

@@ -1,5 +1,7 @@
 """One series that holds two volumes: one of them whole, or neither; and sound series that only look odd are kept."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from dicom_files import STUDY, expected_grey, grey, picture, plan_one, write_series, write_slice
@@ -45,7 +47,7 @@ def test_a_mixture_beside_a_whole_series_is_left_out(tmp_path):
     write_series(tmp_path / "whole", 12, series="2", SliceThickness="3")
     plans, findings = plan_studies(tmp_path)
     assert plans[0].series_uid == f"{STUDY}.2"
-    assert [f.message for f in findings] == ["24 images: more than one volume, and nothing tells them apart"]
+    assert [f.message for f in findings] == ["24 images: no whole volume, or more than one that nothing tells apart"]
 
 
 def test_two_keys_together_may_tell_four_volumes_apart(tmp_path):
@@ -101,7 +103,95 @@ def test_combs_in_each_other_alternate_and_gaps_do_not():
     assert not alternates(np.delete(comb, [3, 5, 7, 12]), **about)
     assert not alternates(np.concatenate([comb, comb[-1] + 5.0 * np.arange(1, 9)]), **about)
     assert not alternates(np.round(12.34 + 0.625 * np.arange(40), 1), on_grid=True, in_order=False)
-    assert is_regular(comb) and is_regular(np.delete(comb, 7)) and not is_regular(np.delete(comb, [3, 5, 7, 12]))
+    assert (
+        is_regular(comb)
+        and is_regular(np.delete(comb, [7, 12]))
+        and is_regular(np.concatenate([comb, 40 + 5.0 * np.arange(1, 9)]))
+    )
+    assert not is_regular(comb[[0, 1, 3, 4, 7, 9, 10, 12, 15, 16, 18]])
+
+
+def scan(folder, *, first, start, groups, z0, step, times):
+    """A scan in groups of slices that share AcquisitionNumber and AcquisitionTime; times: seconds of the first group."""
+    for k in range(groups * 4):
+        time = times + k // 4
+        fields = {"AcquisitionNumber": str(first + k // 4), "AcquisitionTime": f"10{time // 60:02d}{time % 60:02d}"}
+        path = folder / f"{start + k}.dcm"
+        write_slice(path, picture(start + k), z=z0 + step * k, number=start + k, **fields)
+
+
+def volumes_kept(plan):
+    """By file numbers below and from 500 on."""
+    return {int(Path(place.path).stem) >= 500 for place in plan.slices}, len(plan.slices)
+
+
+@pytest.mark.parametrize(("z0", "step"), [(1.0, 2.0), (0.0, 2.0), (99.0, -2.0), (120.0, -2.0)])
+def test_two_scans_in_groups_are_parted_where_the_second_begins(tmp_path, z0, step):
+    scan(tmp_path, first=1, start=1, groups=10, z0=0.0, step=2.0, times=0)
+    scan(tmp_path, first=11, start=500, groups=10, z0=z0, step=step, times=300)
+    plan, found = plan_one(tmp_path)
+    assert volumes_kept(plan)[1] == 40 and len(volumes_kept(plan)[0]) == 1 and found["series_left_out"] == "flagged"
+
+
+def test_slices_of_a_second_phase_that_make_no_row_are_seen(tmp_path):
+    for k in range(40):
+        write_slice(tmp_path / f"{k}.dcm", picture(k), z=2.0 * k, number=k + 1, KVP="80")
+    for k in (3, 4, 9, 17, 18, 19, 30):
+        write_slice(tmp_path / f"{500 + k}.dcm", picture(60 + k), z=2.0 * k + 1, number=60 + k, KVP="140")
+    assert volumes_kept(plan_one(tmp_path)[0]) == ({False}, 40)
+
+
+def test_phases_that_change_their_spacing_together_are_seen(tmp_path):
+    heights = np.concatenate([2.0 * np.arange(20), 38 + 5.0 * np.arange(1, 15)])
+    for phase in (0, 1):
+        for k, z in enumerate(heights):
+            fields = {"z": z + phase, "number": k + 1, "KVP": ("80", "140")[phase]}
+            write_slice(tmp_path / f"{500 * phase + k}.dcm", picture(40 * phase + k), **fields)
+    kept, count = volumes_kept(plan_one(tmp_path)[0])
+    assert len(kept) == 1 and count == len(heights)
+
+
+def test_a_bolus_that_is_watched_at_one_place_is_left_out(tmp_path):
+    write_series(tmp_path, 30, AcquisitionNumber="2")
+    for k in range(12):
+        write_slice(tmp_path / f"{500 + k}.dcm", picture(40 + k), z=80.0, number=500 + k, AcquisitionNumber="1")
+    plan, found = plan_one(tmp_path)
+    assert volumes_kept(plan) == ({False}, 30) and found == {"series_left_out": "flagged"}
+
+
+@pytest.mark.parametrize(
+    "deal", [lambda k: {"folder": f"part {k % 2}"}, lambda k: {"ContentTime": f"10{12 + k % 2}00"}]
+)
+def test_thin_slices_dealt_in_turn_are_one_volume(tmp_path, deal):
+    """Numbered in order, and too thin to make two volumes that have no holes."""
+    for k in range(20):
+        fields = {"folder": "s"} | deal(k)
+        path = tmp_path / fields.pop("folder") / f"{k}.dcm"
+        write_slice(path, picture(k), z=100.0 - k, number=k + 1, SliceThickness="1", **fields)
+    plan, found = plan_one(tmp_path)
+    assert found == {} and len(plan.slices) == 20
+
+
+def test_volumes_that_share_empty_slices_lose_none(tmp_path):
+    empty = np.full_like(picture(), -1000)
+    for phase, voltage in enumerate(("80", "140")):
+        for k in range(20):
+            hu = empty if k < 4 else picture(30 * phase + k)
+            path = tmp_path / f"{500 * phase + k}.dcm"
+            write_slice(path, hu, z=100.0 - 2 * k, number=k + 1, KVP=voltage, SliceThickness=str(2 - phase))
+    kept, count = volumes_kept(plan_one(tmp_path)[0])
+    assert kept == {True} and count == 20
+
+
+def test_images_with_a_series_uid_of_their_own_each_are_one_series(tmp_path):
+    for k in range(8):
+        write_slice(tmp_path / f"{k}.dcm", picture(k), z=100.0 - 2 * k, number=k + 1, SeriesInstanceUID=f"1.2.3.{k}")
+    plan, found = plan_one(tmp_path)
+    assert (
+        len(plan.slices) == 8
+        and plan.series_uid == ""
+        and found == {"series_uid_of_each": "flagged", "invalid_uid": "flagged"}
+    )
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -52,7 +52,7 @@ def test_the_ge_head_runs_from_the_top_along_its_tilted_normal(found):
 
 def test_the_neck_slice_leaves_its_spacing_open_and_its_uids_are_flagged(found):
     plan = found[0]["siemens_neck_sv1"]
-    assert plan.flags == ("invalid_uid",) and plan.spacing is None and plan.slice_spacing is None
+    assert plan.flags == ("invalid_uid", "single_slice") and plan.spacing is None and plan.slice_spacing is None
     assert plan.transfer_syntax == "1.2.840.10008.1.2.4.70" and DicomPixels(plan).decoder == "turbo"
 
 

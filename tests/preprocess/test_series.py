@@ -141,7 +141,7 @@ def test_tilt_is_flagged_and_beyond_30_degrees_refused(tmp_path, degrees):
 
 def test_a_single_slice_leaves_the_spacing_open(tmp_path):
     plan, found = plan_one(write_series(tmp_path, 1))
-    assert plan.spacing is None and plan.slice_spacing is None and found == {}
+    assert plan.spacing is None and plan.slice_spacing is None and found == {"single_slice": "flagged"}
 
 
 def test_a_missing_slice_is_a_gap(tmp_path):
