@@ -69,14 +69,14 @@ def _frame(header: FileHeader, index: int, groups: _Groups) -> FileHeader:
         image_type=image_type(frame_type) if frame_type else header.image_type,
         kernel=groups.text("CTReconstructionSequence", "ConvolutionKernel") or header.kernel,
         marks=shared_marks(
-            patient=marks.patient,
-            frame_of_reference=marks.frame_of_reference,
-            series_number=marks.series_number,
-            kvp=number("CTXRayDetailsSequence", "KVP", marks.kvp),
-            stack=groups.text(frame, "StackID") or marks.stack,
-            temporal_index=marks.temporal_index if temporal_index is None else temporal_index,
-            rescale_type=groups.text(rescale, "RescaleType").upper() or marks.rescale_type,
-            padding=marks.padding,
+            marks.patient,
+            marks.frame_of_reference,
+            marks.series_number,
+            number("CTXRayDetailsSequence", "KVP", marks.kvp),
+            groups.text(frame, "StackID") or marks.stack,
+            marks.temporal_index if temporal_index is None else temporal_index,
+            groups.text(rescale, "RescaleType").upper() or marks.rescale_type,
+            marks.padding,
         ),
         # frames without a position of their own would all lie at the file's
         position=vector(

@@ -65,6 +65,7 @@ class Grid:
         return np.asarray(self.row_direction) * self.pixel_spacing[1]
 
 
+@lru_cache(4096)
 def unit_directions(orientation: Vector) -> tuple[np.ndarray, np.ndarray] | None:
     """ImageOrientationPatient as two unit vectors (row, column), or None where they are not perpendicular unit
     vectors."""

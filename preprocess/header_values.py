@@ -47,8 +47,6 @@ NOT_HU_WORDS = frozenset(
 )
 """Third or fourth values of ImageType that name a parametric map"""
 
-DECIMAL = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
-"""a decimal string (DICOM PS3.5 6.2), of any length; Python's own float would also take `1_0`, `inf` and other scripts"""
 INTEGER = re.compile(r"[+-]?\d{1,12}", re.ASCII)
 TIME = re.compile(r"(\d{2}):?(\d{2})?:?(\d{2}(\.\d{1,6})?)?", re.ASCII)
 DATE_TIME = re.compile(r"\d{8}(\d{2}.*?)([+-]\d{4})?", re.ASCII)
@@ -62,8 +60,9 @@ _OTHER_FIELDS = (
     *("PatientID", "FrameOfReferenceUID", "SeriesNumber", "AcquisitionTime", "ContentTime", "KVP"),
     *("StackID", "TemporalPositionIndex", "TemporalPositionIdentifier"),
 )
-TAGS = {keyword: Tag(keyword) for keyword in (*PIXEL_FIELDS, *_OTHER_FIELDS)}
-WANTED = frozenset(map(int, TAGS.values()))
+TAGS = {keyword: int(Tag(keyword)) for keyword in (*PIXEL_FIELDS, *_OTHER_FIELDS)}
+"""plain numbers: pydicom's tags hash and compare in Python"""
+WANTED = frozenset(TAGS.values())
 
 
 class HeaderValues:
@@ -154,22 +153,15 @@ class HeaderValues:
         if isinstance(index, bytes):
             index = int.from_bytes(index, "little" if self.little else "big") if len(index) == 4 else None
         return shared_marks(
-            patient=self._patient(),
-            frame_of_reference=self.text("FrameOfReferenceUID"),
-            series_number=self.integer("SeriesNumber"),
-            kvp=self.one_float("KVP"),
-            stack=self.text("StackID"),
-            temporal_index=index if isinstance(index, int) else self.integer("TemporalPositionIdentifier"),
-            rescale_type=self.text("RescaleType").upper(),
-            padding=self._padding(),
+            hashed(self.value(TAGS["PatientID"]), self.salt),
+            self.text("FrameOfReferenceUID"),
+            self.integer("SeriesNumber"),
+            self.one_float("KVP"),
+            self.text("StackID"),
+            index if isinstance(index, int) else self.integer("TemporalPositionIdentifier"),
+            self.text("RescaleType").upper(),
+            self._padding(),
         )
-
-    def _patient(self) -> bytes:
-        value = self.value(TAGS["PatientID"])
-        if value is None:
-            return b""
-        plain = (value if isinstance(value, bytes) else str(value).encode("utf-8", "replace")).strip(b" \t\0")
-        return hashlib.blake2b(plain, key=self.salt, digest_size=8).digest() if plain else b""
 
     def _padding(self) -> tuple[int, int] | None:
         value, limit = self.short("PixelPaddingValue"), self.short("PixelPaddingRangeLimit")
@@ -219,8 +211,18 @@ class HeaderValues:
 
 
 @lru_cache(4096)
-def shared_marks(**values) -> SeriesMarks:
-    return SeriesMarks(**values)
+def shared_marks(*values) -> SeriesMarks:
+    """The fields of SeriesMarks in their order."""
+    return SeriesMarks(*values)
+
+
+@lru_cache(256)
+def hashed(value: object, salt: bytes) -> bytes:
+    """PatientID under a salt, 8 bytes; b"" where it is absent or blank."""
+    if value is None:
+        return b""
+    plain = (value if isinstance(value, bytes) else str(value).encode("utf-8", "replace")).strip(b" \t\0")
+    return hashlib.blake2b(plain, key=salt, digest_size=8).digest() if plain else b""
 
 
 @lru_cache(4096)
@@ -233,15 +235,14 @@ def image_type(text: str) -> tuple[str, ...]:
     return tuple(part.strip().upper() for part in text.split("\\"))
 
 
-def floats(parts: Iterable, count: int) -> Vector | None:
-    """`count` finite numbers, or None."""
-    values = []
-    for part in parts:
-        text = str(part).strip(" \t\0")
-        if not DECIMAL.fullmatch(text):
-            return None
-        values.append(float(text))
-    return tuple(values) if len(values) == count and all(map(math.isfinite, values)) else None
+def floats(parts: Iterable[str], count: int) -> Vector | None:
+    """`count` finite decimal strings (DICOM PS3.5 6.2) as numbers, or None. Python's float would also take `1_0`."""
+    try:
+        values = tuple(map(float, parts))
+    except ValueError:
+        return None
+    whole = len(values) == count and all(map(math.isfinite, values)) and not any("_" in part for part in parts)
+    return values if whole else None
 
 
 def integer(text: str) -> int | None:

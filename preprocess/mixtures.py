@@ -1,10 +1,10 @@
 """Images of one series that are more than one volume: told by their positions and by what their headers say, and parted
 into whole volumes or not at all."""
 
+import os
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
-from pathlib import Path
 
 import numpy as np
 
@@ -74,7 +74,7 @@ KEYS: dict[str, tuple[Read, Callable]] = {
     "content time": (lambda h: h.content_time, _number_key),
     "image type": (lambda h: "\\".join(h.image_type), natural_key),
     "thickness": (lambda h: h.thickness, _number_key),
-    "folder": (lambda h: str(Path(h.path).parent), natural_key),
+    "folder": (lambda h: os.path.dirname(h.path), natural_key),
 }
 """What may tell two volumes apart, in the order in which it is asked: how it is read from a header, and how its values
 are sorted. The place within the plane comes before the folder. InstanceNumber is none of them: it says how images were

@@ -1,8 +1,8 @@
 """Whether a study holds images of two patients; by hashes of PatientID, never by what it says."""
 
+import os
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 from preprocess.header import FileHeader
 
@@ -33,8 +33,8 @@ def _by_series(headers: Sequence[FileHeader]) -> dict[str, list[FileHeader]]:
 
 
 def _folders_differ(headers: Sequence[FileHeader]) -> bool:
-    folders: dict[Path, list[str]] = {}
+    folders: dict[str, list[str]] = {}
     for header in headers:
-        folders.setdefault(Path(header.path).parent, []).append(header.marks.frame_of_reference)
+        folders.setdefault(os.path.dirname(header.path), []).append(header.marks.frame_of_reference)
     frames = {frames[0] for frames in folders.values() if len(frames) > 1 and frames[0] and len(set(frames)) == 1}
     return len(frames) > 1

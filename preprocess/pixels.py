@@ -23,7 +23,7 @@ from preprocess.decode import check_sign, decode_stored, decoder_names
 from preprocess.findings import REASONS, Finding
 from preprocess.header import NATIVE_SYNTAXES, FileHeader
 from preprocess.jumps import jumps, thumbnail
-from preprocess.plausibility import Sample, why_implausible
+from preprocess.plausibility import Sample, sample_of, why_implausible
 from preprocess.study_plan import StudyPlan
 from preprocess.word_tables import AIR, WordTables, padding_at_the_edge, tables_of
 
@@ -81,7 +81,7 @@ class DicomPixels:
         self._seen[z] = _Seen(
             constant=_is_constant(stored),
             beyond=has_bits_beyond(stored, header, tables),
-            sample=Sample.of(stored, tables),
+            sample=sample_of(stored, tables),
         )
         table = tables.grey if stored.dtype == np.uint16 else tables.grey[:256]
         grey = cv2.LUT(stored, table[None], _picture(*stored.shape))

@@ -1,5 +1,6 @@
 """Which files make which study: headers by StudyInstanceUID, and what lies beside them and cannot be read."""
 
+import os
 import secrets
 from collections.abc import Iterable
 from pathlib import Path
@@ -38,16 +39,16 @@ def judge(headers: Iterable[FileHeader], unread: Iterable[Finding] = ()) -> tupl
                     "", str(header.number), "refused", "unreadable_header", "StudyInstanceUID is absent", header.path
                 )
             )
-    in_folder: dict[Path, set[str]] = {}
+    in_folder: dict[str, set[str]] = {}
     for uid, members in studies.items():
         for header in members:
-            in_folder.setdefault(Path(header.path).parent, set()).add(uid)
+            in_folder.setdefault(os.path.dirname(header.path) or ".", set()).add(uid)
     beside: dict[str, list[Finding]] = {}
     findings = []
     for finding in unread:
         path = Path(finding.path)
         folder = path if finding.reason == "unlisted_folder" else path.parent
-        owners = in_folder.get(folder, set())
+        owners = in_folder.get(str(folder), set())
         if len(owners) == 1:
             beside.setdefault(next(iter(owners)), []).append(finding)
         elif not owners and folder.parent.name == RSNA_FOLDER and DICOM_UID.fullmatch(folder.name):

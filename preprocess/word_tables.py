@@ -9,18 +9,28 @@ import numpy as np
 from cache_schema.layout import HU_HIGH, HU_LOW
 from preprocess.header import FileHeader
 
+LOOKS = {
+    "air": (1, -1300.0, HU_LOW),
+    "tissue": (2, -200.0, 300.0),
+    "metal": (4, 2500.0, np.inf),
+    "bright": (8, HU_HIGH, np.inf),
+}
+"""bit, and the HU from and to: air (below it lies what was never measured: scanners fill corners with -2000 or -3024), soft
+tissue from fat to blood, metal, and the top of the window"""
+MEASURED = 16
+"""bit of a word that is no padding"""
 AIR = 0
 """what PixelPaddingValue becomes, in MONOCHROME1 too"""
 
 
 @dataclass(frozen=True)
 class WordTables:
-    """grey: uint8 (65536,), padding whose HU lies outside of the window is air. hu: float32 (65536,), of MONOCHROME1 turned
-    about the middle of the window, as its grey values are. padding, inside: bool (65536,), which words are padding, and
-    which of them mean an HU inside the window; None where there are none."""
+    """grey: uint8 (65536,), padding whose HU lies outside of the window is air. looks: uint8 (65536,), sums of LOOKS.
+    padding, inside: bool (65536,), which words are padding, and which of them mean an HU inside the window; None where
+    there are none."""
 
     grey: np.ndarray
-    hu: np.ndarray
+    looks: np.ndarray
     padding: np.ndarray | None
     inside: np.ndarray | None
 
@@ -48,9 +58,13 @@ def _tables(
 ) -> WordTables:
     hu = hounsfield(slope, intercept, pixel_representation, bits_stored)
     grey = window_table(slope, intercept, pixel_representation, bits_stored, photometric)
+    # MONOCHROME1 is judged as its grey values are: turned about the middle of the window
     turned = HU_LOW + HU_HIGH - hu if photometric == "MONOCHROME1" else hu
+    looks = np.full(65536, MEASURED, np.uint8)
+    for bit, low, high in LOOKS.values():
+        looks[(turned >= low) & (turned <= high)] += bit
     if padding is None:
-        return WordTables(grey, turned.astype(np.float32), None, None)
+        return WordTables(grey, looks, None, None)
     low, high = padding
     words = np.arange(65536)
     whole = words - ((words >> 15) << 16) if pixel_representation else words
@@ -58,9 +72,10 @@ def _tables(
     pads = ((stored >= low) & (stored <= high)) | ((whole >= low) & (whole <= high))
     inside = pads & (hu > HU_LOW) & (hu < HU_HIGH)
     grey = np.where(pads & ~inside, np.uint8(AIR), grey)
-    for table in (grey, pads, inside):
+    looks[pads] = 0
+    for table in (grey, looks, pads, inside):
         table.flags.writeable = False
-    return WordTables(grey, turned.astype(np.float32), pads, inside if inside.any() else None)
+    return WordTables(grey, looks, pads, inside if inside.any() else None)
 
 
 def stored_values(pixel_representation: int, bits_stored: int) -> np.ndarray:
