@@ -12,6 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
+from preprocess.combs import distinct, lie_between
 from preprocess.decode import LOSSY_SYNTAXES
 from preprocess.geometry import MAX_DEGREES_FROM_AXIAL, degrees_from_axial, slice_normal, unit_directions
 from preprocess.header import FileHeader
@@ -161,7 +162,8 @@ def split_into_groups(headers: Sequence[FileHeader], *, by_series: bool = True) 
 
 
 def _by_frame_of_reference(headers: list[FileHeader]) -> list[list[FileHeader]]:
-    """Frames of reference of one place only, as where every slice has its own, say nothing."""
+    """Frames of reference of one place only, as where every slice has its own, say nothing. Images without one join the
+    only one that there is, where they fill it or go on from it."""
     places: dict[str, set] = {}
     for header in headers:
         places.setdefault(header.marks.frame_of_reference, set()).add(header.position)
@@ -169,7 +171,16 @@ def _by_frame_of_reference(headers: list[FileHeader]) -> list[list[FileHeader]]:
     for header in headers:
         frame = header.marks.frame_of_reference
         parts.setdefault(frame if len(places[frame]) > 1 else None, []).append(header)
+    if len(parts) == 2 and "" in parts and _follow(*parts.values()):
+        return [headers]
     return list(parts.values())
+
+
+def _follow(some: list[FileHeader], others: list[FileHeader]) -> bool:
+    """Whether two sets of images only fill each other's gaps, or go on from each other."""
+    one, two = (np.unique(places_along_normal(members)) for members in (some, others))
+    shared = len(distinct(np.concatenate([one, two]))) < len(one) + len(two)
+    return min(len(one), len(two)) > 1 and not shared and not lie_between(one, two) and not lie_between(two, one)
 
 
 def stacks_of(headers: Sequence[FileHeader]) -> list[Stack]:

@@ -183,6 +183,24 @@ def test_volumes_that_share_empty_slices_lose_none(tmp_path):
     assert kept == {True} and count == 20
 
 
+@pytest.mark.parametrize("lost", [range(6, 12), (3, 7)])
+def test_images_that_have_lost_their_frame_of_reference_stay_with_the_others(tmp_path, lost):
+    for k in range(12):
+        fields = {} if k in lost else {"FrameOfReferenceUID": "1.2.3"}
+        write_slice(tmp_path / f"{k}.dcm", picture(k), z=100.0 - 2 * k, number=k + 1, **fields)
+    plan, found = plan_one(tmp_path)
+    assert len(plan.slices) == 12 and found == {}
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.7, 1.0])
+def test_a_volume_without_frame_of_reference_beside_one_that_has_it_is_another(tmp_path, offset):
+    write_series(tmp_path / "a", 12, FrameOfReferenceUID="1.2.3")
+    for k in range(12):
+        write_slice(tmp_path / f"{500 + k}.dcm", picture(50 + k), z=100.0 - 2 * k - offset, number=k + 1)
+    kept, count = volumes_kept(plan_one(tmp_path)[0])
+    assert len(kept) == 1 and count == 12
+
+
 def test_images_with_a_series_uid_of_their_own_each_are_one_series(tmp_path):
     for k in range(8):
         write_slice(tmp_path / f"{k}.dcm", picture(k), z=100.0 - 2 * k, number=k + 1, SeriesInstanceUID=f"1.2.3.{k}")
