@@ -110,6 +110,8 @@ class TrainSettings(Section):
     """on a GPU spend up to a minute on how the CNN runs fastest; off under deterministic=true"""
     eval_batch: int = Field(2, ge=1)
     lr: float = Field(3e-4, gt=0)
+    eps_form: Literal["reference", "torch"] = "reference"
+    """where AdamW adds its epsilon: to the root of the second moment, or to that of the moment freed from its bias"""
     weight_decay: float = Field(5e-4, ge=0)
     warmup: float = Field(0.1, ge=0, le=1)
     """share of all samples during which the learning rate rises"""

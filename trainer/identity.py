@@ -16,7 +16,7 @@ from trainer.config import Settings
 from trainer.inputs import MODEL_FILE, Inputs, file_digest, weights_metadata
 from trainer.tables.lineage import kept_for_run
 
-VERSIONS = {"bbox": 1, "vertebrae": 1, "slice_fracture": 1, "study_fracture": 1}
+VERSIONS = {"bbox": 2, "vertebrae": 2, "slice_fracture": 2, "study_fracture": 2}
 """raised when a stage computes something else from the same inputs"""
 
 OUTSIDE = {"cache", "out", "mode", "boxes", "pseudo", "backbone", "weights", "split", "tracker"}

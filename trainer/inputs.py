@@ -18,7 +18,7 @@ from cache_schema.columns import STUDY_BOX
 from cache_schema.errors import UsageError
 from cache_schema.tables import read_table, table_meta
 from trainer.config import Settings
-from trainer.tables.boxes import BOX
+from trainer.tables.boxes import BOX, FULL_FRAME
 from trainer.tables.pseudo import DECIMALS, FRACTURES
 from trainer.words import nearest
 
@@ -57,7 +57,15 @@ class Inputs:
         return self.settings.stage in ("bbox", "vertebrae")
 
     def train_ids(self, *, segmented: bool = False) -> list[str]:
-        """Studies outside the held-out fold; with fold=all every study."""
+        """Studies outside the held-out fold, with fold=all every study; where boxes decide what is seen, those with one.
+
+        The reference trains on no study whose box was not found; it is predicted all the same (its 3.3).
+        """
+        ids = self.training_fold_ids(segmented=segmented)
+        return [id for id in ids if id not in self.without_box] if self.settings.needs_boxes else ids
+
+    def training_fold_ids(self, *, segmented: bool = False) -> list[str]:
+        """Studies outside the held-out fold, with fold=all every study, whatever their boxes."""
         fold = self.labels["fold"]
         chosen = fold.notna() if self.settings.fold == "all" else fold.notna() & (fold != self.settings.fold)
         return self._ids(chosen, segmented)
@@ -78,7 +86,8 @@ class Inputs:
 
     def read_ids(self) -> list[str]:
         """Every study that the run may read: trained on, predicted, or scored with, since a baseline is that of the training folds."""
-        trained = self.train_ids(segmented=self.segmented) if self.settings.mode == "train" or self.segmented else []
+        training = self.settings.mode == "train" or self.segmented
+        trained = self.training_fold_ids(segmented=self.segmented) if training else []
         return sorted({*trained, *self.eval_ids()})
 
     def lengths(self, ids: list[str]) -> list[tuple[str, int]]:
@@ -96,7 +105,8 @@ class Inputs:
 
     @cached_property
     def boxes(self) -> pd.DataFrame:
-        """study_boxes by id: x0 y0 x1 y1 z_from z_to, native pixels and z_index, exclusive ends."""
+        """study_boxes by id: x0 y0 x1 y1 z_from z_to, native pixels and z_index, exclusive ends; found, false where the whole
+        frame and all slices stand for a box that was not found."""
         path = self.settings.boxes
         if path is None:
             raise UsageError("no boxes given", do="add boxes=TABLE or boxes=cache")
@@ -110,6 +120,7 @@ class Inputs:
         where = f"boxes={path}"
         if table["id"].duplicated().any() or table[columns].isna().any().any():
             raise UsageError("holds a study twice or without a box", where=where, do="make the table again")
+        whole = table["source"].eq(FULL_FRAME).to_numpy() if "source" in table.columns else None
         table = table.set_index("id")[columns].astype(int)
         known = table.join(self.index[["rows", "columns", "slices"]], how="inner").astype(int)
         fits = (known["x0"] >= 0) & (known["x0"] < known["x1"]) & (known["x1"] <= known["columns"])
@@ -119,7 +130,15 @@ class Inputs:
             raise UsageError(
                 f"the box of {known.index[~fits][0]} lies outside its study", where=where, do="make the table again"
             )
-        return table
+        if whole is not None:
+            return table.assign(found=~whole)
+        known["found"] = (known[columns] != _whole(known)).any(axis=1)
+        return table.assign(found=known["found"].reindex(table.index, fill_value=True))
+
+    @cached_property
+    def without_box(self) -> frozenset[str]:
+        """Studies in which no box was found."""
+        return frozenset(self.boxes.index[~self.boxes["found"]])
 
     def crop_boxes(self, ids: list[str]) -> dict[str, tuple[int, int, int, int]] | None:
         """Native boxes of these studies; None for a variant that looks at whole slices."""
@@ -174,7 +193,7 @@ class Inputs:
 
     def cache_digests(self) -> dict[str, str]:
         """The part of `training_digests` that comes from the cache itself."""
-        return self._digests(self.train_ids(segmented=self.segmented))
+        return self._digests(self.training_fold_ids(segmented=self.segmented))
 
     def held_out_digests(self) -> dict[str, str]:
         """The part of `prediction_digests` that comes from the cache itself."""
@@ -234,6 +253,12 @@ def file_digest(path: Path) -> str:
     """sha256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _whole(studies: pd.DataFrame) -> np.ndarray:
+    """(n, 6) the boxes that hold each whole study. studies: rows, columns, slices."""
+    ends = {"x1": studies["columns"], "y1": studies["rows"], "z_to": studies["slices"]}
+    return pd.DataFrame({name: ends.get(name, 0) for name in STUDY_BOX}, index=studies.index).to_numpy()
 
 
 def digest_rows(rows: Iterable[tuple]) -> str:

@@ -20,7 +20,7 @@ from cache_schema.tables import write_table
 from trainer import checkpoint, exposure
 from trainer.bank import Bank, BankLoader
 from trainer.choice import Choice, apply, choose
-from trainer.config import Settings, TrainSettings
+from trainer.config import Settings
 from trainer.data.items import Item
 from trainer.data.loader import Batch, Loader
 from trainer.data.order import Place, Training
@@ -40,29 +40,14 @@ from trainer.inputs import Inputs
 from trainer.journal import Journal
 from trainer.losses import counts, total
 from trainer.micro_batch import memory_in_one_line, share
+from trainer.optimiser import learning_rate, optimiser_of, set_step
 from trainer.session import Session
 from trainer.words import flat
 
-BETAS, EPSILON = (0.9, 0.999), 1e-6
-"""reference 8; all parameters decay, biases and norms included"""
 FOLDER_SECONDS = 60
 """a network file system may show a folder that another machine has made so much later"""
 MOST_OVERFLOWS = 40
 """fp16 steps in a row whose gradient overflows: each halves the loss scale, sixteen take its first value to 1"""
-
-
-def learning_rate(peak: float, warmup: float, samples: int, total: int) -> float:
-    """Linear warm-up, then cosine to 0 (reference 8): a function of the samples seen before a forward pass, and nothing else."""
-    rising = warmup * total
-    if samples < rising:
-        return peak * samples / rising
-    return peak * 0.5 * (1 + math.cos(math.pi * (samples - rising) / max(1, total - rising)))
-
-
-def optimiser_of(model: nn.Module, train: TrainSettings) -> torch.optim.AdamW:
-    """Of what is not frozen."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return torch.optim.AdamW(trained, lr=train.lr, betas=BETAS, eps=EPSILON, weight_decay=train.weight_decay)
 
 
 class Run(Session):
@@ -82,6 +67,7 @@ class Run(Session):
         if settings.backbone is not None:
             check_weights(settings, self.inputs.cache.pixel_hash, settings.backbone, stage="slice_fracture")
         ids = self.inputs.train_ids(segmented=self.inputs.segmented)
+        self._say_left_out()
         items = self._items(ids)
         last = train.epochs * (len(items) // train.batch)
         model = self.stage.model()
@@ -117,9 +103,21 @@ class Run(Session):
         accelerator.wait_for_everyone()
         self._finish(model, last)
 
+    def _say_left_out(self) -> None:
+        """Training studies whose box was not found."""
+        if self.settings.needs_boxes:
+            ids = set(self.inputs.training_fold_ids(segmented=self.inputs.segmented)) & self.inputs.without_box
+            if ids:
+                self.say(f"{len(ids)} studies without a box are left out of training, first {min(ids)}")
+
     def _items(self, ids: list[str]) -> list[Item]:
         """What there is to train on. Raises UsageError where that is too little."""
-        settings, items = self.settings, self.stage.train_items(ids)
+        settings, inputs = self.settings, self.inputs
+        if settings.needs_boxes and not ids and inputs.training_fold_ids(segmented=inputs.segmented):
+            line = "no study that could be trained on has a box"
+            where, do = f"boxes={settings.boxes}", "give boxes by a stage=bbox that was trained longer"
+            raise UsageError(line, where=where, do=do)
+        items = self.stage.train_items(ids)
         if not items and self.inputs.segmented:
             raise UsageError(
                 f"no study with a segmentation to train {settings.stage} on",
@@ -177,8 +175,7 @@ class Run(Session):
         rate = learning_rate(
             train.lr, train.warmup, (step + 1) * train.batch - train.batch // passes, last * train.batch
         )
-        for group in optimiser.param_groups:
-            group["lr"] = rate
+        set_step(optimiser, rate, train.eps_form)
         losses, shown, norm = [], [], torch.zeros(())
         for _ in range(passes):
             batch = next(batches)

@@ -1,7 +1,7 @@
 """`python -m trainer.predict source=DICOM_OR_CACHE models=RUNS out=DIR`: the fracture probabilities of scans, by trained models.
 
-Boxes by every bbox run, averaged; on them every study_fracture run, averaged: the path of a plan's tables, over studies
-that may have no labels.
+Boxes by the bbox runs of all data, averaged, or by every bbox run where there is none of these, as in the reference; on
+them every study_fracture run, averaged: the path of a plan's tables, over studies that may have no labels.
 """
 
 import os
@@ -34,7 +34,8 @@ HELP = """usage: python -m trainer.predict source=DICOM_OR_CACHE models=RUNS out
 Writes DIR/predictions.csv: for each study the probability of a fracture (patient_overall) and of one in each of C1..C7;
 and the same as DIR/submission.csv, in the competition's form.
 source=   a folder of DICOM files, decoded into DIR/cache first, or a cache. Labels are not needed.
-models=   what a plan made: all finished bbox and study_fracture runs under it are used, and their probabilities averaged.
+models=   what a plan made: its finished study_fracture runs, and its bbox runs of fold=all or, where there is none, all of them;
+          what they predict is averaged.
 slices=true says where to look, by all slice_fracture runs: DIR/slices.csv, for each study and level the slice most like a fracture.
 section.key=value says how it is computed: data.loader=plain without DALI, data.workers=, train.eval_batch=, train.precision=no ...;
 all else is as the models were trained.
@@ -103,10 +104,10 @@ def predict_studies(
     is_cache = (source / GROUP).is_file()
     place = source if is_cache else out / CACHE
     pixel_hash = Cache(source).pixel_hash if is_cache else PIXEL_HASH
-    boxers, fracturers = (
-        _settings(finished_runs(models, stage), place, pixel_hash, out, given) for stage in ("bbox", "study_fracture")
-    )
-    lookers = _settings(finished_runs(models, "slice_fracture"), place, pixel_hash, out, given) if slices else []
+    used = [of_all_data(finished_runs(models, "bbox")), finished_runs(models, "study_fracture")]
+    used += [finished_runs(models, "slice_fracture")] if slices else []
+    boxers, fracturers, *rest = (_settings(runs, place, pixel_hash, out, given) for runs in used)
+    lookers = rest[0] if rest else []
     thresholds = _thresholds(models)
     status = 0 if is_cache else _build(source, out)
     _forget(out)
@@ -144,6 +145,11 @@ def finished_runs(models: Path, stage: str) -> list[Path]:
     if not (found := sorted(path.parent for path in models.glob(pattern))):
         raise UsageError(f"no finished {stage} run", where=f"models={models}", expected=pattern)
     return found
+
+
+def of_all_data(runs: list[Path]) -> list[Path]:
+    """Those that held nothing out, where there are any: the reference's boxes of new studies are theirs (its 9)."""
+    return [run for run in runs if run.name.startswith("foldall-")] or runs
 
 
 def _settings(runs: list[Path], cache: Path, pixel_hash: str, out: Path, given: Mapping[str, Any]) -> list[Settings]:

@@ -24,7 +24,7 @@ train: {epochs: 2, batch: 4, micro_batch: 2, eval_batch: 3, evaluate_every: 0, t
 tracker: none
 stages:
   bbox:
-    train: {batch: 16, micro_batch: 8, epochs: 1}
+    train: {batch: 16, micro_batch: 8, epochs: 1, lr: 3e-3}
   study_fracture:
     train: {batch: 2, epochs: 1}
 """
@@ -58,7 +58,7 @@ def tiny_settings(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def true_boxes(tiny_cache, tmp_path_factory) -> Path:
-    """study_boxes from the segmentations; the whole frame where there is none."""
+    """study_boxes from the segmentations; where there is none, a box around the whole study."""
     cache, rows = Cache(tiny_cache), []
     for id in cache.ids:
         study = cache.study(id)
@@ -73,7 +73,7 @@ def true_boxes(tiny_cache, tmp_path_factory) -> Path:
                     y1=record.rows,
                     z_from=0,
                     z_to=record.slices,
-                    source="full_frame",
+                    source="model",
                     runs=0,
                 )
             )

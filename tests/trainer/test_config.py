@@ -8,8 +8,8 @@ import pytest
 from cache_schema.errors import UsageError
 from trainer.config import STAGES, Settings, load, stage_file
 from trainer.identity import identity_settings, recorded_config
-from trainer.loop import learning_rate
 from trainer.micro_batch import configured, share
+from trainer.optimiser import learning_rate
 from trainer.run import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -171,7 +171,7 @@ def test_the_effective_batch_is_shared_by_processes_and_passes(batch, micro, pro
 def test_the_documented_switches_have_the_documented_defaults():
     text = (ROOT / "docs/switches.md").read_text()
     rows = re.findall(r"^\| `(\w+)\.(\w+)` \| `([^`]+)` \|", text, re.MULTILINE)
-    assert len(rows) == 16
+    assert len(rows) == 17
     for section, key, default in rows:
         field = Settings.model_fields[section].annotation.model_fields[key]
         assert str(field.default).lower() == default.lower(), f"{section}.{key}"

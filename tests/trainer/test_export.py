@@ -40,8 +40,8 @@ def test_slice_boxes_have_inclusive_ends_and_a_centre_where_nothing_is():
     table = export.slice_boxes(known, FOLDS)
     assert table.columns.tolist() == [export.ID, "slice_number", *BOX, "has_box", "height", "width", "fold"]
     assert table.to_numpy().tolist() == [
-        ["a", 1, 10, 20, 29, 49, 1, 512, 400, 1],
-        ["a", 2, 256, 200, 256, 200, 0, 512, 400, 1],
+        ["a", 1, 10, 20, 29, 49, 1, 19, 29, 1],
+        ["a", 2, 256, 200, 256, 200, 0, 0, 0, 1],
     ]
 
 
@@ -77,4 +77,4 @@ def test_the_export_of_a_cache_holds_every_slice_and_the_same_bytes_again(tiny_c
     assert "train_bbox_pred_v02.csv.gz" not in files
     write_table(tmp_path / "study_boxes.parquet", pd.read_parquet(true_boxes), "truth", {})
     (made,) = (file for file in export.write(tmp_path, cache) if file.name == "train_bbox_pred_v02.csv.gz")
-    assert len(pd.read_csv(made)) == 4
+    assert len(pd.read_csv(made)) == 6

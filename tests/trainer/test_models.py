@@ -121,8 +121,28 @@ def test_relative_positions_span_200_rows_from_head_to_feet():
     assert torch.equal(rows[0], sinusoid_rows(torch.tensor([202, 302, 402])))
 
 
-def test_a_triplet_has_the_position_of_its_middle_slice():
+def test_the_triplets_of_stage_3_are_numbered_one_after_another_from_row_202(tiny):
+    model = SliceFractureModel(tiny).eval()
+    features = torch.randn(2, 32, tiny.width)
+    angles = torch.arange(202.0, 234.0)[:, None] * 10000.0 ** (-torch.arange(8.0) / 7)
+    rows = torch.cat([angles.sin(), angles.cos()], dim=1).expand(2, 32, 16)
+    with torch.no_grad():
+        found = model.sequence(features)
+        hidden = model.rnn.lstm(torch.cat([features, rows], dim=-1))[0]
+        for name in ("vertebra", "fracture", "any"):
+            head = getattr(model, name)
+            expected = hidden @ head.weight.T + head.bias
+            assert (found[name].reshape(expected.shape) - expected).abs().max() < 1e-6
+
+
+def test_a_triplet_has_the_relative_position_of_its_middle_slice(tiny):
     assert middle_slices(torch.arange(9)[None]).tolist() == [[1, 4, 7]]
+    model = SliceFractureModel(tiny, positional="relative").eval()
+    features, place = torch.randn(1, 2, tiny.width), torch.tensor([[0.9, 0.1, 0.9, 0.9, 0.2, 0.9]])
+    rows = sinusoid_rows(torch.tensor([[222, 242]]))
+    with torch.no_grad():
+        hidden = model.rnn(torch.cat([features, rows], dim=-1))
+        assert torch.allclose(model.sequence(features, place)["vertebra"], model.vertebra(hidden), atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", [VertebraModel, SliceFractureModel])

@@ -51,6 +51,15 @@ def loss_of(stage, model, x, targets):
     return ((weights * entropy(logits, labels, reduction="none")).sum(1) / weights.sum(1)).mean()
 
 
+@torch.no_grad()
+def first_update(trained, rate, decay):
+    """AdamW's first step as the reference takes it: epsilon stands outside of the bias correction, all weights decay."""
+    for parameter in (parameter for parameter in trained if parameter.grad is not None):
+        mean, square = 0.1 * parameter.grad, 0.001 * parameter.grad.square()
+        moved = rate * math.sqrt(0.001) / 0.1 * mean / (square.sqrt() + 1e-6)
+        parameter.copy_(parameter - moved - rate * decay * parameter)
+
+
 def plain_step(settings):
     """(loss, gradient norm, weights before, weights after) of one optimiser step in two passes."""
     inputs, name = Inputs(settings), settings.stage
@@ -65,7 +74,6 @@ def plain_step(settings):
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     rate = settings.train.lr * 0.5 * (1 + math.cos(math.pi / 2))  # half of the samples were seen before the second pass
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.AdamW(trained, rate, (0.9, 0.999), 1e-6, settings.train.weight_decay)
     losses, half = [], settings.train.batch // 2
     for first in (0, half):
         x, rows = [], []
@@ -79,7 +87,7 @@ def plain_step(settings):
         (loss / 2).backward()
         losses.append(float(loss.detach()))
     norm = torch.stack([parameter.grad.norm() for parameter in trained if parameter.grad is not None]).norm()
-    optimiser.step()
+    first_update(trained, rate, settings.train.weight_decay)
     return sum(losses) / 2, float(norm), before, model.state_dict()
 
 

@@ -110,6 +110,16 @@ def test_boxes_are_made_as_the_plan_made_them(models, tiny_cache, tmp_path, capf
     assert (after["x0"] == (before["x0"] - 4).clip(lower=0)).all() and (after["x0"] != before["x0"]).any()
 
 
+def test_boxes_of_new_scans_come_from_the_runs_of_all_data_where_there_are_any(
+    models, tiny_cache, tiny_settings, tmp_path, capfd
+):
+    own = shutil.copytree(models, tmp_path / "models")
+    train(stage="bbox", cache=tiny_cache, out=own, config=tiny_settings, fold="all", seed=5)
+    assert main([f"source={tiny_cache}", f"models={own}", f"out={tmp_path / 'out'}"]) == 0
+    assert "6 studies, 1 bbox runs, 2 study_fracture runs" in capfd.readouterr().out
+    assert [path.name for path in tmp_path.glob("out/runs/bbox-01B/*")] == ["foldall-seed5"]
+
+
 def test_a_cache_in_the_middle_of_a_change_is_not_predicted_on(models, tiny_cache, tmp_path, capfd):
     cache = Cache(shutil.copytree(tiny_cache, tmp_path / "cache"))
     study = cache.study(cache.index.dropna(subset="segmentation_digest")["id"].iloc[0])

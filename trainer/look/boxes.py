@@ -10,7 +10,7 @@ from cache_schema import Cache, Study
 from cache_schema.study import square_around
 from trainer.look.drawing import GREEN, GREY, PALE, PALETTE, RED, WHITE, YELLOW, blank, outline, shortened, text
 from trainer.look.plot import Axes
-from trainer.tables.boxes import BOX, segmentation_box
+from trainer.tables.boxes import BOX, FULL_FRAME, segmentation_box
 from trainer.tables.parts import iou
 
 BACKGROUND = (44, 44, 50)
@@ -52,7 +52,7 @@ def z_range_histogram(boxes: pd.DataFrame, slices: pd.Series) -> np.ndarray:
     counts, edges = np.histogram(share, HISTOGRAM_BINS, (0, 1))
     canvas = blank(430, 760)
     text(canvas, "Share of its slices that a study's z-range keeps", 20, 28, size=17, bold=True)
-    full = int((own["source"] == "full_frame").sum())
+    full = int((own["source"] == FULL_FRAME).sum())
     about = f"{len(own)} studies, median {np.median(share):.2f}"
     text(canvas, about + (f"; {full} without a box keep every slice" if full else ""), 20, 50)
     axes = Axes(canvas, (56, 84, 680, 290), (0, 1), (0, max(1, counts.max()) * 1.08))

@@ -24,14 +24,15 @@ def sinusoid_rows(rows: Tensor, width: int = POSITION_WIDTH) -> Tensor:
     return torch.cat([angle.sin(), angle.cos()], dim=-1).float()
 
 
-def positions(slices: int, relative: Tensor | None, device: torch.device | str = "cpu") -> Tensor:
-    """Position features of a window's slices: (1, slices, 16) by index, or (B, slices, 16) by relative position.
+def positions(steps: int, relative: Tensor | None, device: torch.device | str = "cpu") -> Tensor:
+    """Position features of a sequence's steps: (1, steps, 16) by index, or (B, steps, 16) by relative position.
 
-    By index (relative=None) is what the reference computes: slice i of the window has row 202 + i whatever the study.
-    relative: (B, slices) in [0, 1], 0 at the head of the study; row 202 + round(200 x relative).
+    A step is a slice in stage 2 and a triplet in stage 3. By index (relative=None) is what the reference computes: step
+    i of the window has row 202 + i whatever the study.
+    relative: (B, steps) in [0, 1], 0 at the head of the study; row 202 + round(200 x relative).
     """
     if relative is None:
-        return sinusoid_rows(POSITION_PADDING + 1 + torch.arange(slices, device=device))[None]
+        return sinusoid_rows(POSITION_PADDING + 1 + torch.arange(steps, device=device))[None]
     return sinusoid_rows(POSITION_PADDING + 1 + torch.round(RELATIVE_STEPS * relative.to(device)))
 
 

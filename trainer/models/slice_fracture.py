@@ -8,11 +8,13 @@ from torch import Tensor, nn
 from cache_schema import LEVELS
 from trainer.models.backbone import Backbone
 from trainer.models.heads import Head
-from trainer.models.sequence import POSITION_WIDTH, TRIPLET, BiLSTM, middle_slices, positions
+from trainer.models.sequence import POSITION_WIDTH, BiLSTM, middle_slices, positions
 
 
 class SliceFractureModel(nn.Module):
-    """positional: as in VertebraModel; the position is that of the triplet's middle slice."""
+    """positional: `index` numbers the triplets of a window one after another, as the reference does (its 6.4);
+    `relative` gives each the place of its middle slice in the study, which the caller passes.
+    """
 
     def __init__(self, backbone: Backbone, dropout: float = 0.0, positional: Literal["index", "relative"] = "index"):
         super().__init__()
@@ -38,7 +40,8 @@ class SliceFractureModel(nn.Module):
         own = self.positional == "relative"
         if own and relative is None:
             raise ValueError("positional='relative' needs the slices' relative positions")
-        position = middle_slices(positions(TRIPLET * steps, relative if own else None, features.device))
+        place = middle_slices(relative) if own else None
+        position = positions(steps, place, features.device)
         hidden = self.rnn(torch.cat([features, position.expand(batch, -1, -1)], dim=-1))
         hidden = self.dropout(hidden)
         return {

@@ -11,7 +11,6 @@ from trainer.data.order import Place
 from trainer.losses import Term, vertebra_loss
 from trainer.models import VertebraModel
 from trainer.stages.base import WindowStage, average, backbone, slice_rows
-from trainer.tables.pseudo import DECIMALS
 from trainer.tables.scores import Score, score
 from trainer.tables.truth import ratio_truth
 
@@ -21,7 +20,7 @@ class VertebraStage(WindowStage):
         """ratios (frames, 7), mask (frames): 0 on padded slices."""
         shown = z_index >= 0
         ratios = np.where(shown[:, None], self.inputs.study(place.item.id).vertebra_ratio[z_index], 0)
-        return {"ratios": ratios.round(DECIMALS), "mask": shown}
+        return {"ratios": ratios, "mask": shown}
 
     def model(self) -> VertebraModel:
         return VertebraModel(backbone(self.settings), self.settings.model.dropout, self.settings.model.positional)

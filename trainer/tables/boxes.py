@@ -16,6 +16,8 @@ ROLLING_ROWS, ROLLING_MINIMUM = 5, 3
 Z_PRESENCE = 0.1
 """the z-range spans the rows whose rolling mean exceeds this"""
 BOX = list(BOX_BOUNDS)
+FULL_FRAME = "full_frame"
+"""source of a row whose study has no box: the whole frame, and all slices"""
 COLUMNS = ["id", *STUDY_BOX, "source", "runs"]
 OUTLIER_DEVIATIONS = 4.0
 OUTLIER_SPREAD = 0.05
@@ -57,7 +59,7 @@ def study_boxes(
     for study in studies.sort_values("id").itertuples():
         box = _native(hulls.get(study.id), box_margin, study.rows, study.columns)
         if box is None:
-            rows.append((study.id, 0, 0, study.columns, study.rows, 0, study.slices, "full_frame", runs[study.id]))
+            rows.append((study.id, 0, 0, study.columns, study.rows, 0, study.slices, FULL_FRAME, runs[study.id]))
         else:
             kept = z_range(slices[study.id], z_presence, rolling_rows)
             rows.append((study.id, *box, *kept, "model", runs[study.id]))
@@ -85,7 +87,7 @@ def segmentation_box(id: str, slice_box: np.ndarray, rows: int, columns: int) ->
     """One study's row of `study_boxes` from its segmentation. slice_box: (slices, 4), -1 where empty."""
     there = np.flatnonzero(slice_box[:, 2] > slice_box[:, 0])
     if not len(there):
-        values = (id, 0, 0, columns, rows, 0, len(slice_box), "full_frame", 0)
+        values = (id, 0, 0, columns, rows, 0, len(slice_box), FULL_FRAME, 0)
     else:
         boxes = slice_box[there]
         low, high = boxes[:, :2].min(0).tolist(), boxes[:, 2:].max(0).tolist()
@@ -113,7 +115,7 @@ def outliers(boxes: pd.DataFrame) -> pd.DataFrame:
 
 def report(boxes: pd.DataFrame) -> str:
     """Lines on studies that keep the full frame for want of a box, and on outliers; "" where there are none."""
-    whole = sorted(boxes.loc[boxes["source"] == "full_frame", "id"])
+    whole = sorted(boxes.loc[boxes["source"] == FULL_FRAME, "id"])
     lines = (
         [f"study_boxes: {len(whole)} of {len(boxes)} studies keep the full frame, first {whole[0]}"] if whole else []
     )

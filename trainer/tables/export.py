@@ -14,7 +14,7 @@ from cache_schema.documents import write_whole
 from cache_schema.errors import UsageError
 from cache_schema.tables import read_table
 from trainer.data.items import triplets
-from trainer.tables.boxes import BOX
+from trainer.tables.boxes import BOX, FULL_FRAME
 from trainer.tables.pseudo import DECIMALS, FRACTURES
 
 FORMATS = ("rsna22",)
@@ -40,14 +40,15 @@ def slice_boxes(slices: pd.DataFrame, folds: pd.Series) -> pd.DataFrame:
     """train_bbox_v01: StudyInstanceUID, slice_number, x0 y0 x1 y1 (inclusive ends, native pixels), has_box, height, width, fold.
 
     slices: id, slice_number, x0 y0 x1 y1 (exclusive ends, -1 where empty), rows, columns, of segmented studies. An empty
-    slice has the frame's centre for a box. `height` holds the columns and `width` the rows, as in the reference (Q32).
+    slice has the frame's centre for a box. `height` is x1 - x0 and `width` is y1 - y0, the two swapped as in the reference
+    (3.2), and 0 on an empty slice.
     """
     table = _named(slices, folds)
     there = table["x1"] > table["x0"]
     for low, high, side in (("x0", "x1", "columns"), ("y0", "y1", "rows")):
         table[high] = np.where(there, table[high] - 1, table[side] // 2)
         table[low] = np.where(there, table[low], table[side] // 2)
-    table = table.assign(has_box=there.astype(int), height=table["columns"], width=table["rows"])
+    table = table.assign(has_box=there.astype(int), height=table["x1"] - table["x0"], width=table["y1"] - table["y0"])
     return table[[ID, "slice_number", *BOX, "has_box", "height", "width", "fold"]]
 
 
@@ -59,7 +60,7 @@ def study_boxes(boxes: pd.DataFrame, slices: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     by_study = dict(iter(slices.sort_values("z_index").groupby("id")))
-    for box in boxes[boxes["source"] != "full_frame"].sort_values("id").itertuples():
+    for box in boxes[boxes["source"] != FULL_FRAME].sort_values("id").itertuples():
         if box.id not in by_study:
             raise UsageError(
                 f"study_boxes holds {box.id}, and the cache does not", do="make the tables again, from this cache"

@@ -8,7 +8,6 @@ import pandas as pd
 from cache_schema import LEVELS, Study
 from trainer.data.items import triplets
 from trainer.tables.boxes import BOX
-from trainer.tables.pseudo import DECIMALS
 
 
 def union_box(slice_boxes: np.ndarray) -> np.ndarray | None:
@@ -29,10 +28,10 @@ def box_truth(studies: Iterable[Study]) -> pd.DataFrame:
 
 
 def ratio_truth(studies: Iterable[Study]) -> pd.DataFrame:
-    """id, z_index, C1..C7 of every slice, to 3 decimals as they are trained on."""
+    """id, z_index, C1..C7 of every slice, as they are trained on."""
     parts = []
     for study in studies:
-        part = pd.DataFrame(study.vertebra_ratio.astype(np.float64).round(DECIMALS), columns=list(LEVELS))
+        part = pd.DataFrame(study.vertebra_ratio.astype(np.float64), columns=list(LEVELS))
         part.insert(0, "z_index", np.arange(len(part)))
         part.insert(0, "id", study.id)
         parts.append(part)
