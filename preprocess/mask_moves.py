@@ -161,10 +161,12 @@ class _Contrast:
         self.slices = 0
 
     def shrunk(self, picture: np.ndarray) -> np.ndarray:
+        """By whole factors, without the last rows and columns that do not fill a pixel: means of blocks are quick."""
         if (self._factors == 1).all():
             return picture
-        rows, columns = (-(-size // factor) for size, factor in zip(picture.shape, self._factors.tolist(), strict=True))
-        return cv2.resize(picture, (columns, rows), interpolation=cv2.INTER_AREA)
+        down, across = self._factors.tolist()
+        rows, columns = (max(1, size // factor) for size, factor in zip(picture.shape, (down, across), strict=True))
+        return cv2.resize(picture[: rows * down, : columns * across], (columns, rows), interpolation=cv2.INTER_AREA)
 
     def outline(self, labels: np.ndarray) -> _Outline | None:
         """Of labels (rows, columns) of a whole frame; None where they are too small to be seen."""
