@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import secrets
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,16 @@ from typing import Any
 import google_crc32c
 
 from cache_schema.errors import naming
+
+SETTLED_SECONDS = 2.0
+"""after which whatever is written to a file changes its times: file systems count in steps"""
+
+
+def stamp(path: str | Path, status: os.stat_result) -> tuple | None:
+    """What tells one state of a file from another, for those who need not read it twice; None while it is quite new."""
+    if time.time() - max(status.st_mtime, status.st_ctime) < SETTLED_SECONDS:
+        return None
+    return os.path.abspath(path), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def canonical_json(document: Any) -> bytes:

@@ -1,9 +1,15 @@
-"""Tables: parquet files that say what made them, from inputs of which digests, and the digest of their content."""
+"""Tables: parquet files that say what made them, from inputs of which digests, and the digest of their content.
+
+One of ours may hold a digest of all its bytes too. Whatever it holds is compared the first time that a process reads it.
+"""
 
 import hashlib
 import json
+import os
+import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -11,11 +17,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cache_schema.documents import canonical_json, write_whole
+from cache_schema.documents import canonical_json, stamp, write_whole
 from cache_schema.errors import CacheError, UsageError, reason_of
 
 KEY = b"cspine"
 """metadata key, in the parquet footer, of {made_by, inputs, digest, ...} as JSON"""
+FILE_DIGEST = "file_digest"
+"""in it: sha256 of the file's bytes with zeros in the place of this digest"""
+_NONE_YET = "0" * 64
+_STATED = re.compile(rb'(?s).*"%s":"([0-9a-f]{64})"' % FILE_DIGEST.encode())
+"""the last place of the file that states it"""
+
+MAKE_AGAIN = "make the table again"
+Read = TypeVar("Read")
+_checked: set[tuple] = set()
+"""files, as the file system tells one state from another, that this process has found whole"""
 
 _NULLABLE = {
     pa.int8(): pd.Int8Dtype(),
@@ -38,17 +54,18 @@ def write_table(
     Columns are numbers, booleans or text; pandas' nullable dtypes come back nullable. `inputs`: name -> digest.
     The same arguments give the same bytes. Raises ValueError for columns of other kinds.
     """
-    data, digest = table_bytes(frame, made_by, inputs, extra)
+    data, digest = table_bytes(frame, made_by, inputs, (extra or {}) | {FILE_DIGEST: _NONE_YET})
+    start, end = _STATED.match(data).span(1)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, data)
+    write_whole(path, b"".join([data[:start], hashlib.sha256(data).hexdigest().encode(), data[end:]]))
     return digest
 
 
 def table_bytes(
     frame: pd.DataFrame, made_by: str, inputs: dict[str, str], extra: dict[str, Any] | None = None
 ) -> tuple[bytes, str]:
-    """What `write_table` writes, and the digest of the content."""
+    """What `write_table` writes but for the digest of the file, for a cache that lists its files; and that of the content."""
     table = _to_arrow(frame)
     digest = _content_digest(table)
     meta = (extra or {}) | {"made_by": made_by, "inputs": inputs, "digest": digest}
@@ -62,21 +79,25 @@ def table_bytes(
 
 def read_table(path: str | Path) -> pd.DataFrame:
     """The frame, with a plain index. Raises UsageError where there is no file or it cannot be read, CacheError where it is
-    no parquet."""
-    table = _open(path, pq.read_table)
-    nullable = {field.name for field in table.schema if field.nullable}
-    return pd.DataFrame({name: _to_pandas(table[name], name in nullable) for name in table.column_names})
+    no parquet, or one of ours that is not as it was written."""
+    return _open(path, lambda file: _frame(pq.read_table(file)))
 
 
 def table_meta(path: str | Path) -> dict[str, Any]:
-    """made_by, inputs, digest and whatever else was said; read from the footer alone.
+    """made_by, inputs, digest and whatever else was said; read from the footer alone where the file was checked before.
 
     A parquet file of another origin has made_by "" and the digest of its content. Raises as `read_table`.
     """
-    found = (_open(path, pq.read_metadata).metadata or {}).get(KEY)
-    if found is not None:
-        return json.loads(found)
-    return {"made_by": "", "inputs": {}, "digest": content_digest(read_table(path))}
+    found = _open(path, _stated)
+    found.pop(FILE_DIGEST, None)
+    return found or {"made_by": "", "inputs": {}, "digest": content_digest(read_table(path))}
+
+
+def own_meta(path: str | Path) -> dict[str, Any]:
+    """The same of a table that must be one of ours: raises CacheError where it does not say so."""
+    if FILE_DIGEST not in _open(path, _stated):
+        raise CacheError("is not a table that this program wrote", where=path, do=MAKE_AGAIN)
+    return table_meta(path)
 
 
 def content_digest(frame: pd.DataFrame) -> str:
@@ -84,17 +105,53 @@ def content_digest(frame: pd.DataFrame) -> str:
     return _content_digest(_to_arrow(frame))
 
 
-def _open(path: str | Path, reader):
+def _open(path: str | Path, read: Callable[[Any], Read]) -> Read:
     try:
         # by name pyarrow would read `key=value` folders as columns, and takes names in UTF-8 only
         with open(path, "rb") as file:
-            return reader(file)
+            seen = stamp(path, os.fstat(file.fileno()))
+            if seen in _checked:
+                return read(file)
+            data = file.read()
+        if (changed := _changed(data)) is None:
+            found = read(pa.BufferReader(data))
+            _checked.update({seen} - {None})
+            return found
     except FileNotFoundError as error:
         raise UsageError("no such table", where=path, expected="a parquet file") from error
-    except (pa.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
+    except OSError as error:
+        if error.errno is not None:
             raise UsageError(f"cannot be read ({reason_of(error)})", where=path, expected="a parquet file") from error
-        raise CacheError("is not a readable parquet file", where=path, do="make the table again") from error
+        changed = "is not a readable parquet file"
+    except Exception as error:  # pyarrow has many of its own for bytes that make no sense
+        raise CacheError("is not a readable parquet file", where=path, do=MAKE_AGAIN) from error
+    raise CacheError(changed, where=path, do=MAKE_AGAIN)
+
+
+def _changed(data: bytes) -> str | None:
+    """What is wrong with a table of ours; None where it is as it was written, or is none of ours."""
+    if stated := _STATED.match(data):
+        start, end = stated.span(1)
+        total = hashlib.sha256(data[:start])
+        total.update(_NONE_YET.encode())
+        total.update(data[end:])
+        same = total.hexdigest().encode() == stated[1]
+    else:  # one of a cache, or of an earlier version: what its metadata say is not covered
+        found = _stated(pa.BufferReader(data))
+        same = not found or (
+            FILE_DIGEST not in found and found["digest"] == content_digest(_frame(pq.read_table(pa.BufferReader(data))))
+        )
+    return None if same else "does not match its digest"
+
+
+def _stated(file: Any) -> dict[str, Any]:
+    """The metadata of a table of ours; empty for one of another origin."""
+    return json.loads((pq.read_metadata(file).metadata or {}).get(KEY, b"{}"))
+
+
+def _frame(table: pa.Table) -> pd.DataFrame:
+    nullable = {field.name for field in table.schema if field.nullable}
+    return pd.DataFrame({name: _to_pandas(table[name], name in nullable) for name in table.column_names})
 
 
 def _to_arrow(frame: pd.DataFrame) -> pa.Table:

@@ -1,7 +1,6 @@
 """The command line: `preprocess COMMAND`."""
 
 import json
-import os
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from cache_schema.errors import CspineError
+from cache_schema.output import OUTPUT, lost_output
 from preprocess.faults import about, unprintable
 from preprocess.usage import ClickException, check_command, check_places, wrong_words
 
@@ -23,7 +23,6 @@ app = typer.Typer(
 
 INTERRUPTED = 130
 INTERRUPTION = "interrupted; run the same command again to go on"
-OUTPUT = "standard output"
 CacheFolder = Annotated[Path, typer.Argument(metavar="CACHE", help="a cache made by build-cache")]
 Folds = Annotated[
     str | None, typer.Option(metavar="CSV|N", help="a CSV with StudyInstanceUID and fold, or a number [5]")
@@ -214,7 +213,7 @@ def main(arguments: list[str] | None = None) -> None:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
     status = run(sys.argv[1:] if arguments is None else arguments)
-    lost = _lost_output()
+    lost = lost_output()
     if isinstance(lost, BrokenPipeError):
         status = 1
     elif lost is not None:
@@ -268,17 +267,6 @@ def _typed(arguments: list[str]) -> dict[str, object]:
         return _commands()[arguments[0]].make_context(arguments[0], arguments[1:]).params
     except (KeyError, IndexError, ClickException):
         return {}
-
-
-def _lost_output() -> OSError | None:
-    """Why standard output cannot take what was printed; None where it can. After that nothing more is tried."""
-    try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
-        return error
-    return None
 
 
 def _fail(line: str, status: int) -> int:

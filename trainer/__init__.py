@@ -15,5 +15,5 @@ def train(**settings: Any) -> Path:
     from trainer.run import run
     from trainer.words import flat
 
-    given = {key: value for key, value in flat(settings).items() if value != ""}
-    return run(load(f"{key}={value}" for key, value in given.items()))
+    given = [pair for key, value in settings.items() for pair in flat({key: value}).items()]
+    return run(load(f"{key}={value}" for key, value in given if value != ""))

@@ -16,17 +16,19 @@ import numpy as np
 import torch
 
 from cache_schema.documents import write_whole
+from trainer.damaged import tell
 from trainer.data.draws import Draw, Drawing
 from trainer.data.items import Item
 from trainer.data.loader import Batch, Loader
 from trainer.data.order import Evaluation, Place, Training
-from trainer.inputs import MODEL_FILE, file_digest
 from trainer.models import StudyFractureModel
 from trainer.session import Session
+from trainer.weights import MODEL_FILE, weights_digest
 
 BANK = "bank"
-VERSION = 1
+VERSION = 2
 """raised when the same inputs give other features"""
+DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 class Bank:
@@ -39,7 +41,7 @@ class Bank:
         picture = settings.data.model_dump(include={"size", "crop", "interpolation", "intensity", "thin"})
         same_for_all = {
             "version": VERSION,
-            "backbone": file_digest(settings.backbone / MODEL_FILE),
+            "backbone": weights_digest(settings.backbone / MODEL_FILE),
             "pixel_hash": session.inputs.cache.pixel_hash,
             "picture": picture,
             "augment": settings.augment.model_dump(),
@@ -58,11 +60,18 @@ class Bank:
         return self.folder / key[:2] / f"{key}.npy"
 
     def read(self, place: Place) -> torch.Tensor:
-        """(triplets, width) float32 of the item under the draw that its epoch is shown."""
-        return torch.from_numpy(np.load(self.path(place.epoch % self.draws, place.item)))
+        """(triplets, width) float32 of the item under the draw that its epoch is shown; made again where they are damaged."""
+        draw = place.epoch % self.draws
+        path = self.path(draw, place.item)
+        if (features := read_features(path)) is None:
+            tell(f"{path}: is gone or does not match its digest; it is made again")
+            self._make(self.model, draw, [place.item])
+            features = read_features(path)
+        return torch.from_numpy(features)
 
     def fill(self, model: StudyFractureModel) -> None:
         """Makes what is missing; processes share the work. All processes call it."""
+        self.model = model
         session, train = self.session, self.session.settings.train
         accelerator = session.accelerator
         for draw in range(min(self.draws, train.epochs)):
@@ -119,8 +128,21 @@ class OneDraw(Drawing):
 
 
 def write_features(path: Path, features: np.ndarray) -> None:
-    """Whole or not at all: runs that share a bank may write the same file at once."""
+    """With a digest at the end. Whole or not at all: runs that share a bank may write the same file at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     data = BytesIO()
-    np.save(data, features)
-    write_whole(path, data.getvalue())
+    np.save(data, features, allow_pickle=False)
+    write_whole(path, data.getvalue() + hashlib.sha256(data.getvalue()).digest())
+
+
+def read_features(path: Path) -> np.ndarray | None:
+    """None where there are none, or what is there is not what was written."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    data, digest = data[:-DIGEST_BYTES], data[-DIGEST_BYTES:]
+    try:
+        return np.load(BytesIO(data), allow_pickle=False) if hashlib.sha256(data).digest() == digest else None
+    except ValueError:  # a pickle in the place of numbers
+        return None

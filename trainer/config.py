@@ -3,17 +3,18 @@
 Nothing here imports torch, so that a wrong key is answered, and a finished run recognised, in a moment.
 """
 
-import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from cache_schema.errors import UsageError
 from cache_schema.places import check_place
-from trainer.words import merge, nearest, parse_assignments, read_yaml
+from trainer.needs import check_needs, check_paths
+from trainer.places import beside, check_folder
+from trainer.words import given_twice, merge, nearest, parse_assignments, read_yaml, split_files
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 STAGES = ("bbox", "vertebrae", "slice_fracture", "study_fracture")
@@ -22,7 +23,7 @@ PLACES = {"cache": "CACHE", "out": "RUNS", "boxes": "TABLE", "pseudo": "TABLE", 
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
@@ -45,18 +46,18 @@ class ModelSettings(Section):
     """study_fracture only. train: batch norm of the frozen backbone drifts as in the reference (Q4)"""
     mask_pool: bool = False
     """study_fracture only. true: LSTM and max pool leave padded steps out (the reference runs over them, Q29)"""
-    chunk: int = Field(64, ge=2)
+    chunk: int = Field(64, ge=2, le=10_000)
     """study_fracture only: pictures in one pass of the frozen CNN"""
 
 
 class DataSettings(Section):
-    size: int = Field(512, ge=32)
+    size: int = Field(512, ge=32, le=4096)
     """side of the square picture, in pixels"""
-    frames: int = Field(96, ge=3, multiple_of=3)
+    frames: int = Field(96, ge=3, le=3000, multiple_of=3)
     """slices in a slice window"""
-    stride: Annotated[int, Field(ge=1)] | Literal["adaptive"] = 12
+    stride: Annotated[int, Field(ge=1, le=3000)] | Literal["adaptive"] = 12
     """slices between training windows; adaptive: round(2000 / length of the study's z-range) (reference 4.2)"""
-    eval_stride: int = Field(16, ge=1)
+    eval_stride: int = Field(16, ge=1, le=3000)
     thin: float = Field(0.0, ge=0, le=1)
     """probability that a training window is thinned along z by a step of 2 to 4 (reference 4.2)"""
     crop: bool = False
@@ -66,15 +67,15 @@ class DataSettings(Section):
     """per_slice: stretch each slice's crop to 0..255 as the reference does; fixed: keep the cache's window"""
     loader: Literal["dali", "plain"] = "dali"
     """plain: the same pictures through cv2 and a torch DataLoader, where DALI cannot be had"""
-    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    workers: Annotated[int, Field(ge=0, le=256)] | Literal["auto"] = "auto"
     """reading processes per training process; 0 reads in the training process. auto: on a GPU up to six, of the cores that
     training leaves; 0 on a CPU"""
     resident: Literal["disk", "ram", "gpu"] = "disk"
     """ram: each reading process keeps decoded chunks up to data.ram_gb; gpu: all crops lie in the GPU's memory, loaded once"""
-    ram_gb: float = Field(8.0, gt=0)
+    ram_gb: float = Field(8.0, gt=0, le=100_000)
     on_error: Literal["stop", "skip"] = "stop"
     """a training item that cannot be read: stop, or show another in its place and count it; evaluation always stops"""
-    bank: int = Field(0, ge=0)
+    bank: int = Field(0, ge=0, le=1000)
     """study_fracture only: features of this many augmented draws are kept on disk, and epoch e is shown draw e mod bank; 0: none"""
 
 
@@ -87,42 +88,42 @@ class AugmentSettings(Section):
     contrast: float = Field(0.75, ge=0, le=1)
     contrast_range: float = Field(0.2, ge=0, lt=1)
     affine: float = Field(0.75, ge=0, le=1)
-    shift: float = Field(0.2, ge=0)
+    shift: float = Field(0.2, ge=0, le=1)
     scale: float = Field(0.2, ge=0, lt=1)
-    rotate: float = Field(20.0, ge=0)
+    rotate: float = Field(20.0, ge=0, le=180)
     """degrees"""
     warp: float = Field(0.5, ge=0, le=1)
     """probability of either a grid distortion or a random affine, at equal chance"""
     cutout: float = Field(1.0, ge=0, le=1)
-    holes: int = Field(8, ge=0)
+    holes: int = Field(8, ge=0, le=1000)
     hole_size: float = Field(0.1, ge=0, le=1)
     """side of a hole as a fraction of the picture"""
 
 
 class TrainSettings(Section):
-    epochs: int = Field(3, ge=1)
-    batch: int = Field(16, ge=1)
+    epochs: int = Field(3, ge=1, le=100_000)
+    batch: int = Field(16, ge=1, le=100_000)
     """items per optimiser step over all processes"""
-    micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] = 2
+    micro_batch: Annotated[int, Field(ge=1, le=10_000)] | Literal["auto"] = 2
     """items per process and forward pass; gradients are accumulated up to `batch`. auto: the most that fit a GPU's memory;
     on a CPU and under deterministic=true the number in configs/<stage>.yaml"""
     autotune: bool = True
     """on a GPU spend up to a minute on how the CNN runs fastest; off under deterministic=true"""
-    eval_batch: int = Field(2, ge=1)
-    lr: float = Field(3e-4, gt=0)
+    eval_batch: int = Field(2, ge=1, le=10_000)
+    lr: float = Field(3e-4, gt=0, le=10)
     eps_form: Literal["reference", "torch"] = "reference"
     """where AdamW adds its epsilon: to the root of the second moment, or to that of the moment freed from its bias"""
-    weight_decay: float = Field(5e-4, ge=0)
+    weight_decay: float = Field(5e-4, ge=0, le=10)
     warmup: float = Field(0.1, ge=0, le=1)
     """share of all samples during which the learning rate rises"""
     precision: Literal["auto", "no", "fp16", "bf16"] = "auto"
     """auto: fp16 on a GPU as in the reference, float32 on a CPU"""
-    checkpoint_minutes: float = Field(10.0, ge=0)
-    evaluate_every: int = Field(1, ge=0)
+    checkpoint_minutes: float = Field(10.0, ge=0, le=1_000_000)
+    evaluate_every: int = Field(1, ge=0, le=1_000_000)
     """epochs between evaluations on the held-out fold; 0: only at the end"""
-    log_every: int = Field(10, ge=1)
+    log_every: int = Field(10, ge=1, le=1_000_000)
     """optimiser steps between logged lines"""
-    threads: int = Field(0, ge=0)
+    threads: int = Field(0, ge=0, le=1024)
     """CPU threads of torch and OpenCV per process; 0: what they choose"""
 
 
@@ -132,7 +133,7 @@ class Settings(Section):
     cache: Path
     out: Path
     mode: Literal["train", "predict"] = "train"
-    fold: Annotated[int, Field(ge=0)] | Literal["all"] = 0
+    fold: Annotated[int, Field(ge=0, le=10_000)] | Literal["all"] = 0
     seed: int = Field(1, ge=0, lt=2**32)
     boxes: Path | None = None
     """a study_boxes table, or `cache` for the boxes published in the cache"""
@@ -182,6 +183,11 @@ def check_keys(
             raise UsageError(f"{prefix + key} is one word", where=where, expected=f"{prefix}{key}=<word>")
 
 
+def full_name(key: str) -> str:
+    """`micro_batch` is `train.micro_batch`, written shorter."""
+    return "train.micro_batch" if key == "micro_batch" else key
+
+
 def stage_file(stage: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """(settings common to the stage, its variants) from configs/<stage>.yaml; the first variant is the default."""
     content = read_yaml(CONFIGS / f"{stage}.yaml")
@@ -196,16 +202,20 @@ def load(words: Iterable[str], *, must_exist: bool = True, places: Mapping[str, 
     extra: list[dict[str, Any]] = []
     files = given.pop("config", None)
     micro_batch = given.pop("micro_batch", None)
+    if isinstance(files, dict):
+        raise UsageError("config is a value, not a section", expected="config=FILE or FILE,FILE")
     stage = given.get("stage")
     if stage is None:
         raise UsageError("no stage given", expected="stage=" + "|".join(STAGES), do="see --help")
     if stage not in STAGES:
-        raise UsageError(f"no stage {stage}", do=nearest(stage, STAGES))
+        raise UsageError(f"no stage {stage}", do=nearest(str(stage), STAGES))
     common, variants = stage_file(stage)
     if files is not None:
-        extra = [stage_layer(Path(name), stage) for name in str(files).split(",")]
+        extra = [stage_layer(path, stage) for path in split_files(files)]
     check_keys(given)
     if micro_batch is not None:
+        if "micro_batch" in given.get("train", {}):
+            raise given_twice(f"train.micro_batch={given['train']['micro_batch']}", f"micro_batch={micro_batch}")
         given = merge(given, {"train": {"micro_batch": micro_batch}})
     variant = given.get("variant") or next((layer["variant"] for layer in reversed(extra) if "variant" in layer), None)
     variant = variant or next(iter(variants))
@@ -217,8 +227,9 @@ def load(words: Iterable[str], *, must_exist: bool = True, places: Mapping[str, 
     merged = merge(places or {}, common, variants[variant] or {}, *extra, given, {"variant": variant})
     settings = validate(_without_nulls(merged))
     check_folder(settings.out)
+    check_folder(settings.run_dir)
     if must_exist:
-        _check_paths(settings)
+        check_paths(settings)
     return settings
 
 
@@ -227,26 +238,29 @@ def shown(words: Iterable[str]) -> str:
     settings = load(words, must_exist=False, places=PLACES)
     unused = {"boxes": not settings.needs_boxes, "pseudo": settings.stage != "slice_fracture"}
     unused["backbone"] = settings.stage != "study_fracture"
-    values = {name: None if unused.get(name) else value for name, value in settings.dump().items()}
+    values = _from_anywhere({name: None if unused.get(name) else value for name, value in settings.dump().items()})
     return yaml.safe_dump(values, sort_keys=False).rstrip()
 
 
-def check_folder(out: Path) -> None:
-    """Raises UsageError where a folder cannot be made because a file lies in its way."""
-    for place in (out, *out.parents):
-        try:
-            place.lstat()
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except OSError as error:
-            raise UsageError(f"cannot be a folder ({error.strerror})", where=f"out={out}") from None
-        if not place.is_dir():
-            raise UsageError("is no folder", where=f"out={place}", expected="a folder, or a place for one")
-        return
+def _from_anywhere(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Whole paths in the place of relative ones, so that they can be given back in a file elsewhere."""
+    made = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            value = _from_anywhere(value, f"{prefix}{key}.")
+        elif names_a_place(prefix + key, value) and value != PLACES.get(key):
+            value = str(Path(value).absolute())
+        made[key] = value
+    return made
+
+
+def names_a_place(key: str, value: Any) -> bool:
+    """Whether this setting's value is a path: not `boxes=cache`, and not one that is left open."""
+    return key in PATHS and isinstance(value, str) and value not in ("", "null") and (key, value) != ("boxes", "cache")
 
 
 def stage_layer(path: Path, stage: str) -> dict[str, Any]:
-    """A settings file: keys for every stage, and under `stages:` keys for one."""
+    """A settings file: keys for every stage, and under `stages:` keys for one. Its paths are relative to its own folder."""
     content = read_yaml(path)
     per_stage = content.pop("stages", {}) or {}
     if not isinstance(per_stage, dict) or not all(isinstance(value, dict) for value in per_stage.values()):
@@ -256,7 +270,16 @@ def stage_layer(path: Path, stage: str) -> dict[str, Any]:
             raise UsageError(f"no stage {name}", where=path, do=nearest(name, STAGES))
     layer = merge(content, per_stage.get(stage) or {})
     check_keys(layer, where=path)
-    return layer
+    return _placed(layer, path)
+
+
+def _placed(layer: Mapping[str, Any], file: Path, prefix: str = "") -> dict[str, Any]:
+    made = {}
+    for key, value in layer.items():
+        if isinstance(value, Mapping):
+            value = _placed(value, file, f"{prefix}{key}.")
+        made[key] = beside(file, value) if names_a_place(prefix + key, value) else value
+    return made
 
 
 def validate(values: Mapping[str, Any]) -> Settings:
@@ -268,8 +291,8 @@ def validate(values: Mapping[str, Any]) -> Settings:
         key = ".".join(_keys(first["loc"]))
         same = [each for each in error.errors() if ".".join(_keys(each["loc"])) == key]
         wanted = [each["msg"].lower().removeprefix("input should be ").partition(", unable")[0] for each in same]
-        raise UsageError(f"{key}={first.get('input')!r} does not fit", expected=" or ".join(wanted)) from None
-    _check_needs(settings)
+        raise UsageError(f"{key}={first.get('input')!r:.80} does not fit", expected=" or ".join(wanted)) from None
+    check_needs(settings)
     return settings
 
 
@@ -283,52 +306,21 @@ _SECTION_KEYS = {
 }
 
 
+def _paths(model: type[BaseModel], prefix: str = "") -> Iterable[str]:
+    for name, field in model.model_fields.items():
+        kinds = (field.annotation, *get_args(field.annotation))
+        if Path in kinds:
+            yield prefix + name
+        elif isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from _paths(field.annotation, f"{prefix}{name}.")
+
+
+PATHS = frozenset(_paths(Settings))
+"""settings whose values are paths"""
+
+
 def _without_nulls(values: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: _without_nulls(value) if isinstance(value, Mapping) else None if value in ("null", "") else value
         for key, value in values.items()
     }
-
-
-def _check_needs(settings: Settings) -> None:
-    """What a variant needs and is not given stops here, before anything is opened."""
-    name = f"{settings.stage} {settings.variant}"
-    if settings.needs_boxes and settings.boxes is None:
-        raise UsageError(f"{name} works on study boxes and was given none", do="add boxes=TABLE or boxes=cache")
-    if settings.stage == "slice_fracture" and settings.pseudo is None and settings.mode == "train":
-        raise UsageError(f"{name} trains on pseudo labels and was given none", do="add pseudo=TABLE")
-    if settings.stage == "study_fracture" and settings.backbone is None and settings.mode == "train":
-        raise UsageError(f"{name} freezes a slice_fracture backbone and was given none", do="add backbone=RUN")
-    if settings.data.eval_stride > settings.data.frames:
-        line = f"data.eval_stride={settings.data.eval_stride} leaves slices between windows of {settings.data.frames}"
-        raise UsageError(line, expected="at most data.frames")
-    if settings.data.resident == "gpu" and not settings.data.crop:
-        raise UsageError(f"data.resident=gpu keeps crops, and {name} has none", do="give data.resident=ram or disk")
-    if settings.data.resident == "gpu" and settings.data.on_error == "skip":
-        raise UsageError(
-            "data.resident=gpu reads everything first, so nothing can be skipped", do="leave data.on_error out"
-        )
-    if settings.data.bank and settings.stage != "study_fracture":
-        raise UsageError("data.bank keeps features of a frozen CNN", expected="stage=study_fracture")
-    if settings.data.bank and settings.model.batch_norm == "train":
-        raise UsageError("data.bank needs a CNN that never changes", expected="model.batch_norm=eval")
-    if settings.mode == "train" and settings.split == "all":
-        raise UsageError("split=all belongs to mode=predict", do="leave it out, or give mode=predict")
-    if settings.mode == "train" and settings.weights is not None:
-        raise UsageError("weights= belongs to mode=predict", do="leave it out, or give mode=predict")
-
-
-def _check_paths(settings: Settings) -> None:
-    given = {key: getattr(settings, key) for key in ("cache", "boxes", "pseudo", "backbone", "weights")}
-    for key, path in (given | {"model.weights_file": settings.model.weights_file}).items():
-        if path is None or path.exists() or (key == "boxes" and str(path) == "cache"):
-            continue
-        parent = path.absolute().parent
-        near = (
-            difflib.get_close_matches(path.name, [entry.name for entry in parent.iterdir()], n=1)
-            if parent.is_dir()
-            else []
-        )
-        raise UsageError(
-            "no such path", where=f"{key}={path}", do=f"did you mean {parent / near[0]}?" if near else None
-        )

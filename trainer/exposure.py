@@ -4,12 +4,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from cache_schema.errors import CspineError
-from cache_schema.tables import table_meta, write_table
+from cache_schema.errors import CacheError, CspineError
+from cache_schema.tables import own_meta, write_table
 from trainer.config import Settings
-from trainer.identity import MODEL_FILE, PREDICTIONS, model_key, run_name
+from trainer.damaged import tell
+from trainer.identity import PREDICTIONS, model_key, run_name
 from trainer.inputs import Inputs
 from trainer.tables import lineage
+from trainer.weights import MODEL_FILE
 
 
 def of_run(settings: Settings, inputs: Inputs) -> pd.DataFrame:
@@ -17,7 +19,9 @@ def of_run(settings: Settings, inputs: Inputs) -> pd.DataFrame:
     name = run_name(settings.run_dir)
     if settings.mode == "predict":
         weights = settings.weights or settings.run_dir
-        seen = [kept(weights) if weights == settings.run_dir else lineage.of_weights(name, kept(weights))]
+        # new studies are predicted all the same by weights of which nobody knows any longer what they have seen
+        held = of_finished(weights) if settings.split == "held_out" else kept(weights)
+        seen = [held if weights == settings.run_dir else lineage.of_weights(name, held)]
     else:
         seen = _of_training(name, settings, inputs)
     if settings.needs_boxes:
@@ -45,7 +49,7 @@ def _of_training(name: str, settings: Settings, inputs: Inputs) -> list[pd.DataF
             seen.append(lineage.unknown(name, f"pseudo={settings.pseudo.name}"))
         seen.append(lineage.into_weights(name, pseudo, rows=ids))
     if settings.backbone is not None and settings.stage == "study_fracture":
-        seen.append(lineage.into_weights(name, kept(settings.backbone), role="backbone"))
+        seen.append(lineage.into_weights(name, of_finished(settings.backbone), role="backbone"))
     if settings.needs_boxes:
         seen.append(lineage.into_weights(name, _boxes(settings), rows=ids))
     return seen
@@ -64,14 +68,27 @@ def keep(settings: Settings, key: str, exposure: pd.DataFrame) -> None:
     )
 
 
+def of_finished(run_dir: Path) -> pd.DataFrame:
+    """What lies beside a finished run's weights, or beside its predictions with another run's.
+
+    Raises CacheError where it is gone or damaged: a run whose exposure nobody knows may not be scored.
+    """
+    key = model_key(run_dir) or own_meta(run_dir / PREDICTIONS)["inputs"].get("run")
+    if (found := lineage.kept_for_run(run_dir, key)) is None:
+        do = "run the run's own command again, which makes it anew"
+        raise CacheError("is gone, or another run's", where=run_dir / lineage.RUN_FILE, do=do)
+    return found
+
+
 def kept(run_dir: Path) -> pd.DataFrame:
-    """What lies beside a run's weights, or beside its predictions with another run's; `unknown` where nothing does."""
+    """The same; where it is gone or damaged, that is said, and the frame holds one row of kind `unknown`."""
     try:
-        key = model_key(run_dir) or table_meta(run_dir / PREDICTIONS)["inputs"].get("run")
-        found = lineage.kept_for_run(run_dir, key)
-    except CspineError:
-        found = None
-    return lineage.unknown(run_name(run_dir), MODEL_FILE) if found is None else found
+        return of_finished(run_dir)
+    except CspineError as error:
+        if isinstance(error.__context__, OSError) and not isinstance(error.__context__, FileNotFoundError):
+            raise  # it cannot be read just now, which is not to be kept as unknown for good
+        tell(error)
+        return lineage.unknown(run_name(run_dir), MODEL_FILE)
 
 
 def _boxes(settings: Settings) -> pd.DataFrame:

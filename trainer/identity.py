@@ -10,11 +10,13 @@ from typing import Any
 
 import yaml
 
-from cache_schema.errors import UsageError
-from cache_schema.tables import table_meta
+from cache_schema.errors import CacheError, UsageError
+from cache_schema.tables import own_meta
 from trainer.config import Settings
-from trainer.inputs import MODEL_FILE, Inputs, file_digest, weights_metadata
-from trainer.tables.lineage import kept_for_run
+from trainer.damaged import Damaged, tell
+from trainer.inputs import Inputs
+from trainer.tables.lineage import RUN_FILE, kept_for_run
+from trainer.weights import MODEL_FILE, TRAIN_AGAIN, file_digest, require_whole, weights_metadata
 
 VERSIONS = {"bbox": 2, "vertebrae": 2, "slice_fracture": 2, "study_fracture": 2}
 """raised when a stage computes something else from the same inputs"""
@@ -34,6 +36,8 @@ PICTURE = {
 """settings that a prediction must share with the training of its weights"""
 
 CONFIG_FILE, CHECKPOINT = "config.yaml", "checkpoint"
+CONFIG_DIGEST = b"digest: "
+"""how config.yaml's last line begins, which says what the lines before should be"""
 PREDICTIONS = "predictions.parquet"
 """of the held-out fold, by the run itself"""
 PREDICTIONS_OF_ALL = "predictions-all.parquet"
@@ -81,31 +85,66 @@ def run_name(run_dir: Path) -> str:
 
 
 def model_key(run_dir: Path) -> str | None:
+    """The key of the weights in a run's folder; None where there are none. Raises Damaged where they cannot be read."""
     path = run_dir / MODEL_FILE
     return weights_metadata(path).get("key") if path.is_file() else None
 
 
 def is_done(settings: Settings, inputs: Inputs, key: str) -> bool:
-    """Whether the run's folder already holds what the settings ask for."""
-    own = settings.mode == "train" or settings.weights in (None, settings.run_dir)
-    if (own and model_key(settings.run_dir) != key) or kept_for_run(settings.run_dir, key) is None:
+    """Whether the run's folder already holds what the settings ask for. What is damaged is named and is not done."""
+    try:
+        return check_done(settings, inputs, key, weights_too=True)
+    except CacheError as error:
+        tell(f"{error}: so {run_name(settings.run_dir)} is not done")
+        return False
+
+
+def check_done(settings: Settings, inputs: Inputs, key: str, *, weights_too: bool) -> bool:
+    """The same; raises CacheError for the first file that is damaged, or is gone while the weights are there.
+
+    weights_too: whether the tensors of its own weights are compared with their digest, which takes a while.
+    """
+    run_dir, own = settings.run_dir, settings.mode == "train" or settings.weights in (None, settings.run_dir)
+    if own and model_key(run_dir) != key:
+        return False
+    if settings.mode == "train" and (recorded_config(run_dir) or {}).get("key") != key:
+        raise Damaged("is gone, or another run's", where=run_dir / CONFIG_FILE)
+    if own and weights_too:
+        require_whole(run_dir / MODEL_FILE)
+    if kept_for_run(run_dir, key) is None:
+        if own:
+            raise Damaged("is gone, or another run's", where=run_dir / RUN_FILE)
         return False
     predicts_nothing = settings.fold == "all" and settings.split == "held_out"
     path = predictions_path(settings)
-    return predicts_nothing or (
-        path.is_file() and table_meta(path)["inputs"] == prediction_inputs(settings, inputs, key)
-    )
+    return predicts_nothing or (path.is_file() and own_meta(path)["inputs"] == prediction_inputs(settings, inputs, key))
+
+
+def weights_config(run: Path) -> tuple[dict[str, str], dict[str, Any]]:
+    """(metadata, settings) of a run's weights. Raises UsageError for those of another program, or of another version of
+    their stage, which would compute something else; Damaged for what cannot be read."""
+    path = run / MODEL_FILE
+    metadata = weights_metadata(path)
+    if "key" not in metadata:
+        raise UsageError("holds weights of another program", where=run, expected="a run of this trainer")
+    try:
+        config = json.loads(metadata["config"])
+        stage, now = config["stage"], str(VERSIONS[config["stage"]])
+    except (ValueError, KeyError, TypeError):
+        raise Damaged("does not say how it was trained", where=path, do=TRAIN_AGAIN) from None
+    if (version := metadata.get("version")) != now:
+        what = f"was trained by version {version} of {stage}" if version else f"says no version of {stage}"
+        raise UsageError(what, where=path, expected=f"version {now}", do=TRAIN_AGAIN)
+    return metadata, config
 
 
 def check_weights(settings: Settings, pixel_hash: str, run: Path, *, stage: str) -> str:
     """The key of a finished run that fits: of this stage and these pictures, these pixels (of a cache), and this fold.
 
-    Raises UsageError naming what differs. Another fold's weights have seen what this fold holds out.
+    Raises UsageError naming what differs, and as `weights_config`; Damaged where tensors or metadata do not match their
+    digest. Another fold's weights have seen what this fold holds out.
     """
-    metadata = weights_metadata(run / MODEL_FILE)
-    if "key" not in metadata:
-        raise UsageError("holds weights of another program", where=run, expected="a run of this trainer")
-    config = json.loads(metadata["config"])
+    metadata, config = weights_config(run)
     own = settings.dump()
     pairs = [("stage", config["stage"], stage), ("variant", config["variant"], settings.variant)]
     if settings.split == "held_out":
@@ -122,29 +161,29 @@ def check_weights(settings: Settings, pixel_hash: str, run: Path, *, stage: str)
             raise UsageError(
                 f"was trained with {name}={theirs}", where=run, expected=f"{name}={ours}", do="give the run that fits"
             )
+    require_whole(run / MODEL_FILE)
     return metadata["key"]
 
 
+def config_file(values: dict[str, Any]) -> bytes:
+    """config.yaml, with its digest at the end."""
+    text = yaml.safe_dump(values, sort_keys=False).encode()
+    return text + CONFIG_DIGEST + hashlib.sha256(text).hexdigest().encode() + b"\n"
+
+
 def recorded_config(run_dir: Path) -> dict[str, Any] | None:
-    """config.yaml as the run wrote it, with its `key`; None where there is none."""
+    """config.yaml as the run wrote it, with its `key`; None where there is none. Raises Damaged."""
     path = run_dir / CONFIG_FILE
     if not path.is_file():
         return None
+    data = path.read_bytes()
+    text = data.rpartition(CONFIG_DIGEST)[0]
     try:
-        config = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError):
-        config = None
-    if not isinstance(config, dict) or "key" not in config:
-        raise UsageError("is not what a run wrote", where=path, do="move the run's folder away")
+        config = yaml.safe_load(text)
+        same = data == text + CONFIG_DIGEST + hashlib.sha256(text).hexdigest().encode() + b"\n"
+    except (yaml.YAMLError, ValueError):
+        same = False
+    if not same or "key" not in config:
+        do = "run what it is of again, which makes it anew"
+        raise Damaged("is not what a run wrote, as its last line says it", where=path, do=do)
     return config
-
-
-def set_aside(run_dir: Path, key: str) -> Path | None:
-    """A folder that holds a run of another key is renamed, not overwritten. Returns where it went."""
-    recorded = recorded_config(run_dir)
-    if recorded is None or recorded["key"] == key:
-        return None
-    name, number = f".stale-{run_dir.name}-{recorded['key'][:8]}", 1
-    while run_dir.with_name(name if number == 1 else f"{name}-{number}").exists():
-        number += 1
-    return run_dir.rename(run_dir.with_name(name if number == 1 else f"{name}-{number}"))

@@ -5,13 +5,13 @@ Nothing here imports torch.
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from safetensors import SafetensorError, safe_open
 
 from cache_schema import LEVELS, TARGETS, Cache, Study
 from cache_schema.columns import STUDY_BOX
@@ -20,18 +20,20 @@ from cache_schema.tables import read_table, table_meta
 from trainer.config import Settings
 from trainer.tables.boxes import BOX, FULL_FRAME
 from trainer.tables.pseudo import DECIMALS, FRACTURES
+from trainer.weights import MODEL_FILE, weights_digest
 from trainer.words import nearest
 
-MODEL_FILE = "model.safetensors"
-"""a finished run's weights"""
+FROM_RUNS = "make it from {} runs of this cache that hold all its folds out: python -m trainer.tables RUNS cache=CACHE"
+"""what helps where a table does not fit the cache"""
 
 
 class Inputs:
     """Opened once per process. Raises UsageError for what the settings name and is not there."""
 
-    def __init__(self, settings: Settings, cache: Cache | None = None):
-        """cache: the one that the settings name, where it is open already."""
-        self.settings = settings
+    def __init__(self, settings: Settings, cache: Cache | None = None, standing: Mapping[str, str] | None = None):
+        """cache: the one that the settings name, where it is open already. standing: digests, by the names of
+        `training_digests`, that stand for tables or a backbone that are no longer there."""
+        self.settings, self.standing = settings, standing or {}
         self.cache = cache or Cache(settings.cache)
         self.index = self.cache.index.set_index("id", drop=False)
         labels = self.cache.labels
@@ -119,7 +121,7 @@ class Inputs:
             table = _read(path, ["id", *columns])
         where = f"boxes={path}"
         if table["id"].duplicated().any() or table[columns].isna().any().any():
-            raise UsageError("holds a study twice or without a box", where=where, do="make the table again")
+            raise UsageError("holds a study twice or without a box", where=where, do=FROM_RUNS.format("bbox"))
         whole = table["source"].eq(FULL_FRAME).to_numpy() if "source" in table.columns else None
         table = table.set_index("id")[columns].astype(int)
         known = table.join(self.index[["rows", "columns", "slices"]], how="inner").astype(int)
@@ -128,7 +130,7 @@ class Inputs:
         fits &= (known["z_from"] >= 0) & (known["z_from"] < known["z_to"]) & (known["z_to"] <= known["slices"])
         if not fits.all():
             raise UsageError(
-                f"the box of {known.index[~fits][0]} lies outside its study", where=where, do="make the table again"
+                f"the box of {known.index[~fits][0]} lies outside its study", where=where, do=FROM_RUNS.format("bbox")
             )
         if whole is not None:
             return table.assign(found=~whole)
@@ -155,7 +157,7 @@ class Inputs:
                 where=f"boxes={self.settings.boxes}",
                 do="run: preprocess set-boxes CACHE TABLE"
                 if str(self.settings.boxes) == "cache"
-                else "make the table again",
+                else FROM_RUNS.format("bbox"),
             )
 
     @cached_property
@@ -172,7 +174,7 @@ class Inputs:
                 slices = int(self.index.at[id, "slices"])
                 if rows["z_index"].max() >= slices or rows["z_index"].duplicated().any():
                     line = f"{id} has a slice twice, or one beyond its {slices}"
-                    raise UsageError(line, where=f"pseudo={self.settings.pseudo}", do="make the table again")
+                    raise UsageError(line, where=f"pseudo={self.settings.pseudo}", do=FROM_RUNS.format("vertebrae"))
                 values = np.full((slices, 14), np.nan, np.float32)
                 values[rows["z_index"].to_numpy()] = rows[[*LEVELS, *FRACTURES]].to_numpy(np.float64).round(DECIMALS)
                 found[id] = values
@@ -217,14 +219,19 @@ class Inputs:
         return parts
 
     def _source_digests(self, *, training: bool) -> dict[str, str]:
-        settings, parts = self.settings, {}
-        if settings.needs_boxes:
+        settings, used = self.settings, {"boxes"} | ({"pseudo", "backbone"} if training else set())
+        parts = {name: digest for name, digest in self.standing.items() if name in used}
+        if settings.needs_boxes and "boxes" not in parts:
             parts["boxes"] = digest_rows(self.boxes.reset_index().itertuples(index=False))
-        if training and settings.stage == "slice_fracture" and settings.pseudo is not None:
+        if training and settings.stage == "slice_fracture" and settings.pseudo is not None and "pseudo" not in parts:
             parts["pseudo"] = table_meta(settings.pseudo)["digest"]
-        if training and settings.stage == "study_fracture" and settings.backbone is not None:
-            weights_metadata(settings.backbone / MODEL_FILE)
-            parts["backbone"] = file_digest(settings.backbone / MODEL_FILE)
+        if (
+            training
+            and settings.stage == "study_fracture"
+            and settings.backbone is not None
+            and "backbone" not in parts
+        ):
+            parts["backbone"] = weights_digest(settings.backbone / MODEL_FILE)
         return parts
 
     def require_unchanged(self) -> None:
@@ -238,23 +245,6 @@ class Inputs:
             self.cache.check_fresh(id)
 
 
-def weights_metadata(path: Path) -> dict[str, str]:
-    """What a weights file says about itself; read without torch."""
-    if not path.is_file():
-        raise UsageError("no finished run", where=path.parent, expected=f"a folder with {MODEL_FILE}")
-    try:
-        with safe_open(path, framework="np") as file:
-            return file.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise UsageError(f"cannot be read as weights ({error})", where=path, do="train it again") from None
-
-
-def file_digest(path: Path) -> str:
-    """sha256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _whole(studies: pd.DataFrame) -> np.ndarray:
     """(n, 6) the boxes that hold each whole study. studies: rows, columns, slices."""
     ends = {"x1": studies["columns"], "y1": studies["rows"], "z_to": studies["slices"]}
@@ -262,9 +252,18 @@ def _whole(studies: pd.DataFrame) -> np.ndarray:
 
 
 def digest_rows(rows: Iterable[tuple]) -> str:
-    """sha256 hex of rows of plain values."""
-    text = "\n".join(json.dumps([None if pd.isna(value) else str(value) for value in row]) for row in rows)
+    """sha256 hex of rows of plain values. Numbers count by what they are, not by how they are held: 0, 0.0, and Int8's 0."""
+    text = "\n".join(json.dumps([_plain(value) for value in row]) for row in rows)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _plain(value: Any) -> int | float | str | None:
+    if pd.isna(value):
+        return None
+    if isinstance(value, str):
+        return value
+    number = float(value)
+    return int(number) if number.is_integer() else number
 
 
 def _read(path: Path, columns: list[str]) -> pd.DataFrame:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cache_schema.documents import write_whole
+from cache_schema.errors import naming
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -18,17 +19,17 @@ class Journal:
         self.path = run_dir / METRICS_FILE
 
     def lines(self) -> list[dict[str, Any]]:
-        """What was written; a line that a kill cut short is left out."""
+        """What was written; a line that a kill cut short, or that is damaged, is left out."""
         if not self.path.is_file():
             return []
-        return [line for line in map(_parsed, self.path.read_text().splitlines()) if line is not None]
+        return [line for line in map(_parsed, self.path.read_text(errors="replace").splitlines()) if line is not None]
 
     def rewind(self, step: int) -> None:
         """Forgets what was logged after a step, before a run goes on from there."""
         self._keep(lambda line: line["step"] <= step)
 
     def append(self, step: int, values: dict[str, Any]) -> None:
-        with self.path.open("a") as file:
+        with naming(self.path), self.path.open("a") as file:
             file.write(json.dumps({"step": step, **_finite(values)}) + "\n")
 
     def score(self, step: int, scores: list[dict[str, Any]]) -> None:
@@ -52,6 +53,7 @@ def _finite(value: Any) -> Any:
 
 def _parsed(line: str) -> dict[str, Any] | None:
     try:
-        return json.loads(line)
+        found = json.loads(line)
     except ValueError:
         return None
+    return found if isinstance(found, dict) and isinstance(found.get("step"), int) else None

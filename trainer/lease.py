@@ -1,9 +1,9 @@
 """One holder at a time for what is being made under RUNS: a file with a heartbeat, on whatever file system they share."""
 
 import contextlib
-import fcntl
 import json
 import os
+import signal
 import socket
 import threading
 import uuid
@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from cache_schema.errors import UsageError
+from trainer.command import is_main
+from trainer.locks import LOCK, alone
 
 HEARTBEAT = 5.0
 """seconds between signs of life"""
@@ -59,30 +61,42 @@ def hold(path: Path, lost: Callable[[], None]) -> Iterator[str]:
     finally:
         stop.set()
         thread.join()
-        with _alone(path.parent):
+        # what is made is made; a lease that cannot be given back ends with this process
+        with contextlib.suppress(OSError), alone(path.parent):
             if _read(path).get("token") == token:
                 path.unlink()
+
+
+def hold_run(out: Path, name: str) -> contextlib.AbstractContextManager:
+    """Keeps a second process off the same run; one that lost it in a long sleep ends at once."""
+    if not is_main():
+        return contextlib.nullcontext()
+    return hold(lease_file(out, name), lost=lambda: os.kill(os.getpid(), signal.SIGTERM))
+
+
+def share(path: Path, token: str, pid: int) -> None:
+    """Keeps the lease of this token alive as long as that process of this machine lives, should its holder die before it."""
+    with alone(path.parent):
+        held = _read(path)
+        if held.get("token") == token:
+            _write(path, held | {"child": pid, "child_born": _born(pid)})
 
 
 def holder(path: Path) -> str | None:
     """Who holds the lease now, in words; None where nobody living does."""
     if not path.parent.is_dir():
         return None
-    with _alone(path.parent):
+    with alone(path.parent):
         return _living(path)
 
 
 def _take(path: Path) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     token = uuid.uuid4().hex
-    with _alone(path.parent):
+    with alone(path.parent):
         if other := _living(path):
             raise Held(f"is being made by {other}", where=path.stem, do="wait, or end it first")
-        beside = path.with_name(f".{path.name}.{token}")
-        beside.write_text(
-            json.dumps({"token": token, "machine": _machine(), "pid": os.getpid(), "born": _born("self")})
-        )
-        beside.replace(path)
+        _write(path, {"token": token, "machine": _machine(), "pid": os.getpid(), "born": _born("self")})
     return token
 
 
@@ -93,27 +107,31 @@ def _living(path: Path) -> str | None:
         return f"somebody whose lease cannot be read just now ({error.strerror})"
     if not held:
         return None
+    pid = held["pid"]
     if held["machine"] == _machine():
-        alive = _born(held["pid"]) == held["born"]
+        alive = _born(pid) == held["born"]
+        if not alive and "child" in held and _born(held["child"]) == held["child_born"]:
+            pid, alive = held["child"], True
     else:
         # both times by the file system's clock
-        alive = (path.parent / ".lock").stat().st_mtime - path.stat().st_mtime < SILENCE
-    return f"process {held['pid']} on {held['machine'].partition('/')[0]}" if alive else None
+        alive = (path.parent / LOCK).stat().st_mtime - path.stat().st_mtime < SILENCE
+    return f"process {pid} on {held['machine'].partition('/')[0]}" if alive else None
 
 
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    with (folder / ".lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        os.utime(lock.fileno())
-        yield
+def _write(path: Path, held: dict) -> None:
+    beside = path.with_name(f".{path.name}.{held['token']}")
+    beside.write_text(json.dumps(held))
+    beside.replace(path)
 
 
 def _read(path: Path) -> dict:
+    """What a holder wrote; empty where there is none, or it is damaged."""
     try:
-        return json.loads(path.read_text())
+        held = json.loads(path.read_text())
     except (FileNotFoundError, ValueError):
         return {}
+    whole = isinstance(held, dict) and {"token", "machine", "pid", "born"} <= held.keys()
+    return held if whole and isinstance(held["machine"], str) else {}
 
 
 def _machine() -> str:

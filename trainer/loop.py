@@ -10,7 +10,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-import yaml
 from accelerate.utils import broadcast, broadcast_object_list, gather_object
 from torch import nn
 
@@ -26,14 +25,13 @@ from trainer.data.loader import Batch, Loader
 from trainer.data.order import Place, Training
 from trainer.identity import (
     CONFIG_FILE,
-    MODEL_FILE,
+    VERSIONS,
     check_weights,
+    config_file,
     model_key,
     prediction_inputs,
     predictions_path,
     recorded_config,
-    run_name,
-    set_aside,
 )
 from trainer.inference import predict
 from trainer.inputs import Inputs
@@ -41,8 +39,10 @@ from trainer.journal import Journal
 from trainer.losses import counts, total
 from trainer.micro_batch import memory_in_one_line, share
 from trainer.optimiser import learning_rate, optimiser_of, set_step
+from trainer.run_folder import make_room, remove_checkpoints, write_config_again
 from trainer.session import Session
-from trainer.words import flat
+from trainer.tracking import Tracking
+from trainer.weights import MODEL_FILE
 
 FOLDER_SECONDS = 60
 """a network file system may show a folder that another machine has made so much later"""
@@ -60,6 +60,7 @@ class Run(Session):
         self.overflows = 0
         """steps just before this one that were skipped (fp16)"""
         self.journal = Journal(settings.run_dir)
+        self.tracking = Tracking(settings, self.accelerator, self.say)
 
     def train(self) -> None:
         """From scratch or from the checkpoint of this very run, to model.safetensors and what the fold holds out."""
@@ -76,6 +77,8 @@ class Run(Session):
         self._require_one_folder()
         self.require_same_inputs()
         if model_key(settings.run_dir) == self.key:
+            if self.is_main and recorded_config(settings.run_dir) is None:
+                write_config_again(settings.run_dir, self.key)
             checkpoint.load_weights(model, settings.run_dir / MODEL_FILE)
             self._finish(accelerator.prepare(model), last)
             return
@@ -249,8 +252,9 @@ class Run(Session):
                 if settings.split == "held_out" and self.inputs.eval_ids(segmented=self.inputs.segmented):
                     self._log_scores(table, step)
             self.say(f"done: {settings.run_dir}")
-        for tracker in self.accelerator.trackers:
-            tracker.finish()
+        self.tracking.close()
+        if self.is_main and settings.mode == "train":
+            remove_checkpoints(settings.run_dir)
 
     def _require_one_folder(self) -> None:
         """All processes must see the folder that the main one made, and go on from the same step."""
@@ -266,14 +270,13 @@ class Run(Session):
             )
 
     def _open_run_dir(self) -> dict[str, Any] | None:
-        """A run of other settings is set aside, never overwritten. Returns what this run chose, where it was begun."""
+        """A run of other settings, and what is damaged, is set aside, never overwritten. Returns what this run chose, where it
+        was begun."""
         run_dir, chosen = self.settings.run_dir, None
-        recorded_config(run_dir)  # where it is damaged, every process says so
         self.accelerator.wait_for_everyone()
         if self.is_main:
-            aside = set_aside(run_dir, self.key)
-            if aside:
-                self.say(f"{run_dir} held a run of other settings or inputs; it is now {aside}")
+            for line in (*make_room(run_dir, self.key), *checkpoint.set_damaged_aside(run_dir)):
+                self.say(line)
             run_dir.mkdir(parents=True, exist_ok=True)
             for unfinished in run_dir.glob(".*.part"):  # by a process that was killed over it
                 unfinished.unlink()
@@ -283,19 +286,13 @@ class Run(Session):
 
     def _write_config(self, choice: Choice) -> None:
         values = {"key": self.key, **self.settings.dump(), "chosen": asdict(choice)}
-        write_whole(self.settings.run_dir / CONFIG_FILE, yaml.safe_dump(values, sort_keys=False).encode())
+        write_whole(self.settings.run_dir / CONFIG_FILE, config_file(values))
 
     def _open_logs(self, step: int) -> None:
         """What was logged after a step is forgotten, here and in TensorBoard."""
-        tracker = self.settings.tracker
         if self.is_main:
             self.journal.rewind(step)
-        if tracker != "none":
-            name = run_name(self.settings.run_dir)
-            options = {"tensorboard": {"purge_step": step + 1}, "wandb": {"name": name}, "mlflow": {"run_name": name}}
-            # TensorBoard would keep settings as one more run, each time that this one goes on
-            project, config = ("tracker", None) if tracker == "tensorboard" else ("cspine", flat(self.settings.dump()))
-            self.accelerator.init_trackers(project, config, options)
+        self.tracking.open(step)
 
     def _batches(self, model: nn.Module, schedule: Training, micro: int, ids: list[str]) -> Loader:
         """Pictures for the network; with data.bank= their features, after those that are not yet kept were made."""
@@ -310,6 +307,7 @@ class Run(Session):
         settings = self.settings
         return {
             "key": self.key,
+            "version": str(VERSIONS[settings.stage]),
             "pixel_hash": self.inputs.cache.pixel_hash,
             "config": json.dumps(settings.dump(), sort_keys=True),
             "inputs": json.dumps(self.inputs.training_digests(), sort_keys=True),
@@ -319,7 +317,7 @@ class Run(Session):
 
     def _log(self, values: dict[str, float], step: int, last: int) -> None:
         """A line to metrics.jsonl and the tracker, and a shorter one to the terminal."""
-        self.accelerator.log(values, step=step)
+        self.tracking.log(values, step)
         if self.is_main:
             self.journal.append(step, values)
             left = (last - step) * self.settings.train.batch / values["items_per_second"]
@@ -331,7 +329,7 @@ class Run(Session):
             return
         scores = self.stage.scores(table)
         self.journal.score(step, [score._asdict() for score in scores])
-        self.accelerator.log({f"score/{score.metric}": score.value for score in scores}, step=step)
+        self.tracking.log({f"score/{score.metric}": score.value for score in scores}, step)
         for score in scores:
             beside = f"{score.baseline} {score.baseline_value:.4f}, ratio {score.ratio:.3f} on {score.n} studies"
             self.say(f"score: {score.metric} {score.value:.4f}, {beside}")

@@ -4,6 +4,11 @@ Boxes by the bbox runs of all data, averaged, or by every bbox run where there i
 them every study_fracture run, averaged: the path of a plan's tables, over studies that may have no labels.
 """
 
+if __name__ == "__main__":
+    from trainer.ending import answer_at_once
+
+    answer_at_once("interrupted")
+
 import os
 import sys
 from collections.abc import Mapping
@@ -19,9 +24,18 @@ from cache_schema.layout import GROUP, PIXEL_HASH, REPORT
 from cache_schema.tables import read_table, table_meta, write_table
 from trainer import exposure
 from trainer.command import one_of, say, serve
-from trainer.config import Settings, check_folder, check_keys, validate
-from trainer.identity import CONFIG_FILE, PREDICTIONS_OF_ALL, check_weights, recorded_config, run_name
+from trainer.config import Settings, check_keys, validate
+from trainer.ending import leave
+from trainer.identity import (
+    CONFIG_FILE,
+    PREDICTIONS_OF_ALL,
+    check_weights,
+    recorded_config,
+    run_name,
+    weights_config,
+)
 from trainer.inputs import MODEL_FILE
+from trainer.places import check_folder, is_inside
 from trainer.run import run
 from trainer.tables.boxes import report, study_boxes
 from trainer.tables.make import made_with
@@ -98,10 +112,15 @@ def predict_studies(
     predictions are there already are not made again. Raises CspineError, for what is wrong with models and settings
     before anything is decoded.
     """
-    check_folder(out)
+    for folder in (out, out / "runs"):
+        check_folder(folder)
     if not source.is_dir():
         raise UsageError("no such folder", where=f"source={source}", expected="DICOM files, or a cache")
     is_cache = (source / GROUP).is_file()
+    if is_inside(out / CACHE, source) and not is_cache:
+        raise UsageError(
+            f"lies in source={source}", where=f"out={out}", expected="a folder outside, for scans are only read"
+        )
     place = source if is_cache else out / CACHE
     pixel_hash = Cache(source).pixel_hash if is_cache else PIXEL_HASH
     used = [of_all_data(finished_runs(models, "bbox")), finished_runs(models, "study_fracture")]
@@ -156,6 +175,7 @@ def _settings(runs: list[Path], cache: Path, pixel_hash: str, out: Path, given: 
     """Of each run's prediction. Raises UsageError where its weights do not fit, or two would write to one place."""
     found: dict[Path, Settings] = {}
     for weights in runs:
+        weights_config(weights)  # of an older version its other files are too
         settings = _settings_of(weights, cache, out, given)
         check_weights(settings, pixel_hash, weights, stage=settings.stage)
         if (twin := found.setdefault(settings.run_dir, settings)) is not settings:
@@ -226,4 +246,4 @@ def _digests(found: Mapping[Path, pd.DataFrame]) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

@@ -3,19 +3,24 @@
 Settings are checked, and a finished run is recognised, before torch is imported.
 """
 
-import os
-import signal
 import sys
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     # started as a file: its neighbours `config`, `data` and `stages` must not become top-level modules
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+if __name__ == "__main__":
+    from trainer.ending import answer_at_once, end_with_launcher
+
+    answer_at_once("interrupted")
+    end_with_launcher()
+
 from cache_schema import Cache
 from trainer.command import is_main, one_of, say, serve
 from trainer.config import STAGES, Settings, load, shown
+from trainer.ending import leave
+from trainer.words import assignments
 
 HELP = f"""usage: accelerate launch trainer/run.py stage={"|".join(STAGES)} [variant=NAME] cache=CACHE out=RUNS
            [mode=train|predict] [show=true] [fold=0|all] [seed=1] [boxes=TABLE|cache] [pseudo=TABLE] [backbone=RUN] [weights=RUN]
@@ -25,7 +30,6 @@ On one CPU, or one GPU, `python trainer/run.py ...` does the same without the la
 Settings: defaults < configs/<stage>.yaml < its variant < config=FILE < command line; sections are model, data, augment, train.
 show=true prints all of a run's settings and stops; what they mean stands beside them in trainer/config.py.
 Exit status: 0 done, 1 a check failed, 2 a wrong setting or nothing to do."""
-SHOW = "show"
 
 
 def run(settings: Settings, cache: Cache | None = None) -> Path:
@@ -33,8 +37,10 @@ def run(settings: Settings, cache: Cache | None = None) -> Path:
 
     cache: the settings' own, opened before, so that several runs are of one index."""
     from trainer import exposure
-    from trainer.identity import check_weights, is_done, run_key
+    from trainer.identity import check_weights, is_done, run_key, run_name
     from trainer.inputs import Inputs
+    from trainer.lease import hold_run
+    from trainer.run_folder import remove_checkpoints
 
     inputs = Inputs(settings, cache)
     predicting = settings.mode == "predict"
@@ -46,6 +52,8 @@ def run(settings: Settings, cache: Cache | None = None) -> Path:
     )
     inputs.require_unchanged()
     if is_done(settings, inputs, key):
+        if not predicting and is_main():
+            remove_checkpoints(settings.run_dir)
         say(f"already done: {settings.run_dir}")
         return settings.run_dir
     seen = exposure.of_run(settings, inputs)
@@ -53,7 +61,7 @@ def run(settings: Settings, cache: Cache | None = None) -> Path:
 
     from trainer.loop import Run
 
-    with _lease(settings):
+    with hold_run(settings.out, run_name(settings.run_dir)):
         task = Run(settings, inputs, key, seen)
         if predicting:
             task.predict_from(weights)
@@ -62,24 +70,14 @@ def run(settings: Settings, cache: Cache | None = None) -> Path:
     return settings.run_dir
 
 
-def _lease(settings: Settings) -> AbstractContextManager:
-    """Keeps a second process off the same run; one that lost it in a long sleep ends at once."""
-    from trainer.identity import run_name
-    from trainer.lease import hold, lease_file
-
-    if not is_main():
-        return nullcontext()
-    return hold(lease_file(settings.out, run_name(settings.run_dir)), lost=lambda: os.kill(os.getpid(), signal.SIGTERM))
-
-
 def main(words: list[str]) -> int:
     return serve(words, HELP, _main, "interrupted: the same command goes on from the last checkpoint")
 
 
 def _main(words: list[str]) -> None:
-    asked = [word for word in words if word.lstrip("-").startswith(f"{SHOW}=")]
+    asked = [word for word in words if word.lstrip("-").startswith("show=")]
     words = [word for word in words if word not in asked]
-    if asked and one_of({SHOW: asked[-1].partition("=")[2]}, SHOW, ("true", "false")) == "true":
+    if one_of(assignments(asked), "show", ("false", "true")) == "true":
         say(shown(words))
     else:
         run(load(words))
@@ -96,4 +94,4 @@ if __name__ == "__main__":
     status = main(sys.argv[1:])
     if not status:
         close()  # others may still be in the middle of an exchange with a process that failed
-    sys.exit(status)
+    leave(status)

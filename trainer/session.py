@@ -132,8 +132,17 @@ def accelerator(settings: Settings) -> Accelerator:
     precision = ("fp16" if gpu else "no") if train.precision == "auto" else train.precision
     if (asked := os.environ.get("ACCELERATE_MIXED_PRECISION", "no")) not in ("no", precision):
         say(f"train.precision={precision} counts, not the launcher's mixed_precision={asked}")
+    if precision == "fp16" and not gpu:
+        raise UsageError("train.precision=fp16 needs a GPU, and there is none here", expected="no, bf16 or auto")
     # Accelerate keeps the first run's precision for the whole process; its process group stays
     AcceleratorState._reset_state()
+    try:
+        return _accelerator(settings, precision, gpu)
+    except ValueError as error:
+        raise UsageError(f"train.precision={precision} cannot be had here ({error})", expected="no or auto") from None
+
+
+def _accelerator(settings: Settings, precision: str, gpu: bool) -> Accelerator:
     return Accelerator(
         cpu=not gpu,
         mixed_precision=precision,

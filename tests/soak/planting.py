@@ -55,8 +55,9 @@ class Plant:
         path = os.path.abspath(os.fsdecode(arguments[0]))
         if not any(path == folder or path.startswith(folder + os.sep) for folder in self.folders):
             return
-        self.seen = next(self._numbers)
-        if self.seen == self.nth:
+        number = next(self._numbers)  # others may count in threads of their own meanwhile
+        self.seen = max(self.seen, number)
+        if number == self.nth:
             raise OSError(self.reason, os.strerror(self.reason), path)
 
 

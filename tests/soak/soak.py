@@ -13,7 +13,9 @@ from pathlib import Path
 
 from damage import damage
 from deaths import WAYS, die_among_the_sound
+from endings import end_plans
 from faults import BUILDS, COMMANDS, Places, plant_faults
+from flips import flip_everything, make_plan
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 from kills import kill_builds
@@ -22,12 +24,27 @@ from memory import peak_of_a_build
 from mutations import build_mutations
 from pytest import fail
 from tiny_rsna import write_rsna
-from trainings import kill_all_stages
+from trainer_faults import COMMANDS as TRAINER_COMMANDS
+from trainer_faults import Places as TrainerPlaces
+from trainer_faults import plant_trainer_faults
+from trainings import kill_all_stages, write_inputs
 
 from preprocess.build import build_cache
 from preprocess.cluster import local_cluster
 
-TRIALS = ["faults", "damage", "memory", "machine", "mutations", "deaths", "kills", "trainings"]
+TRIALS = [
+    "faults",
+    "damage",
+    "memory",
+    "machine",
+    "mutations",
+    "deaths",
+    "kills",
+    "trainings",
+    "flips",
+    "trainer-faults",
+    "endings",
+]
 SECONDS_AT_MOST, MB_AT_MOST, GROWTH_AT_MOST = 10, 1024, 1.10
 
 Row = tuple[str, str, bool]
@@ -41,10 +58,13 @@ def main() -> int:
     parser.add_argument(
         "--launches", type=int, default=10, help="of each build, in each of whose processes something fails"
     )
+    parser.add_argument("--trainer-faults", type=int, default=50, help="failures of the system in each trainer command")
     parser.add_argument("--flips", type=int, default=200)
+    parser.add_argument("--run-flips", type=int, default=200, help="in what a plan has made")
     parser.add_argument("--deletions", type=int, default=50)
     parser.add_argument("--mutations", type=int, default=2000)
     parser.add_argument("--deaths", type=int, default=20, help="runs with deadly tasks, on one worker and on four each")
+    parser.add_argument("--endings", type=int, default=50, help="of plans, in every way")
     parser.add_argument("--runs", type=int, default=20, help="of the state machine")
     parser.add_argument("--steps", type=int, default=30, help="of each of its runs")
     parser.add_argument("--slices", type=int, default=1000, help="of the longer study whose memory is measured")
@@ -64,6 +84,9 @@ def main() -> int:
             "deaths": lambda: _deaths(given),
             "kills": lambda: _kills(source, folder, scheduler, given),
             "trainings": lambda: _trainings(folder, given),
+            "endings": lambda: end_plans(folder / "endings", given.endings, given.seed),
+            "trainer-faults": lambda: _trainer_faults(folder / "trainer-faults", given.trainer_faults),
+            "flips": lambda: _flips(folder / "flips", given),
         }
         good = True
         for name in given.only:
@@ -178,6 +201,28 @@ def _trainings(folder: Path, given: argparse.Namespace) -> list[Row]:
         what = f"{done.kills} kills of {done.trainings} trainings of {stage} ({done.too_late} more had ended)"
         seen = f"{done.differing} ended with other weights, {done.logs_differing} logged other steps"
         rows.append((what, seen, not done.differing and not done.logs_differing))
+    return rows
+
+
+def _flips(folder: Path, given: argparse.Namespace) -> list[Row]:
+    write_inputs(folder / "inputs", count=6, slices=30)
+    done = flip_everything(make_plan(folder / "plan", folder / "inputs/cache"), given.run_flips, given.seed)
+    for line in done.wrong:
+        print(line)
+    what = f"{done.flips} flipped bits below RUNS: named or made again, and the tables the same"
+    seen = f"{len(done.unnamed)} neither, {len(done.silent)} changed a table, {len(done.broken)} stopped something"
+    return [(what, seen, not done.wrong)]
+
+
+def _trainer_faults(folder: Path, count: int) -> list[Row]:
+    write_inputs(folder / "inputs", count=6, slices=30)
+    places, rows = TrainerPlaces.make(folder / "places", folder / "inputs/cache"), []
+    for name in TRAINER_COMMANDS:
+        failed = plant_trainer_faults(places, name, count)
+        for line in failed.wrong:
+            print(line)
+        what = f"{failed.tried} failures of the system in {name}: one line, and mended by the next run"
+        rows.append((what, f"{len(failed.wrong)} not", bool(failed.tried) and not failed.wrong))
     return rows
 
 

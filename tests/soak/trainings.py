@@ -44,12 +44,14 @@ def kill_all_stages(folder: Path, count: int, seed: int = 0) -> dict[str, Killed
     inputs = write_inputs(folder / "inputs", count=6, slices=30)
     killed = {}
     for stage, epochs in EPOCHS.items():
-        words = [f"stage={stage}", *inputs, *SMALL.split(), f"train.epochs={epochs}", "train.batch=4", "micro_batch=2"]
+        batch = 2 if stage == "study_fracture" else 4
+        words = [f"stage={stage}", *inputs, *SMALL.split(), f"train.epochs={epochs}", f"train.batch={batch}"]
+        words.append("micro_batch=2")
         words = [word for word in words if stage == "slice_fracture" or not word.startswith("pseudo=")]
         if stage == "vertebrae":
             words.append("variant=04A")
         if stage == "study_fracture":
-            words += [f"backbone={folder / 'slice_fracture/whole/slice_fracture-04F/fold0-seed1'}", "train.batch=2"]
+            words += [f"backbone={folder / 'slice_fracture/whole/slice_fracture-04F/fold0-seed1'}"]
         killed[stage] = kill_trainings(words, folder / stage, count, seed)
     return killed
 

@@ -97,3 +97,26 @@ def pseudo(tiny_cache, tmp_path_factory):
         path, pseudo_labels(pd.concat([known, *other], ignore_index=True).fillna(0.0), cache.labels), "truth", {}
     )
     return path
+
+
+@pytest.fixture(scope="session")
+def chain(tiny_cache, tiny_settings, tmp_path_factory):
+    """(RUNS, stage -> run folders) of the whole pipeline over both folds."""
+    from trainer import train
+    from trainer.tables import make
+
+    out = tmp_path_factory.mktemp("runs")
+    cache, common = Cache(tiny_cache), dict(cache=tiny_cache, out=out, config=tiny_settings)
+    runs = {"bbox": [train(stage="bbox", fold=fold, **common) for fold in (0, 1)]}
+    assert make.make("study_boxes", out, cache, runs["bbox"])
+    common["boxes"] = out / "tables/study_boxes.parquet"
+    runs["vertebrae"] = [train(stage="vertebrae", variant="04A", fold=fold, **common) for fold in (0, 1)]
+    make.make("vertebra_ratios", out, cache, runs["vertebrae"])
+    make.make("pseudo_labels", out, cache, [])
+    pseudo = out / "tables/pseudo_labels.parquet"
+    runs["slice_fracture"] = [train(stage="slice_fracture", fold=fold, pseudo=pseudo, **common) for fold in (0, 1)]
+    runs["study_fracture"] = [
+        train(stage="study_fracture", fold=fold, backbone=runs["slice_fracture"][fold], **common) for fold in (0, 1)
+    ]
+    make.make("study_predictions", out, cache, runs["study_fracture"])
+    return out, runs

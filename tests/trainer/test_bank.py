@@ -1,5 +1,7 @@
 """Features kept on disk stand for the pictures they were made from."""
 
+import hashlib
+from pathlib import Path
 from threading import Thread
 
 import numpy as np
@@ -9,7 +11,7 @@ from safetensors.numpy import load_file
 from cache_schema.errors import UsageError
 from cache_schema.tables import read_table
 from trainer import train
-from trainer.bank import write_features
+from trainer.bank import read_features, write_features
 
 
 @pytest.fixture(scope="module")
@@ -69,3 +71,39 @@ def test_two_runs_may_write_the_same_features_at_once(tmp_path):
     for writer in writers:
         writer.join()
     assert not failed and np.array_equal(np.load(path), features) and list(path.parent.iterdir()) == [path]
+
+
+class Hostile:
+    """Whoever unpickles it makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_features_that_are_damaged_are_made_again_with_a_line_and_a_pickle_among_them_runs_nothing(
+    given, tmp_path, capsys
+):
+    one = {"data.bank": 1, "train.batch": 1, "train.micro_batch": 1}
+    first = train(out=tmp_path / "runs", **given, **one)
+    files = sorted(tmp_path.glob("runs/bank/*/*.npy"))
+    before = [read_features(path) for path in files]
+    flipped, cut, hostile = files
+    data = bytearray(flipped.read_bytes())
+    data[len(data) // 2] ^= 1
+    flipped.write_bytes(data)
+    cut.write_bytes(cut.read_bytes()[:100])
+    np.save(hostile, np.array([Hostile(tmp_path / "touched")], object), allow_pickle=True)
+    data = hostile.read_bytes()
+    np.load(hostile, allow_pickle=True)
+    (tmp_path / "touched").unlink()  # so it would be run
+    hostile.write_bytes(data + hashlib.sha256(data).digest())
+    (first / "model.safetensors").unlink()
+    capsys.readouterr()
+    again = train(out=tmp_path / "runs", **given, **one)
+    said = capsys.readouterr().err
+    assert all(said.count(f"{path}: is gone or does not match its digest; it is made again") == 1 for path in files)
+    assert all(np.allclose(read_features(path), own, atol=1e-5) for path, own in zip(files, before, strict=True))
+    assert not (tmp_path / "touched").exists() and (again / "model.safetensors").is_file()

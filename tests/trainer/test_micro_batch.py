@@ -10,6 +10,7 @@ from trainer.autotune import Layout, fastest
 from trainer.choice import tune
 from trainer.config import load
 from trainer.data.items import Item
+from trainer.identity import config_file
 from trainer.inputs import Inputs
 from trainer.loop import Run
 from trainer.micro_batch import find, largest_that_fits
@@ -103,7 +104,7 @@ def test_a_choice_is_written_before_the_first_step_and_used_again(
     assert seen == [(1, {"micro_batch": 32, "channels_last": False, "compiled": False})]
     assert "micro_batch=auto: 16, by the stage's own settings; nothing is tried on a CPU" in capsys.readouterr().out
     written["chosen"]["micro_batch"] = 4
-    path.write_text(yaml.safe_dump(written))
+    path.write_bytes(config_file(written))
     with pytest.raises(InterruptedError):
         train(**common)
     assert seen[1][0] == 16 // 4

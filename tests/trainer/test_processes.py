@@ -47,12 +47,12 @@ def test_two_processes_train_and_predict_as_one_does(tiny_cache, tiny_settings, 
         words = [f"stage={stage}", f"out={out}", *common, *needs.get(stage, []), *backbone]
         if stage == "slice_fracture":  # two passes a step, whose counts differ between the processes
             words.append(f"train.micro_batch={1 if out.name == 'two' else 2}")
-        return [*words, f"train.epochs={EPOCHS[stage]}"]
+        return once([*words, f"train.epochs={EPOCHS[stage]}"])
 
     def prediction(stage, out):
         words = training(stage, tmp_path / "two")
         weights = load(words, must_exist=False).run_dir
-        return [*words, f"out={out}", "mode=predict", "split=all", f"weights={weights}"]
+        return once([*words, f"out={out}", "mode=predict", "split=all", f"weights={weights}"])
 
     both = [make(stage, tmp_path / "two") for stage in EPOCHS for make in (training, prediction)]
     (tmp_path / "stages.txt").write_text("\n".join(" ".join(words) for words in both))
@@ -73,6 +73,11 @@ def test_two_processes_train_and_predict_as_one_does(tiny_cache, tiny_settings, 
     resumed = train(**as_keywords(training(stage, again)))
     assert "resuming at step" in capfd.readouterr().out
     assert losses(resumed) == pytest.approx(losses(tmp_path / "one/vertebrae-04A/foldall-seed1"), rel=1e-5)
+
+
+def once(words):
+    """The last word of each key."""
+    return [f"{key}={value}" for key, value in as_keywords(words).items()]
 
 
 def as_keywords(words):

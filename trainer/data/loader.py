@@ -18,9 +18,11 @@ from cache_schema.store import ChangedStudy
 from trainer.config import DataSettings
 from trainer.data.draws import Draw
 from trainer.data.order import Place
+from trainer.data.readers import InReader, ReaderDied, Readers, require_alive
 from trainer.data.resident import Crops, ResidentSource
 from trainer.data.shared_memory import workers_with_room
 from trainer.data.source import Source
+from trainer.faults import refusal_in
 
 KINDS = {kind.__name__: kind for kind in (CspineError, CacheError, ChangedStudy, StaleStudy, UsageError)}
 
@@ -121,7 +123,7 @@ def dali_pictures(source: Any, batch: int, settings: DataSettings, device: torch
         raise UsageError(f"DALI cannot be imported ({error})", do="install it, or give data.loader=plain") from None
     gpu = device.type == "cuda"
     pipe = graph(
-        source,
+        InReader(source) if workers else source,
         settings.size,
         settings.interpolation,
         gpu,
@@ -135,42 +137,48 @@ def dali_pictures(source: Any, batch: int, settings: DataSettings, device: torch
         prefetch_queue_depth=2,
         seed=0,
     )
-    pipe.build()
+    readers = Readers()
+    with readers.starting() if workers else nullcontext():
+        pipe.build()
     # on the network's own stream the host might wait, with the copy, for all that the network has still to do
     side = torch.cuda.Stream(device) if gpu else None
-    while True:
-        try:
-            outputs, keys = pipe.run()
-        except StopIteration:
-            return
-        except CspineError:
-            raise
-        except Exception as error:
-            raise reading_error(error) from error
-        triplets = [tensor.shape()[0] for tensor in outputs]
-        with torch.cuda.stream(side) if gpu else nullcontext():
-            images = torch.empty((sum(triplets), *outputs[0].shape()[1:]), dtype=torch.float16, device=device)
-            for tensor, image in zip(outputs, images.split(triplets), strict=True):
-                feed_ndarray(tensor, image, cuda_stream=side)
-        if gpu:
-            torch.cuda.current_stream(device).wait_stream(side)
-            images.record_stream(torch.cuda.current_stream(device))
-        yield images, triplets, keys.as_array().ravel().tolist()
+    with readers.asked(pipe.run) as run:
+        while (found := _next(run)) is not None:
+            outputs, keys = found
+            triplets = [tensor.shape()[0] for tensor in outputs]
+            with torch.cuda.stream(side) if gpu else nullcontext():
+                images = torch.empty((sum(triplets), *outputs[0].shape()[1:]), dtype=torch.float16, device=device)
+                for tensor, image in zip(outputs, images.split(triplets), strict=True):
+                    feed_ndarray(tensor, image, cuda_stream=side)
+            if gpu:
+                torch.cuda.current_stream(device).wait_stream(side)
+                images.record_stream(torch.cuda.current_stream(device))
+            yield images, triplets, keys.as_array().ravel().tolist()
 
 
 def plain_pictures(source: Source, batch: int, settings: DataSettings, device: torch.device, workers: int) -> Pictures:
     from trainer.data import plain
 
-    pictures = plain.Pictures(source, settings).batches(batch, workers)
-    while True:
-        try:
-            found = next(pictures)
-        except StopIteration:
-            return
-        except CspineError as error:
-            raise reading_error(error) from error
-        images = [image for image, _ in found]
-        yield torch.cat(images).to(device), [len(image) for image in images], [key for _, key in found]
+    readers = Readers()
+    with readers.starting() if workers else nullcontext():
+        pictures = plain.Pictures(source, settings).batches(batch, workers)
+    with readers.asked(pictures.__next__) as following:
+        while (found := _next(following)) is not None:
+            images = [image for image, _ in found]
+            yield torch.cat(images).to(device), [len(image) for image in images], [key for _, key in found]
+
+
+def _next(call: Callable[[], Any]) -> Any:
+    """What it returns, None where there is no more. Raises what a reading process raised, or that one of them died."""
+    require_alive()
+    try:
+        return call()
+    except StopIteration:
+        return None
+    except ReaderDied:
+        raise
+    except Exception as error:
+        raise reading_error(error) from error
 
 
 def reading_error(error: Exception) -> Exception:
@@ -183,4 +191,6 @@ def reading_error(error: Exception) -> Exception:
         kind = KINDS.get(name.rpartition(".")[2])
         if colon and kind is not None:
             return kind(message)
+        if (refused := refusal_in(line)) is not None:
+            return refused
     return error

@@ -1,5 +1,10 @@
 """`python -m trainer.look`: contact sheets of what a model is shown, or figures of the tables that runs made."""
 
+if __name__ == "__main__":
+    from trainer.ending import answer_at_once
+
+    answer_at_once("interrupted")
+
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,8 +14,10 @@ import numpy as np
 from cache_schema import Cache
 from cache_schema.errors import UsageError
 from trainer.command import one_of, say, serve
-from trainer.config import STAGES, Settings, check_folder, load
-from trainer.words import flat, nearest, parse_assignments
+from trainer.config import STAGES, Settings, load
+from trainer.ending import leave
+from trainer.places import check_folder
+from trainer.words import flat, nearest, parse_assignments, whole
 
 HELP = f"""usage: python -m trainer.look stage={"|".join(STAGES)} [variant=NAME] cache=CACHE out=FOLDER
            [boxes=TABLE|cache] [pseudo=TABLE] [fold=0|all] [seed=1] [config=FILE] [section.key=value ...]
@@ -52,11 +59,11 @@ def _sheets(given: dict[str, str]) -> tuple[Path, list[str]]:
     if "out" not in given:
         raise UsageError("no out given", expected="out=FOLDER", do="see --help")
     own = {key: given.pop(key) for key in OWN if key in given}
-    settings = load(["backbone=.", *(f"{key}={value}" for key, value in given.items())])
+    settings = load(f"{key}={value}" for key, value in ({"backbone": "."} | given).items())
     predicting = settings.mode == "predict"
     draw = one_of(own, "draw", ("still",) if predicting else ("train", "still"))
-    count, slices = _whole(own, "items", 12), _whole(own, "slices", 6, least=3)
-    epoch, tile = _whole(own, "epoch", 0, least=0), _whole(own, "tile", 256, least=128)
+    count, slices = _whole(own, "items", 12), _whole(own, "slices", 6, least=3, most=1000)
+    epoch, tile = _whole(own, "epoch", 0, least=0, most=100_000), _whole(own, "tile", 256, least=128, most=2048)
 
     from trainer.look.pictures import shown
     from trainer.look.sheets import sheets
@@ -102,12 +109,9 @@ def _save(out: Path, name: str, pages: Iterable[np.ndarray]) -> list[str]:
     return made
 
 
-def _whole(given: dict[str, str], key: str, default: int, least: int = 1) -> int:
-    value = given.get(key, str(default))
-    if not value.isdecimal() or int(value) < least:
-        raise UsageError(f"{key}={value} does not fit", expected=f"a whole number from {least}")
-    return int(value)
+def _whole(given: dict[str, str], key: str, default: int, least: int = 1, most: int = 10_000) -> int:
+    return whole(given.get(key, str(default)), key, least, most)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

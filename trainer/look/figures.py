@@ -1,29 +1,41 @@
 """Which figures the tables and trainings under RUNS allow, each with its pages."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from cache_schema import Cache
+from cache_schema.errors import CacheError
 from cache_schema.tables import read_table
 from trainer.identity import PREDICTIONS
 from trainer.look import boxes, curves, learning
-from trainer.tables.make import held_out_runs
+from trainer.tables.finished import held_out_runs
 from trainer.tables.runs import mean_over_runs
 
 Pages = Iterator[np.ndarray]
+TABLES = ("study_boxes", "vertebra_ratios", "pseudo_labels", "study_predictions")
 
 
 def figures(runs: Path, cache: Cache | None, count: int) -> Iterator[tuple[str, Pages]]:
-    """(name, pages) of each. count: studies in the figures that show single ones, evenly spread over all sorted by id."""
-    known = {
-        name: read_table(path) if (path := runs / "tables" / f"{name}.parquet").is_file() else None
-        for name in ("study_boxes", "vertebra_ratios", "pseudo_labels", "study_predictions")
-    }
+    """(name, pages) of each. count: studies in the figures that show single ones, evenly spread over all sorted by id.
+
+    What is damaged is left out, and the first of it raised as CacheError once all else is drawn.
+    """
+    damaged: list[CacheError] = []
+
+    def whole(read: Callable[[Path], pd.DataFrame | None], path: Path) -> pd.DataFrame | None:
+        try:
+            return read(path)
+        except CacheError as error:
+            damaged.append(error)
+            return None
+
+    paths = {name: runs / "tables" / f"{name}.parquet" for name in TABLES}
+    known = {name: whole(read_table, path) if path.is_file() else None for name, path in paths.items()}
     ratios, study_boxes = known["vertebra_ratios"], known["study_boxes"]
-    tables = curves.Tables(**known, slice_fractures=slice_fractures(runs))
+    tables = curves.Tables(**known, slice_fractures=whole(slice_fractures, runs))
     over_z = ratios if ratios is not None else tables.slice_fractures
     if over_z is not None:
         yield "curves", curves.pages(tables, cache, _some(over_z, cache, count))
@@ -35,6 +47,8 @@ def figures(runs: Path, cache: Cache | None, count: int) -> Iterator[tuple[str, 
     histories = learning.histories(runs)
     if histories:
         yield "learning", iter([learning.page(histories)])
+    if damaged:
+        raise damaged[0]
 
 
 def slice_fractures(runs: Path) -> pd.DataFrame | None:

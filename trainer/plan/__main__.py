@@ -1,12 +1,18 @@
 """`python -m trainer.plan PLAN.yaml cache=CACHE out=RUNS [dry_run=true] [scheduler=tcp://HOST:PORT] [format=sh|slurm|json] ...`"""
 
+if __name__ == "__main__":
+    from trainer.ending import answer_at_once
+
+    answer_at_once("interrupted")
+
 import sys
 from pathlib import Path
 
 from cache_schema.errors import UsageError
 from trainer.command import one_of, serve, take
 from trainer.config import Settings
-from trainer.words import nearest
+from trainer.places import check_folder
+from trainer.words import nearest, split_files
 
 HELP = """usage: python -m trainer.plan PLAN.yaml cache=CACHE out=RUNS [dry_run=true] [scheduler=tcp://HOST:PORT]
            [format=sh|slurm|json] [costs=FILE] [only=NODE] [config=FILE] [tables.key=value ...] [section.key=value ...]
@@ -30,6 +36,7 @@ def main(words: list[str]) -> int:
 def _main(words: list[str]) -> None:
     from cache_schema import Cache
     from trainer.plan import formats
+    from trainer.plan.coverage import require_fed
     from trainer.plan.execute import run_plan
     from trainer.plan.graph import read_plan
     from trainer.plan.keys import cache_digests, node_keys, require_possible, require_unchanged, states
@@ -46,17 +53,25 @@ def _main(words: list[str]) -> None:
     # workers of a cluster start elsewhere
     place = Path.absolute if scheduler else Path
     path, cache_path, out = (place(Path(word)) for word in (file, own["cache"], own["out"]))
-    for key in {"config", "model.weights_file"} & given.keys():
-        given[key] = ",".join(str(place(Path(word))) for word in given[key].split(","))
+    if "config" in given:
+        given["config"] = ",".join(str(place(file)) for file in split_files(given["config"]))
+    if "model.weights_file" in given:
+        given["model.weights_file"] = str(place(Path(given["model.weights_file"])))
+    for name in ("tables", "logs", ".leases"):
+        check_folder(out / name)
     plan = read_plan(path, cache_path, out, [f"{key}={value}" for key, value in given.items()])
     if "only" in own and own["only"] not in (names := [node.name for node in plan.nodes]):
         raise UsageError(f"the plan has no {own['only']}", where=path, do=nearest(own["only"], names))
     costs = read_costs(plan, Path(own["costs"]) if "costs" in own else None)
     cache = Cache(cache_path)
 
+    if "only" not in own and (style or not dry_run):  # what one node needs may have been made by another plan
+        require_fed(plan, cache)
     if style not in ("sh", "slurm"):
         require_unchanged(plan, cache)
-    again = formats.again(path, [word for word in words if word.partition("=")[0] in ("cache", "out", *given)])
+    again = formats.again(
+        path, [word for word in words if word.lstrip("-").partition("=")[0] in ("cache", "out", *given)]
+    )
     if style == "sh":
         print(formats.as_shell(plan, again))
     elif style == "slurm":
@@ -68,6 +83,7 @@ def _main(words: list[str]) -> None:
         pool = LocalPool(plan.jobs)
         found = states(plan, cache)
         print(formats.listing(plan, costs, found, pool.slots, pool.spreads), flush=True)
+        require_fed(plan, cache)
         require_possible(plan, cache, found)
     else:
         run_plan(plan, cache, out, _pool(scheduler, plan.jobs), costs, own.get("only"))

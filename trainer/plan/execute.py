@@ -1,5 +1,6 @@
 """Runs a plan's graph: a node once what it needs is done, longest path first, skipping what is done and not stale."""
 
+import signal
 import time
 import traceback
 import uuid
@@ -8,14 +9,19 @@ from pathlib import Path
 
 from cache_schema import Cache
 from cache_schema.errors import CspineError
+from trainer.faults import in_one_line
 from trainer.lease import holder, lease_file
 from trainer.plan.graph import Node, Plan
 from trainer.plan.keys import DONE, state, states
-from trainer.plan.launch import Outcome, RunOrder, forget, log_file
+from trainer.plan.launch import Outcome, RunOrder, forget, forget_all, log_file
 from trainer.plan.pools import Pool
 from trainer.plan.schedule import Costs, best_widths, next_node, path_costs
+from trainer.run_folder import remove_checkpoints
 from trainer.tables import make
 
+SAID = ("error: ", "interrupted")
+"""how a run's own last line begins where it knows why it ends"""
+CRASHES = {signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV}
 POLL = 2.0
 """seconds between looks at runs that another process makes"""
 
@@ -61,6 +67,8 @@ class Execution:
                 self._make(node)
                 return  # what needs it may be ready now
             if state(node, self.plan, self.cache) == DONE:
+                forget_all(self.out, node.name)
+                remove_checkpoints(node.output)
                 self._end(node, True, "already done")
             else:
                 self.ready.append(node)
@@ -98,9 +106,7 @@ class Execution:
             scores = [f"\n    {line}" for line in outcome.last if line.startswith("score")]
             self._end(node, True, f"done in {outcome.seconds:.0f} s" + "".join(scores))
         else:
-            log = log_file(self.out, node.name)
-            line = f"failed after {outcome.seconds:.0f} s with status {outcome.status}; the end of {log}:"
-            self._end(node, False, "\n    ".join([line, *outcome.last]))
+            self._end(node, False, failure(outcome, log_file(self.out, node.name)))
 
     def _look_elsewhere(self) -> bool:
         """What another process has let go of is done, or to be made here. Returns whether there is any."""
@@ -114,11 +120,11 @@ class Execution:
         runs = [self.plan[name].output for name in node.needs if self.plan[name].is_run]
         try:
             made = make.make(node.name, self.out, self.cache, runs, self.plan.tables)
-        except CspineError as error:
-            self._end(node, False, f"failed: {error}")
         except Exception as error:  # one table ends alone, as a run does, and takes no training with it
-            traceback.print_exc()
-            self._end(node, False, f"failed: {type(error).__name__}: {error}")
+            line = in_one_line(error)
+            if line is None:
+                traceback.print_exc()
+            self._end(node, False, f"failed: {line or f'{type(error).__name__}: {error}'}")
         else:
             self._end(node, True, f"{'made' if made else 'already made'}: {node.output}")
 
@@ -131,6 +137,19 @@ class Execution:
     def _end(self, node: Node, well: bool, line: str) -> None:
         (self.done if well else self.failed).add(node.name)
         say(node, line)
+
+
+def failure(outcome: Outcome, log: Path) -> str:
+    """Why a run failed: in one line where it said so itself or was killed, else with the end of what it wrote."""
+    failed = f"failed after {outcome.seconds:.0f} s"
+    if outcome.status == 128 + signal.SIGKILL:
+        return f"{failed}: it was killed (SIGKILL), most likely for want of memory; its log is {log}"
+    if outcome.status > 128 and outcome.status - 128 in CRASHES:
+        return f"{failed}: it crashed ({signal.Signals(outcome.status - 128).name}); its log is {log}"
+    said = [line for line in outcome.last if line.startswith(SAID)]
+    if said:
+        return f"{failed}: {said[-1].removeprefix('error: ')}; its log is {log}"
+    return "\n    ".join([f"{failed} with status {outcome.status}; the end of {log}:", *outcome.last])
 
 
 def say(node: Node, line: str) -> None:

@@ -4,17 +4,22 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cache_schema.errors import UsageError
-from trainer.config import STAGES, load
+from trainer.config import STAGES, full_name, load, names_a_place, stage_layer
 from trainer.identity import run_name
+from trainer.places import beside
 from trainer.tables.settings import TableSettings, table_settings
-from trainer.words import nearest, read_yaml
+from trainer.words import assignments, given_twice, nearest, read_yaml, split_files
 
 RUN_KEYS = ("stage", "variant", "folds", "seeds", "set", "processes")
 CHOSEN = ("cache", "out", "mode", "split", "boxes", "pseudo", "backbone", "weights")
 """settings that the plan gives each run by its place in the graph"""
+OF_A_ROW = ("stage", "fold", "seed")
+MOST_AT_A_TIME = 1024
+FEEDERS = {"study_boxes": "bbox", "pseudo_labels": "vertebrae"}
+"""table that runs read -> the stage whose held-out predictions it comes from"""
 PLAN_KEYS = ("runs", "config", "jobs", "tables", "costs")
 
 
@@ -61,6 +66,40 @@ class Plan:
         return [node for node in self.nodes if node.is_run]
 
 
+class Shared(NamedTuple):
+    """What all runs of a plan get."""
+
+    path: Path
+    words: list[str]
+    files: list[Path]
+    """settings files that the plan names; a run's own count more"""
+    last_files: list[Path]
+    """those of the command line, which count more than a run's own"""
+    settings: dict[str, str]
+    """of the command line, by their full names"""
+
+    def words_of(self, chosen: Mapping[str, Any], stage: str) -> list[str]:
+        """chosen: a row's `set:`, whose paths are relative to the plan's file."""
+        own = _by_full_names({key: str(value) for key, value in chosen.items() if key != "config"})
+        own = {key: beside(self.path, value) if names_a_place(key, value) else value for key, value in own.items()}
+        named = split_files(str(chosen["config"]), self.path.parent) if "config" in chosen else []
+        files = [*self.files, *named, *self.last_files]
+        for file in files:
+            for key in stage_layer(file, stage):
+                _refuse_chosen(key, file, (*CHOSEN, *OF_A_ROW))
+        config = [f"config={','.join(map(str, files))}"] if files else []
+        return [*self.words, *config, *(f"{key}={value}" for key, value in {**own, **self.settings}.items())]
+
+
+def _by_full_names(settings: Mapping[str, str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for key, value in settings.items():
+        if (name := full_name(key)) in found:
+            raise given_twice(f"{name}={found[name]}", f"{key}={value}")
+        found[name] = value
+    return found
+
+
 def read_plan(path: Path, cache: Path, out: Path, extra: Iterable[str] = ()) -> Plan:
     """PLAN.yaml -> its graph. extra: `section.key=value` words for every run, `tables.key=value` for the tables.
 
@@ -73,26 +112,24 @@ def read_plan(path: Path, cache: Path, out: Path, extra: Iterable[str] = ()) -> 
     common, thresholds = [f"cache={cache}", f"out={out}"], dict(_mapping(content.get("tables"), f"{path}, tables"))
     if not isinstance(content.get("config", ""), str):
         raise UsageError("config: is no file's name", where=path, expected="config: FILE or FILE,FILE")
-    extra, files = list(extra), []
-    if "config" in content:
-        files += [str(path.parent / name.strip()) for name in content["config"].split(",")]
-    for word in list(extra):
-        key, _, value = word.partition("=")
+    files = split_files(content["config"], path.parent) if "config" in content else []
+    last_files: list[Path] = []
+    given: dict[str, str] = {}
+    for key, value in assignments(extra).items():
         if key in ("stage", "variant", "fold", "seed"):
             raise UsageError(f"{key}= belongs to the plan's runs, not to all of them", do=f"edit {path}")
         _refuse_chosen(key, path)
         if key == "config":
-            files.append(value)
-            extra.remove(word)
-        if key.startswith("tables."):
+            last_files = split_files(value)
+        elif key.startswith("tables."):
             thresholds[key.removeprefix("tables.")] = value
-            extra.remove(word)
-    if files:
-        common.append(f"config={','.join(files)}")
+        else:
+            given[key] = value
+    shared = Shared(path, common, files, last_files, _by_full_names(given))
     runs: list[Node] = []
     tables = Path(out) / "tables"
     for place, row in enumerate(content.get("runs") or []):
-        runs += _runs(row, common, extra, out, tables, f"{path}, run {place + 1}")
+        runs += _runs(row, shared, out, tables, f"{path}, run {place + 1}")
     jobs = content.get("jobs")
     jobs = None if jobs is None else _count(jobs, "jobs", path, "how many runs at a time")
     nodes = tuple(_in_order([*runs, *_tables(runs, tables)]))
@@ -102,8 +139,8 @@ def read_plan(path: Path, cache: Path, out: Path, extra: Iterable[str] = ()) -> 
     return Plan(nodes, jobs, settings, costs)
 
 
-def _refuse_chosen(key: str, where: object) -> None:
-    if key in CHOSEN:
+def _refuse_chosen(key: str, where: object, chosen: Iterable[str] = CHOSEN) -> None:
+    if key in chosen:
         raise UsageError(f"{key}= is the plan's own to choose", where=where, do="leave it out")
 
 
@@ -114,20 +151,18 @@ def _mapping(value: Any, where: str) -> Mapping[str, Any]:
 
 
 def _count(value: Any, name: str, where: object, expected: str) -> int:
-    if not (isinstance(value, str) and value.isdigit() and int(value) > 0):
-        raise UsageError(f"{name}={value!r} does not fit", where=where, expected=expected)
+    if not (isinstance(value, str) and value.isdecimal() and 0 < int(value[:9]) <= MOST_AT_A_TIME):
+        expected = f"{expected}, from 1 to {MOST_AT_A_TIME}"
+        raise UsageError(f"{name}={value!r:.80} does not fit", where=where, expected=expected)
     return int(value)
 
 
-def _runs(
-    row: Mapping[str, Any], common: list[str], extra: list[str], out: Path, tables: Path, where: str
-) -> list[Node]:
+def _runs(row: Mapping[str, Any], shared: Shared, out: Path, tables: Path, where: str) -> list[Node]:
     if not isinstance(row, Mapping):
         raise UsageError("cannot be read as a run", where=where, expected="{stage: ..., folds: [...], seeds: [...]}")
     chosen = _mapping(row.get("set"), f"{where}, set")
     for key in chosen:
         _refuse_chosen(key, where)
-    own = [f"{key}={value}" for key, value in chosen.items()]
     processes = _count(row.get("processes", "1"), "processes", where, "the most GPUs a run may use")
     for key in ("folds", "seeds"):
         if not isinstance(row.get(key, []), list):
@@ -141,13 +176,13 @@ def _runs(
     nodes = []
     for fold in row.get("folds", ["0"]):
         for seed in row.get("seeds", ["1"]):
-            words = [f"stage={stage}", f"fold={fold}", f"seed={seed}", *common]
+            words = [f"stage={stage}", f"fold={fold}", f"seed={seed}"]
             words += [f"variant={row['variant']}"] if "variant" in row else []
-            words += own + extra
             needs = []
             if stage == "slice_fracture":
                 needs, words = ["pseudo_labels"], [*words, f"pseudo={tables / 'pseudo_labels.parquet'}"]
             try:
+                words += shared.words_of(chosen, stage)
                 settings = load(
                     [*words, f"boxes={tables / 'study_boxes.parquet'}", f"backbone={out}"], must_exist=False
                 )
@@ -183,6 +218,16 @@ def _tables(runs: list[Node], tables: Path) -> list[Node]:
     return nodes
 
 
+def _to_add(need: str) -> str:
+    """What the plan lacks, in its own words."""
+    if need in FEEDERS:
+        return f"add {{stage: {FEEDERS[need]}, folds: [...]}} with the folds of the studies that it is for"
+    kind, _, run = need.partition("/")
+    fold, _, seed = run.removeprefix("fold").partition("-seed")
+    stage, _, variant = kind.rpartition("-")
+    return f"give the plan's {stage} runs of variant {variant} fold {fold} and seed {seed}, too"
+
+
 def _in_order(nodes: list[Node]) -> list[Node]:
     """Each after what it needs, otherwise as given. Raises UsageError for a need that no node meets."""
     names = {node.name for node in nodes}
@@ -192,9 +237,7 @@ def _in_order(nodes: list[Node]) -> list[Node]:
     for node in nodes:
         for need in node.needs:
             if need not in names:
-                raise UsageError(
-                    f"{node.name} needs {need}, which the plan does not make", do=nearest(need, sorted(names))
-                )
+                raise UsageError(f"{node.name} needs {need}, which the plan does not make", do=_to_add(need))
     ordered: list[Node] = []
     placed: set[str] = set()
     while len(ordered) < len(nodes):

@@ -8,7 +8,16 @@ from typing import Any
 from cache_schema import TARGETS, Cache
 from cache_schema.errors import CspineError
 from trainer.config import load
-from trainer.identity import VERSIONS, identity_settings, is_done, prediction_settings, recorded_config, run_key
+from trainer.damaged import tell
+from trainer.identity import (
+    CONFIG_FILE,
+    VERSIONS,
+    check_done,
+    identity_settings,
+    prediction_settings,
+    recorded_config,
+    run_key,
+)
 from trainer.inputs import Inputs, digest_rows
 from trainer.plan.graph import Node, Plan
 from trainer.tables import make
@@ -70,18 +79,32 @@ def states(plan: Plan, cache: Cache) -> dict[str, str]:
 
 
 def state(node: Node, plan: Plan, cache: Cache) -> str:
-    """One node's state, given that everything it needs is done."""
+    """One node's state, given that everything it needs is done. A file of it that is damaged is named, and makes it stale.
+
+    A run's weights are compared with their digest where a run that stands on them is left to be made.
+    """
     if not node.is_run:
         return DONE if _is_made(node, plan, cache) else STALE if is_there(node) else DUE
+    read = any(
+        node.name in other.needs and _state_of_run(other, cache, weights_too=False) != DONE for other in plan.runs
+    )
+    return _state_of_run(node, cache, weights_too=read)
+
+
+def _state_of_run(node: Node, cache: Cache, *, weights_too: bool) -> str:
     try:
         settings = load(node.words)
         inputs = Inputs(settings, cache)
         key = run_key(settings, inputs)
     except CspineError:
         return WAITS
-    if is_done(settings, inputs, key):
-        return DONE
-    recorded = recorded_config(settings.run_dir)
+    try:
+        if check_done(settings, inputs, key, weights_too=weights_too):
+            return DONE
+        recorded = recorded_config(settings.run_dir)
+    except CspineError as error:
+        tell(f"{error}: so {node.name} is not done")
+        return STALE
     return DUE if recorded is None or recorded["key"] == key else STALE
 
 
@@ -107,7 +130,7 @@ def require_unchanged(plan: Plan, cache: Cache) -> None:
 
 
 def is_there(node: Node) -> bool:
-    return recorded_config(node.output) is not None if node.is_run else node.output.is_file()
+    return (node.output / CONFIG_FILE if node.is_run else node.output).is_file()
 
 
 def _is_made(node: Node, plan: Plan, cache: Cache) -> bool:
@@ -116,5 +139,6 @@ def _is_made(node: Node, plan: Plan, cache: Cache) -> bool:
     runs = [plan[name].output for name in node.needs if plan[name].is_run]
     try:
         return make.is_made(node.name, make.Sources(node.output.parents[1], cache, tuple(runs), plan.tables))
-    except CspineError:
+    except CspineError as error:
+        tell(error)
         return False

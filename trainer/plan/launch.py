@@ -1,21 +1,25 @@
 """One run of a plan in a process of its own, under its lease: on this machine, or on a Dask worker."""
 
-import collections
 import contextlib
+import glob
 import os
 import shlex
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
-from trainer.lease import INHERITED, Held, hold, lease_file
+from cache_schema.errors import CspineError
+from trainer.lease import INHERITED, Held, hold, lease_file, share
 
 RUN_SCRIPT = Path(__file__).resolve().parents[1] / "run.py"
 CHILD = Path(__file__).resolve().with_name("child.py")
-LAST_LINES = 15
+LAST_LINES, LAST_BYTES = 15, 16384
+STOP_SECONDS = 8.0
+"""for all runs together; each ends what it has started within seconds"""
 
 
 class RunOrder(NamedTuple):
@@ -32,7 +36,7 @@ class RunOrder(NamedTuple):
 
 class Outcome(NamedTuple):
     status: int | None
-    """the run's exit status; None where another process holds its lease"""
+    """the run's exit status, 128 and its number where a signal ended it; None where another process holds its lease"""
     seconds: float
     last: list[str]
     """last lines of its output, or who holds the lease"""
@@ -53,61 +57,120 @@ def log_file(out: Path, name: str) -> Path:
     return out / "logs" / f"{name.replace('/', '-')}.log"
 
 
-def launch(order: RunOrder, children: set[subprocess.Popen] | None = None) -> Outcome:
+class Stopped(CspineError):
+    """No more runs are started here."""
+
+
+class Children:
+    """The runs that this process has started; once stopped, it starts no more."""
+
+    def __init__(self) -> None:
+        self._lock, self._running, self._stopped = threading.Lock(), set[subprocess.Popen](), False
+
+    def start(self, order: RunOrder, token: str, log: BinaryIO) -> subprocess.Popen:
+        """In a session of its own, so that a signal to this process and its group is answered here, by `stop`."""
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", INHERITED: token}
+        if order.devices:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(order.devices)
+        run = command(order.words, len(order.devices or ()) or 1)
+        with self._lock:
+            if self._stopped:
+                raise Stopped("was not started: the plan was ended")
+            process = subprocess.Popen(
+                [sys.executable, "-I", "-S", str(CHILD), str(os.getpid()), *run],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            self._running.add(process)
+        return process
+
+    def wait(self, process: subprocess.Popen) -> int:
+        """Its exit status."""
+        try:
+            return process.wait()
+        finally:
+            with self._lock:
+                self._running.discard(process)
+
+    def stop(self) -> None:
+        """Ends all of them, with all that came from them."""
+        with self._lock:
+            self._stopped, left = True, list(self._running)
+        for process in left:
+            process.terminate()
+        deadline = time.monotonic() + STOP_SECONDS
+        for process in left:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, deadline - time.monotonic()))
+        for process in left:
+            process.kill()
+
+
+def launch(order: RunOrder, children: Children | None = None) -> Outcome:
     """Makes a run and waits for it; its output goes to RUNS/logs. It ends when this process does.
 
     An order is carried out once: one that comes again, because Dask lost the worker that had it, fails (no retries of
-    training). children: where the child's handle stands while it runs.
+    training). children: where the run's process stands while it runs.
     """
     started = time.monotonic()
-    children = set() if children is None else children
-    lease = lease_file(order.out, order.name)
+    children = children or Children()
+    lease, mark = lease_file(order.out, order.name), _mark(order)
     lease.parent.mkdir(parents=True, exist_ok=True)
-    mark = lease.with_name(f"{lease.stem}.{order.attempt}.begun")
     try:
         mark.touch(exist_ok=False)
     except FileExistsError:
         return Outcome(1, 0.0, ["the worker that made it was lost; a training is not tried again by itself"])
+    running: list[subprocess.Popen] = []
     try:
-        with contextlib.ExitStack() as stack:
-            child: list[subprocess.Popen] = []
-            token = stack.enter_context(hold(lease, lost=lambda: [each.terminate() for each in child]))
-            return _attend(order, token, child, children, started)
-    except Held as error:
-        return Outcome(None, time.monotonic() - started, [error.what])
+        with hold(lease, lost=lambda: [process.terminate() for process in running]) as token:
+            forget_all(order.out, order.name, but=mark)  # of plans that were killed: nobody else has the lease
+            outcome = _attend(order, token, running, children, started)
+    except (Held, Stopped) as error:
+        mark.unlink(missing_ok=True)
+        status = None if isinstance(error, Held) else 1
+        return Outcome(status, time.monotonic() - started, [error.what])
+    if outcome.status == 0:
+        mark.unlink(missing_ok=True)  # one that comes again finds the run done
+    return outcome
 
 
 def forget(order: RunOrder) -> None:
     """Once the outcome is known."""
+    _mark(order).unlink(missing_ok=True)
+
+
+def forget_all(out: Path, name: str, but: Path | None = None) -> None:
+    """All marks of attempts at a run."""
+    lease = lease_file(out, name)
+    for mark in lease.parent.glob(f"{glob.escape(lease.stem)}.*.begun"):
+        if mark != but:
+            mark.unlink(missing_ok=True)
+
+
+def _mark(order: RunOrder) -> Path:
     lease = lease_file(order.out, order.name)
-    lease.with_name(f"{lease.stem}.{order.attempt}.begun").unlink(missing_ok=True)
+    return lease.with_name(f"{lease.stem}.{order.attempt}.begun")
 
 
 def _attend(
-    order: RunOrder, token: str, child: list[subprocess.Popen], children: set[subprocess.Popen], started: float
+    order: RunOrder, token: str, running: list[subprocess.Popen], children: Children, started: float
 ) -> Outcome:
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1", INHERITED: token}
-    if order.devices:
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(order.devices)
-    process = subprocess.Popen(
-        [sys.executable, "-P", str(CHILD), str(os.getpid()), *command(order.words, len(order.devices or ()) or 1)],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-    )
-    child.append(process)
-    children.add(process)
-    last = collections.deque[str](maxlen=LAST_LINES)
-    log = log_file(order.out, order.name)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with log.open("w", buffering=1) as file:
-            for line in process.stdout:
-                file.write(line)
-                last.append(line.rstrip())
-        status = process.wait()
-    finally:
-        children.discard(process)
-    return Outcome(status, time.monotonic() - started, list(last))
+    path = log_file(order.out, order.name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as log:
+        process = children.start(order, token, log)
+    running.append(process)
+    with contextlib.suppress(OSError):  # then it lives as long as this process alone
+        share(lease_file(order.out, order.name), token, process.pid)
+    status = children.wait(process)
+    status = status if status >= 0 else 128 - status  # what watches the run was killed, and took it along
+    return Outcome(status, time.monotonic() - started, _last_lines(path))
+
+
+def _last_lines(path: Path) -> list[str]:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - LAST_BYTES))
+        return file.read().decode(errors="replace").splitlines()[-LAST_LINES:]

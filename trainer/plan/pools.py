@@ -1,13 +1,12 @@
 """Where runs are made: a local pool over this machine's GPUs or cores, or a Dask cluster (trainer.plan.cluster)."""
 
 import os
-import subprocess
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Protocol
 
-from trainer.plan.launch import Outcome, RunOrder, launch
+from trainer.plan.launch import Children, Outcome, RunOrder, forget, launch
 
 
 class Pool(Protocol):
@@ -19,7 +18,7 @@ class Pool(Protocol):
     def submit(self, order: RunOrder, width: int) -> Future[Outcome]: ...
 
     def stop(self) -> None:
-        """Ends what runs."""
+        """Ends what runs, where that is this plan's to do."""
         ...
 
 
@@ -34,7 +33,7 @@ class LocalPool:
         for slot in range(self.slots):
             self._free.put(devices[slot % len(devices)] if devices else None)
         self._threads = ThreadPoolExecutor(self.slots)
-        self._children: set[subprocess.Popen] = set()
+        self._children = Children()
 
     def submit(self, order: RunOrder, width: int) -> Future[Outcome]:
         return self._threads.submit(self._launch, order, width)
@@ -45,13 +44,13 @@ class LocalPool:
             devices = tuple(device for device in taken if device is not None) or None
             return launch(order._replace(devices=devices), self._children)
         finally:
+            forget(order)  # nothing sends it again
             for device in taken:
                 self._free.put(device)
 
     def stop(self) -> None:
-        for child in list(self._children):
-            child.terminate()
         self._threads.shutdown(wait=False, cancel_futures=True)
+        self._children.stop()
 
 
 def gpus() -> list[str]:

@@ -16,6 +16,9 @@ DEFAULT_COSTS = CONFIGS / "costs.yaml"
 DOUBLING = 0.95
 """share of a GPU's speed that is left when a run is spread over twice as many"""
 
+LONGEST = 1e9
+"""seconds that a node may be said to cost: thirty years"""
+
 Costs = Mapping[str, float]
 """node name -> seconds on one slot (a GPU, or one of the runs at a time on CPUs)"""
 Widths = Mapping[str, int]
@@ -131,6 +134,6 @@ def _seconds(value: object, where: str) -> float:
         seconds = float(value)
     except (TypeError, ValueError):
         seconds = math.nan
-    if not seconds >= 0 or math.isinf(seconds):
-        raise UsageError(f"{value!r} is no cost", where=where, expected="seconds")
+    if not 0 <= seconds <= LONGEST:
+        raise UsageError(f"{value!r:.80} is no cost", where=where, expected=f"seconds from 0 to {LONGEST:.0e}")
     return seconds

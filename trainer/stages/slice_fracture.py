@@ -10,6 +10,7 @@ from trainer.data.draws import Draw
 from trainer.data.items import Item, middles
 from trainer.data.loader import Batch
 from trainer.data.order import Place
+from trainer.inputs import FROM_RUNS
 from trainer.losses import Term, slice_fracture_loss
 from trainer.models import SliceFractureModel
 from trainer.stages.base import WindowStage, average, backbone, slice_rows
@@ -22,7 +23,7 @@ class SliceFractureStage(WindowStage):
         missing = sorted(set(ids) - set(self.inputs.pseudo))
         if missing:
             line = f"{len(missing)} studies have no pseudo labels, first {missing[0]}"
-            raise UsageError(line, where=f"pseudo={self.settings.pseudo}", do="make the table again")
+            raise UsageError(line, where=f"pseudo={self.settings.pseudo}", do=FROM_RUNS.format("vertebrae"))
         return super().train_items(ids)
 
     def targets(self, place: Place, z_index: np.ndarray, draw: Draw) -> dict[str, np.ndarray]:

@@ -3,18 +3,19 @@
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import load_file
 
 from cache_schema import TARGETS
+from trainer.checkpoint import read_tensors
 from trainer.config import Settings
 from trainer.data.draws import Draw
 from trainer.data.items import Item, whole_studies
 from trainer.data.loader import Batch
 from trainer.data.order import Place
-from trainer.inputs import MODEL_FILE, Inputs
+from trainer.inputs import Inputs
 from trainer.losses import Term, study_fracture_loss
 from trainer.models import Backbone, StudyFractureModel, backbone_weights
 from trainer.tables.scores import Score, score
+from trainer.weights import MODEL_FILE
 
 
 class StudyFractureStage:
@@ -42,7 +43,7 @@ class StudyFractureStage:
         chosen = self.settings.model
         backbone = Backbone(chosen.name)
         if self.settings.backbone is not None:
-            backbone.load_state_dict(backbone_weights(load_file(self.settings.backbone / MODEL_FILE)))
+            backbone.load_state_dict(backbone_weights(read_tensors(self.settings.backbone / MODEL_FILE)))
         return StudyFractureModel(
             backbone,
             chunk=chosen.chunk,

@@ -1,10 +1,16 @@
 """`python -m trainer.tables RUNS cache=CACHE [export=rsna22]`: every table that the finished runs allow, and the scores."""
 
+if __name__ == "__main__":
+    from trainer.ending import answer_at_once
+
+    answer_at_once("interrupted")
+
 import sys
 from pathlib import Path
 
 from cache_schema.errors import UsageError
 from trainer.command import one_of, serve, take
+from trainer.places import check_folder
 
 HELP = """usage: python -m trainer.tables RUNS cache=CACHE [export=rsna22] [tables.key=value ...]
 
@@ -13,7 +19,8 @@ study_predictions, submission.csv and scores.json, and prints the scores.
 export=rsna22 writes them in the reference's own formats as well, into RUNS/tables/rsna22.
 tables.over_seeds=mean|extreme, tables.presence, tables.z_presence, tables.rolling_rows, tables.box_margin: how study_boxes is made
 [as it was made before].
-Exit status: 0 made, 1 a score was refused, 2 a wrong setting or no finished run."""
+Runs that were made from another cache, other folds or other tables than there are now are stale: they are named and left out.
+Exit status: 0 made, 1 a table could not be made without stale runs, or a score was refused, 2 a wrong setting or no finished run."""
 
 
 def main(words: list[str]) -> int:
@@ -23,28 +30,27 @@ def main(words: list[str]) -> int:
 def _main(words: list[str]) -> None:
     from cache_schema import Cache
     from trainer.tables import export, make
-    from trainer.tables.lineage import ForbiddenScore
     from trainer.tables.settings import table_settings
 
     place, given = take(words, "RUNS", ("cache", "export", "tables."), needed=("cache",))
     form = one_of(given, "export", export.FORMATS) if "export" in given else None
     thresholds = {key.removeprefix("tables."): value for key, value in given.items() if key.startswith("tables.")}
     out, cache = Path(place), Cache(Path(given["cache"]))
-    made, refused = [], None
-    try:
-        made = make.make_all(out, cache, table_settings(thresholds) if thresholds else None)
-    except ForbiddenScore as error:  # the tables and the other scores are there
-        refused = error
-    if not made and form is None and refused is None:
-        raise UsageError("no finished run with held-out predictions", where=out)
-    if made:
-        print(f"{', '.join(made)} in {out / 'tables'}")
-    if form:
+    check_folder(out / "tables", "RUNS")
+    outcome = make.make_all(out, cache, table_settings(thresholds) if thresholds else None)
+    if not outcome.made and not outcome.problems and form is None:
+        raise UsageError("no finished run with held-out predictions", where=out, do="train one with fold=<number>")
+    if outcome.made:
+        print(f"{', '.join(outcome.made)} in {out / 'tables'}")
+    if form and outcome.whole:
         files = export.write(out / "tables", cache)
         print(f"{', '.join(file.name for file in files)} in {files[0].parent}")
-    print(make.summary(out), end="")
-    if refused:
-        raise refused
+    if "scores" in outcome.made:
+        print(make.summary(out), end="")
+    for problem in outcome.problems[:-1]:
+        print(f"error: {problem}", file=sys.stderr)
+    if outcome.problems:
+        raise outcome.problems[-1]
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def study_boxes(boxes: pd.DataFrame, slices: pd.DataFrame) -> pd.DataFrame:
     for box in boxes[boxes["source"] != FULL_FRAME].sort_values("id").itertuples():
         if box.id not in by_study:
             raise UsageError(
-                f"study_boxes holds {box.id}, and the cache does not", do="make the tables again, from this cache"
+                f"study_boxes holds {box.id}, and the cache does not", do="make it from bbox runs of this cache"
             )
         study = by_study[box.id]
         numbers = study["slice_number"].to_numpy()

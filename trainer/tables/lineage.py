@@ -11,13 +11,14 @@ An exposure frame has a row for each thing seen:
 It holds one way, a shortest, for each (row, study, kind).
 """
 
+import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import pandas as pd
 
-from cache_schema.errors import UsageError
-from cache_schema.tables import read_table, table_meta, write_table
+from cache_schema.errors import CacheError, UsageError
+from cache_schema.tables import own_meta, read_table, table_meta, write_table
 
 COLUMNS = ["row", "study", "kind", "steps", "way"]
 LABEL, SEGMENTATION, UNKNOWN = "label", "segmentation", "unknown"
@@ -25,6 +26,8 @@ WEIGHTS = ""
 ARROW = " <- "
 RUN_FILE = "exposure.parquet"
 """beside a run's weights; a table's lies beside it as <table>.exposure.parquet"""
+MADE_HERE = re.compile(r"(study_boxes|vertebra_ratios|pseudo_labels|study_predictions) \d+")
+"""who made a table that has a lineage beside it: its name and version, as `trainer.tables.make` writes them"""
 
 
 class ForbiddenScore(UsageError):
@@ -143,17 +146,20 @@ def keep_for_table(table: Path, digest: str, exposure: pd.DataFrame) -> None:
 
 
 def kept_for_table(table: Path) -> pd.DataFrame | None:
-    """None where there is none, or the one there belongs to another content."""
-    path = table_file(table)
-    if not path.is_file() or table_meta(path)["inputs"].get("table") != table_meta(table)["digest"]:
-        return None
-    return read_table(path)
+    """None for a table from elsewhere without a lineage of its content. Raises CacheError where one is damaged, or where a
+    table made here has lost its own: what it has seen would be forgotten."""
+    path, meta = table_file(table), table_meta(table)
+    if path.is_file() and own_meta(path)["inputs"].get("table") == meta["digest"]:
+        return read_table(path)
+    if MADE_HERE.fullmatch(meta["made_by"]):
+        raise CacheError("is gone, or another table's", where=path, do=f"make {table.name} again")
+    return None
 
 
 def kept_for_run(run_dir: Path, key: str | None) -> pd.DataFrame | None:
-    """None where there is none, or the one there belongs to a run of another key."""
+    """None where there is none, or the one there belongs to a run of another key. Raises CacheError where it is damaged."""
     path = run_dir / RUN_FILE
-    if not path.is_file() or table_meta(path)["inputs"].get("run") != key:
+    if not path.is_file() or own_meta(path)["inputs"].get("run") != key:
         return None
     return read_table(path)
 

@@ -1,20 +1,23 @@
 """Makes the tables of RUNS/tables from finished runs, each only where what it is made from has changed."""
 
-import hashlib
 import json
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 
 from cache_schema import TARGETS, Cache
 from cache_schema.documents import write_whole
-from cache_schema.errors import UsageError
-from cache_schema.tables import content_digest, read_table, table_meta, write_table
-from trainer import exposure
-from trainer.identity import PREDICTIONS
+from cache_schema.errors import CacheError, CspineError, UsageError
+from cache_schema.tables import content_digest, own_meta, read_table, table_meta, write_table
+from trainer.config import STAGES
+from trainer.damaged import tell
+from trainer.identity import PREDICTIONS, run_name
+from trainer.inputs import digest_rows
 from trainer.tables import boxes, lineage, pseudo, ratios, scoring, studies
+from trainer.tables.finished import FinishedRuns, Pool, seen_by
 from trainer.tables.scores import read_scores, render, render_levels, write_scores
 from trainer.tables.settings import TableSettings
 
@@ -39,12 +42,11 @@ class Sources:
 
     def run_digests(self) -> dict[str, str]:
         """Of each run's predictions and of what the run has seen."""
-        digests = {}
-        for run_dir in self.run_dirs:
-            name = str(run_dir.relative_to(self.out))
-            digests[name] = table_meta(run_dir / PREDICTIONS)["digest"]
-            digests[f"{name} exposure"] = content_digest(exposure.kept(run_dir))
-        return digests
+        seen = {f"{run_name(run_dir)} exposure": content_digest(seen_by(run_dir)) for run_dir in self.run_dirs}
+        return self.prediction_digests() | seen
+
+    def prediction_digests(self) -> dict[str, str]:
+        return {run_name(run_dir): table_meta(run_dir / PREDICTIONS)["digest"] for run_dir in self.run_dirs}
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def _pseudo_inputs(sources: Sources) -> dict[str, str]:
     return {
         "vertebra_ratios": table_meta(path)["digest"],
         "vertebra_ratios exposure": table_meta(lineage.table_file(path))["digest"],
-        "labels": hashlib.sha256(labels.to_csv(index=False).encode()).hexdigest(),
+        "labels": digest_rows(labels.itertuples(index=False)),
     }
 
 
@@ -82,7 +84,7 @@ def _pseudo_exposure(sources: Sources) -> pd.DataFrame:
 
 def _exposure_of_runs(name: str) -> Callable[[Sources], pd.DataFrame]:
     def of(sources: Sources) -> pd.DataFrame:
-        seen = [exposure.kept(run_dir) for run_dir in sources.run_dirs]
+        seen = [seen_by(run_dir) for run_dir in sources.run_dirs]
         predicted = [set(frame["id"]) for frame in sources.predictions()]
         return lineage.of_predictions(name, zip(seen, predicted, strict=True))
 
@@ -108,16 +110,27 @@ RECIPES = {
     ),
 }
 
-POOLS = {"study_boxes": "bbox", "vertebra_ratios": "vertebrae", "study_predictions": "study_fracture"}
-"""the stage whose held-out predictions a table pools"""
+TABLES = {
+    "bbox": ("study_boxes",),
+    "vertebrae": ("vertebra_ratios", "pseudo_labels"),
+    "study_fracture": ("study_predictions",),
+}
+"""stage -> the tables that its held-out predictions are pooled to, each made from the one before"""
 
 
 def is_made(name: str, sources: Sources) -> bool:
-    """Whether the table is there, with its lineage, made from these very inputs by this version."""
+    """Whether the table is there whole, with its lineage, made from these very inputs by this version."""
     path = sources.path(name)
-    if not path.is_file() or lineage.kept_for_table(path) is None:
+    if not path.is_file():
         return False
-    meta = table_meta(path)
+    try:
+        meta = own_meta(path)
+        if lineage.kept_for_table(path) is None:
+            return False
+    except CacheError as error:
+        by = " by the thresholds that are given, or else the defaults" if name == "study_boxes" else ""
+        tell(f"{error.where}: {error.what}: {name} is made again{by}")
+        return False
     return meta["made_by"] == f"{name} {VERSION}" and meta["inputs"] == _inputs(name, sources)
 
 
@@ -142,40 +155,99 @@ def make(
     return made
 
 
-def make_all(out: Path, cache: Cache, settings: TableSettings | None = None) -> list[str]:
-    """Every table that the runs found under RUNS allow; returns their names.
+@dataclass
+class Outcome:
+    """What `make_all` came to."""
 
-    settings: by default those that study_boxes was made with before.
+    made: list[str] = field(default_factory=list)
+    problems: list[CspineError] = field(default_factory=list)
+    """tables that are not made, and scores that are refused"""
+    whole: bool = True
+    """whether every table under RUNS is one of this cache and these runs"""
+
+
+def make_all(out: Path, cache: Cache, settings: TableSettings | None = None) -> Outcome:
+    """Every table that the finished runs under RUNS allow, in an order in which each finds what it is made from.
+
+    Stale runs are named and left out. Where a table would hold only a part without them, it and all that comes after is
+    left as it was. settings: by default those that study_boxes was made with before.
     """
     if cache.labels is None:
         raise UsageError("the cache holds no labels", where=cache.path, do="run: preprocess labels CACHE CSV")
-    found, settings = held_out_runs(out), settings or made_with(out)
-    made = []
-    for name, stage in POOLS.items():
-        own = [run_dir for run_dir in found if run_dir.parent.name.rpartition("-")[0] == stage]
-        if own:
-            make(name, out, cache, own, settings)
-            made.append(name)
-            if name == "vertebra_ratios":
-                make("pseudo_labels", out, cache)
-                made.append("pseudo_labels")
-    if found:
-        make("scores", out, cache, found)
-        made.append("scores")
-    return made
+    if settings is None:
+        with suppress(CacheError):  # a damaged one is made again, and named then
+            settings = made_with(out)
+    runs, outcome, scored, mixed = FinishedRuns(out, cache), Outcome(), [], False
+    for stage in STAGES:
+        pool = runs.pool(stage)
+        for line in pool.lines:
+            print(line, flush=True)
+        tables, problem = TABLES.get(stage, ()), _problem(stage, pool)
+        paths = [out / "tables" / f"{name}.parquet" for name in tables]
+        if problem is None and pool.run_dirs and tables and not mixed:
+            problem = _make(tables, Sources(out, cache, pool.run_dirs, settings or TableSettings()), outcome)
+        if problem is not None:
+            outcome.problems.append(problem)
+            outcome.whole = False
+            runs.outdated.update(paths)
+        scored += pool.run_dirs
+        mixed |= pool.mixed
+    if scored and not mixed:
+        try:
+            make("scores", out, cache, scored)
+        except lineage.ForbiddenScore as error:
+            outcome.problems.append(error)
+        outcome.made.append("scores")
+    return outcome
+
+
+def _problem(stage: str, pool: Pool) -> CacheError | None:
+    """Why the stage's tables cannot be made."""
+    if not pool.problem:
+        return None
+    what = f"{' and '.join(TABLES.get(stage, (f'the scores of {stage}',)))} cannot be made: {pool.problem}"
+    return CacheError(what, do="give the cache that these runs are of, or make them again: trainer.plan does it")
+
+
+def _make(tables: Collection[str], sources: Sources, outcome: Outcome) -> CacheError | None:
+    """Makes them; where nobody knows what a run has seen, tables of its very predictions stay as they are."""
+    lost = _lost(sources.run_dirs)
+    if lost is None:
+        for name in tables:
+            make(name, sources.out, sources.cache, sources.run_dirs, sources.settings)
+            outcome.made.append(name)
+    elif all(_is_of(name, sources) for name in tables):
+        print(f"{' and '.join(tables)} left as made before: {lost.where} {lost.what}", flush=True)
+    else:
+        return CacheError(f"{' and '.join(tables)} cannot be made: {lost.where} {lost.what}", do=lost.do)
+    return None
+
+
+def _lost(run_dirs: Iterable[Path]) -> CacheError | None:
+    """The first run whose exposure is gone or damaged."""
+    for run_dir in run_dirs:
+        try:
+            seen_by(run_dir)
+        except CacheError as error:
+            return error
+    return None
+
+
+def _is_of(name: str, sources: Sources) -> bool:
+    """Whether a table is whole and was made from these runs' predictions, or from the table before it."""
+    try:
+        made_from, seen = own_meta(sources.path(name))["inputs"], lineage.kept_for_table(sources.path(name))
+        now = _pseudo_inputs(sources) if name == "pseudo_labels" else sources.prediction_digests()
+    except CspineError:
+        return False
+    return seen is not None and now.items() <= made_from.items()
 
 
 def made_with(out: Path) -> TableSettings:
-    """The thresholds that RUNS's study_boxes were made with; the defaults where there are none."""
+    """The thresholds that RUNS's study_boxes were made with; the defaults where there are none. Raises CacheError."""
     path = out / "tables" / "study_boxes.parquet"
     inputs = table_meta(path)["inputs"] if path.is_file() else {}
     return TableSettings.model_validate(json.loads(inputs.get("settings", "{}")))
-
-
-def held_out_runs(out: Path) -> list[Path]:
-    """Folders of runs that hold a fold out and have predicted it, sorted."""
-    found = out.glob(f"[!.]*-*/fold[0-9]*-seed*/{PREDICTIONS}")
-    return sorted(path.parent for path in found if table_meta(path)["inputs"].get("split") == "held_out")
 
 
 def summary(out: Path) -> str:
@@ -187,7 +259,7 @@ def summary(out: Path) -> str:
     if (tables / "study_boxes.parquet").is_file():
         parts.append(boxes.report(read_table(tables / "study_boxes.parquet")))
     if (tables / scoring.EXPOSED_FILE).is_file():
-        parts.append(scoring.exposure_report(pd.read_csv(tables / scoring.EXPOSED_FILE, dtype=str).fillna("")))
+        parts.append(scoring.exposure_report(scoring.read_exposed(tables / scoring.EXPOSED_FILE)))
     return "".join(f"{part}\n" for part in parts if part)
 
 
@@ -200,6 +272,8 @@ def _scores(sources: Sources) -> bool:
     write_whole(tables / scoring.EXPOSED_FILE, found.exposed.to_csv(index=False).encode())
     for variant in found.unknown:
         print(f"{variant}: not scored, since nothing is known of the studies that it holds out")
+    for error in found.refused[1:]:
+        print(f"not scored: {error}")
     if found.refused:
         raise found.refused[0]
     return True

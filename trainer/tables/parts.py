@@ -37,6 +37,7 @@ class Parts:
         return Parts(self.ids[kept], self.value[kept], self.baseline[kept], self.count[kept])
 
 
+PREDICT = "predict all that their fold holds out, or take these predictions out of RUNS"
 PartsOf = Callable[[pd.DataFrame, pd.DataFrame, pd.DataFrame], Parts]
 
 
@@ -107,7 +108,9 @@ def across_folds(parts_of: PartsOf, predictions: pd.DataFrame, truth: pd.DataFra
         own = predictions[predictions["id"].map(folds) == k]
         each.append(parts_of(own, truth[fold == k], truth[fold.notna() & (fold != k)]))
     if not each:
-        raise CacheError("no held-out study is both predicted and known", do="run a fold that holds studies out")
+        raise CacheError(
+            "no held-out study is both predicted and known", do="score runs that hold out studies of the cache"
+        )
     joined = {name: np.concatenate([getattr(p, name) for p in each]) for name in ("ids", "value", "baseline", "count")}
     return Parts(**joined)
 
@@ -150,16 +153,14 @@ def _matched(predictions: pd.DataFrame, truth: pd.DataFrame, keys: list[str]) ->
     rows = predictions.merge(truth, on=keys, how="right", suffixes=("", "_true"), validate="one_to_one", indicator=True)
     absent = rows.loc[rows["_merge"] != "both", "id"]
     if len(absent):
-        raise CacheError(
-            f"{len(absent)} held-out rows are not predicted", where=absent.iloc[0], do="predict them first"
-        )
+        raise CacheError(f"{len(absent)} held-out rows are not predicted", where=absent.iloc[0], do=PREDICT)
     return rows
 
 
 def _all_studies(predictions: pd.DataFrame, truth: pd.DataFrame) -> None:
     absent = sorted(set(truth["id"]) - set(predictions["id"]))
     if absent:
-        raise CacheError(f"{len(absent)} held-out studies are not predicted", where=absent[0], do="predict them first")
+        raise CacheError(f"{len(absent)} held-out studies are not predicted", where=absent[0], do=PREDICT)
 
 
 def _relative(rows: pd.DataFrame) -> np.ndarray:

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from cache_schema import LEVELS, TARGETS
 from cache_schema.documents import write_whole
+from cache_schema.errors import CacheError
 from trainer.tables.parts import (
     Parts,
     PartsOf,
@@ -28,6 +29,8 @@ BOOTSTRAPS = 2000
 BOUNDS = (2.5, 97.5)
 """percentiles: the 95 % bound"""
 HELD_OUT = "held_out"
+NUMBERS = ("value", "baseline_value", "ratio", "low", "high")
+MAKE_AGAIN = "make it again: python -m trainer.tables RUNS cache=CACHE"
 TABLE_WIDTH = 200
 """more than any table needs, so that no line is broken"""
 
@@ -135,8 +138,12 @@ def write_scores(path: Path, scores: Iterable[Score]) -> None:
 
 
 def read_scores(path: Path) -> list[Score]:
-    rows = json.loads(path.read_text())
-    return [Score(**{key: math.nan if value is None else value for key, value in row.items()}) for row in rows]
+    """Raises CacheError where the file is not what `write_scores` wrote."""
+    try:
+        rows = [Score(**row) for row in json.loads(path.read_bytes())]
+        return [row._replace(**{key: _number(getattr(row, key)) for key in NUMBERS}) for row in rows]
+    except (ValueError, TypeError):
+        raise CacheError("cannot be read as scores", where=path, do=MAKE_AGAIN) from None
 
 
 def render(scores: Iterable[Score]) -> str:
@@ -210,6 +217,10 @@ def _means(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 def _positive(values: np.ndarray) -> np.ndarray:
     return np.where(values > 0, values, np.nan)
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
 
 
 def _finite(value: object) -> object:

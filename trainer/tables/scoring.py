@@ -6,11 +6,12 @@ from typing import NamedTuple
 import pandas as pd
 
 from cache_schema import TARGETS, Cache
+from cache_schema.errors import CacheError
 from cache_schema.tables import read_table
-from trainer import exposure
 from trainer.identity import PREDICTIONS, run_name
 from trainer.tables import lineage, ratios, runs, studies
-from trainer.tables.scores import HELD_OUT, Score, score_folds
+from trainer.tables.finished import seen_by
+from trainer.tables.scores import HELD_OUT, MAKE_AGAIN, Score, score_folds
 from trainer.tables.truth import box_truth, ratio_truth
 
 HELD_OUT_UNSEGMENTED = "held_out_unsegmented"
@@ -30,7 +31,7 @@ def score_runs(cache: Cache, run_dirs: tuple[Path, ...], pseudo: Path) -> Found:
     """Every stage and variant that has held-out predictions, seeds averaged, folds together.
 
     pseudo: the pseudo labels that stage 3 is scored on; where there are none, it is not. A variant with one run that
-    may not be scored is left out whole.
+    may not be scored, or whose predictions lack what is due, is left out whole.
     """
     by_variant: dict[tuple[str, str], list[Path]] = {}
     for run_dir in run_dirs:
@@ -38,26 +39,41 @@ def score_runs(cache: Cache, run_dirs: tuple[Path, ...], pseudo: Path) -> Found:
         by_variant.setdefault((stage, variant), []).append(run_dir)
     rows, seen, refused, unknown = [], {}, [], []
     folds = cache.labels.set_index("id")["fold"]
+    segmentations = {stage: _segmentations(stage, cache) for stage in {stage for stage, _ in by_variant}}
     for (stage, variant), own in by_variant.items():
-        predictions = [read_table(run_dir / PREDICTIONS) for run_dir in own]
-        truth, ids = _truth(stage, cache, pseudo)
-        exposures = {
-            run_name(run_dir): (exposure.kept(run_dir), set(frame["id"]) & ids)
-            for run_dir, frame in zip(own, predictions, strict=True)
-        }
         try:
+            truth = segmentations[stage] if segmentations[stage] is not None else _table_truth(stage, cache, pseudo)
+            ids = set(truth["id"])
+            predictions = [read_table(run_dir / PREDICTIONS) for run_dir in own]
+            exposures = {
+                run_name(run_dir): (seen_by(run_dir), set(frame["id"]) & ids)
+                for run_dir, frame in zip(own, predictions, strict=True)
+            }
             for found, scored in exposures.values():
                 lineage.refuse_exposed(stage, found, scored)
-        except lineage.ForbiddenScore as error:
-            refused.append(error)
-            continue
-        predicted = {id for frame in predictions for id in frame["id"].unique()}
-        if not set(folds.reindex(sorted(predicted & ids)).dropna()):
-            unknown.append(f"{stage} {variant}")
-        else:
+            predicted = {id for frame in predictions for id in frame["id"].unique()}
+            if not set(folds.reindex(sorted(predicted & ids)).dropna()):
+                unknown.append(f"{stage} {variant}")
+                continue
             rows += _score(stage, variant, cache, predictions, truth)
             seen |= exposures
+        except lineage.ForbiddenScore as error:
+            refused.append(error)
+        except CacheError as error:
+            line = f"{stage} {variant} may not be scored: {error.what}"
+            refused.append(lineage.ForbiddenScore(line, where=error.where, do=error.do))
     return Found(rows, lineage.other_segmentations(seen), refused, unknown)
+
+
+def read_exposed(path: Path) -> pd.DataFrame:
+    """Raises CacheError where the file is not what `trainer.tables` wrote."""
+    try:
+        found = pd.read_csv(path, dtype=str).fillna("")
+    except ValueError as error:
+        raise CacheError(f"cannot be read ({type(error).__name__})", where=path, do=MAKE_AGAIN) from None
+    if list(found.columns) != ["run", "study", "way"]:
+        raise CacheError("does not hold the columns run, study and way", where=path, do=MAKE_AGAIN)
+    return found
 
 
 def exposure_report(exposed: pd.DataFrame) -> str:
@@ -72,18 +88,19 @@ def exposure_report(exposed: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def _truth(stage: str, cache: Cache, pseudo: Path) -> tuple[pd.DataFrame, set[str]]:
-    """What the stage's predictions are held against, and the studies it is known of."""
+def _segmentations(stage: str, cache: Cache) -> pd.DataFrame | None:
+    """What stages 1 and 2 are held against; None for the others."""
     segmented = cache.index.loc[cache.index["segmentation_digest"].notna(), "id"]
-    if stage == "bbox":
-        truth = box_truth(map(cache.study, segmented))
-    elif stage == "vertebrae":
-        truth = ratio_truth(map(cache.study, segmented))
-    elif stage == "study_fracture":
-        truth = cache.labels[["id", *TARGETS]]
-    else:  # trained on pseudo labels from elsewhere where this plan made none
-        truth = read_table(pseudo) if pseudo.is_file() else pd.DataFrame(columns=["id"])
-    return truth, set(truth["id"])
+    truths = {"bbox": box_truth, "vertebrae": ratio_truth}
+    return truths[stage](map(cache.study, segmented)) if stage in truths else None
+
+
+def _table_truth(stage: str, cache: Cache, pseudo: Path) -> pd.DataFrame:
+    """What stages 3 and 4 are held against."""
+    if stage == "study_fracture":
+        return cache.labels[["id", *TARGETS]]
+    # trained on pseudo labels from elsewhere where this plan made none
+    return read_table(pseudo) if pseudo.is_file() else pd.DataFrame(columns=["id"])
 
 
 def _score(stage: str, variant: str, cache: Cache, predictions: list[pd.DataFrame], truth: pd.DataFrame) -> list[Score]:

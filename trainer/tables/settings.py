@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from cache_schema.errors import UsageError
 from trainer.config import Section
@@ -14,12 +14,15 @@ from trainer.words import nearest
 class TableSettings(Section):
     """Of study_boxes; the other tables have none. Defaults are the reference's (its 3.3)."""
 
+    model_config = ConfigDict(validate_default=True)
+    """a default of 0 and a given 0 are spelled alike: the spelling is compared"""
+
     over_seeds: Literal["mean", "extreme"] = "mean"
     """mean: seeds averaged slice by slice, as the reference documents; extreme: min and max over them, as its code does"""
     presence: float = Field(PRESENCE, ge=0, lt=1)
     z_presence: float = Field(Z_PRESENCE, ge=0, lt=1)
-    rolling_rows: int = Field(ROLLING_ROWS, ge=1)
-    box_margin: float = Field(0, ge=0)
+    rolling_rows: int = Field(ROLLING_ROWS, ge=1, le=10_000)
+    box_margin: float = Field(0, ge=0, le=10_000)
     """native pixels by which a study's box is widened on each side: for networks that see slices much smaller than they are"""
 
     def of(self, table: str) -> dict[str, str]:

@@ -1,0 +1,50 @@
+"""Standard output as a command's results go there: a reader that has gone, a full disk, and names that are not UTF-8."""
+
+import io
+import os
+import sys
+from typing import Any
+
+OUTPUT = "standard output"
+
+
+class _Named(io.FileIO):
+    """What writing raises names no file: it gets this name."""
+
+    def write(self, data: Any) -> int | None:
+        try:
+            return super().write(data)
+        except OSError as error:
+            error.filename = OUTPUT
+            raise
+
+
+def open_output() -> None:
+    """Before anything is printed or opened: a file would else get the number of a stream that is closed, and what is printed."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+    given = sys.stdout
+    if given is not None and given is sys.__stdout__ and given.fileno() == 1:
+        file = io.BufferedWriter(_Named(1, "w", closefd=False))
+        by_line, encoding = given.line_buffering, given.encoding
+        # names of files need not be UTF-8
+        sys.stdout = io.TextIOWrapper(file, encoding, "backslashreplace", line_buffering=by_line)
+
+
+def lost_output() -> OSError | None:
+    """Why standard output cannot take what was printed; None where it can. After that nothing more is tried."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        drop_output()
+        return error
+    return None
+
+
+def drop_output() -> None:
+    """Nothing more is written there: Python itself would try once more at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -1,0 +1,51 @@
+"""Whether a plan's runs can be fed by its own runs of the stages before: told from labels and folds, before anything runs."""
+
+from cache_schema import Cache
+from cache_schema.errors import CspineError, UsageError
+from trainer.config import Settings, load
+from trainer.inputs import Inputs
+from trainer.plan.graph import FEEDERS, Plan
+
+DRAW = "draw other folds: preprocess labels CACHE CSV --folds N"
+
+
+def require_fed(plan: Plan, cache: Cache) -> None:
+    """Raises UsageError for the first run that has nothing to train on, or needs rows of a table that nothing in the plan
+    makes: a study's row comes from the runs that hold its fold out."""
+    every = {node.name: load(node.words, must_exist=False) for node in plan.runs}
+    held_out = {table: {every[name].fold for name in plan[feeder].needs} for table, feeder in _feeders(plan).items()}
+    for node in plan.runs:
+        settings = every[node.name]
+        try:
+            needed = _folds_needed(settings, Inputs(settings, cache))
+        except CspineError as error:
+            error.where = node.name if error.where is None else f"{node.name}: {error.where}"
+            raise
+        for table in node.needs:
+            if table in held_out and (missing := needed[table] - held_out[table]):
+                stage = FEEDERS[table]
+                shown = ", ".join(map(str, sorted(missing)))
+                raise UsageError(
+                    f"needs {table} of the studies of fold {shown}, which no {stage} run of the plan holds out",
+                    where=node.name,
+                    do=f"give the plan's {stage} runs folds: {sorted(missing | held_out[table])}",
+                )
+
+
+def _feeders(plan: Plan) -> dict[str, str]:
+    """Table that runs read -> the table that is pooled from the runs which feed it."""
+    pooled = {"study_boxes": "study_boxes", "pseudo_labels": "vertebra_ratios"}
+    return {table: feeder for table, feeder in pooled.items() if any(node.name == table for node in plan.nodes)}
+
+
+def _folds_needed(settings: Settings, inputs: Inputs) -> dict[str, set[int]]:
+    """Table -> the folds of the studies whose rows the run cannot do without."""
+    trained = inputs.training_fold_ids(segmented=inputs.segmented)
+    if not trained:
+        outside = "" if settings.fold == "all" else f" outside fold {settings.fold}"
+        if inputs.segmented:
+            line, do = f"no study with a segmentation{outside} to train {settings.stage} on", "build the cache with"
+            raise UsageError(line, where=inputs.cache.path, do=f"{do} --segmentations DIR, or {DRAW}")
+        raise UsageError(f"no study with a fold{outside} to train on", where=inputs.cache.path, do=DRAW)
+    ids = {"study_boxes": inputs.read_ids(), "pseudo_labels": trained}
+    return {table: set(inputs.labels.loc[own, "fold"].astype(int)) for table, own in ids.items()}

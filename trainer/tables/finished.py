@@ -1,0 +1,293 @@
+"""Which finished runs under RUNS are made from this cache and from what lies under RUNS now; which are stale, and why. No torch."""
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from cache_schema import LEVELS, TARGETS, Cache
+from cache_schema.errors import CacheError, CspineError
+from cache_schema.tables import read_table, table_meta
+from trainer import exposure
+from trainer.config import Settings, validate
+from trainer.identity import CONFIG_FILE, PREDICTIONS, recorded_config, run_key, run_name
+from trainer.inputs import Inputs
+from trainer.tables import lineage
+from trainer.tables.boxes import BOX
+from trainer.tables.pseudo import FRACTURES
+from trainer.weights import MODEL_FILE, require_whole, weights_metadata
+
+HELD_OUT_RUNS = f"[!.]*-*/fold[0-9]*-seed*/{PREDICTIONS}"
+COLUMNS = {
+    "bbox": ("z_index", *BOX, "has_box"),
+    "vertebrae": ("z_index", "windows", *LEVELS),
+    "slice_fracture": ("z_index", *LEVELS, *FRACTURES, "any_frac"),
+    "study_fracture": TARGETS,
+}
+"""of predictions, beside id"""
+WORDS = {
+    "pixel_hash": "other pixels",
+    "studies": "other pixels, studies or folds",
+    "segmentations": "other segmentations",
+    "labels": "other labels",
+    "boxes": "other boxes",
+    "pseudo": "other pseudo labels",
+    "backbone": "another backbone",
+}
+"""by the names of the digests that a run keeps"""
+OTHER_FOLDS, OTHER_PIXELS = "other folds or studies", "other pixels"
+
+
+class Found(NamedTuple):
+    """Held-out predictions under RUNS."""
+
+    run_dir: Path
+    why: str = ""
+    """of stale ones"""
+    checked: bool = True
+    """false: they came without the run that made them, so that nothing says what from"""
+    ids: frozenset[str] = frozenset()
+
+
+class Pool(NamedTuple):
+    """What a stage's runs may be pooled to."""
+
+    run_dirs: tuple[Path, ...]
+    lines: tuple[str, ...]
+    """on each run that is left out or could not be checked"""
+    problem: str
+    """why there can be no table of them; "" where there can"""
+    mixed: bool
+    """whether that is so because only a part of them is as it should be"""
+
+
+class _Recorded(NamedTuple):
+    values: Mapping[str, Any]
+    key: str
+    inputs: Mapping[str, str]
+
+
+class FinishedRuns:
+    """Judges runs by their own settings against one cache. Opens the weights' metadata, never the tensors.
+
+    Stages are asked for in their order, each once the tables before it are made: a run that read a table is judged by
+    the table as it is then. outdated: tables that could not be made anew; what has read them is stale too.
+    """
+
+    def __init__(self, out: Path, cache: Cache):
+        self.out, self.cache = out, cache
+        self.outdated: set[Path] = set()
+        self._weights: dict[Path, list[str]] = {}
+
+    def pool(self, stage: str) -> Pool:
+        found = [self.judged(run_dir) for run_dir in held_out_runs(self.out) if stage_of(run_dir) == stage]
+        stale, fit = [each for each in found if each.why], [each for each in found if not each.why]
+        lines = [f"{run_name(each.run_dir)}: stale, left out: {each.why}" for each in stale]
+        lines += [
+            f"{run_name(each.run_dir)}: not checked: nothing beside its predictions says what they were made from"
+            for each in fit
+            if not each.checked
+        ]
+        problem = _without(stale, fit) or _held_out_twice(fit)
+        return Pool(tuple(each.run_dir for each in fit), tuple(lines), problem, bool(problem and fit))
+
+    def judged(self, run_dir: Path) -> Found:
+        try:
+            table, footer = read_table(run_dir / PREDICTIONS), table_meta(run_dir / PREDICTIONS)["inputs"]
+            _require_columns(table, stage_of(run_dir))
+            ids = frozenset(table["id"].astype(str))
+            recorded = _recorded(run_dir)
+            if recorded is None:
+                return Found(run_dir, self._why_elsewhere(run_dir, footer), checked=False, ids=ids)
+            settings = self._settings(recorded)
+            if run_name(settings.run_dir) != run_name(run_dir):
+                return Found(run_dir, f"it is {run_name(settings.run_dir)} by its settings", ids=ids)
+            return Found(run_dir, self._why(run_dir, settings, recorded, footer, ids), ids=ids)
+        except CspineError as error:
+            return Found(run_dir, _in_short(error))
+
+    def _why(
+        self, run_dir: Path, settings: Settings, recorded: _Recorded, footer: Mapping[str, str], ids: frozenset[str]
+    ) -> str:
+        """What the run's weights, or its predictions, were made from and is not what there is now; "" where all is."""
+        inputs = Inputs(settings, self.cache, _standing(settings, footer | recorded.inputs))
+        if ids != set(inputs.eval_ids()):
+            return OTHER_FOLDS
+        weights = self._weights_changed(run_dir)
+        changed = _differing(inputs.prediction_digests(), footer)
+        if footer.get("run") != recorded.key:
+            return "its predictions are not of its weights"
+        words = [*changed, *weights]
+        if "studies" in changed:  # the same ones, by their ids
+            words = [OTHER_PIXELS if word == "studies" else word for word in words]
+        return ", ".join(dict.fromkeys(WORDS.get(word, word) for word in words))
+
+    def _weights_changed(self, run_dir: Path) -> list[str]:
+        """Names of what a run's weights were made from and is not what there is now."""
+        if run_dir not in self._weights:
+            recorded = _recorded(run_dir)
+            self._weights[run_dir] = [] if recorded is None else self._changed(run_dir, recorded)
+        return self._weights[run_dir]
+
+    def _changed(self, run_dir: Path, recorded: _Recorded) -> list[str]:
+        settings = self._settings(recorded)
+        inputs = Inputs(settings, self.cache, _standing(settings, recorded.inputs))
+        now = inputs.training_digests()
+        changed = _differing(now, recorded.inputs)
+        outdated = {path.resolve() for path in self.outdated}
+        for name in ("boxes", "pseudo"):
+            path = getattr(settings, name)
+            if name in now and path is not None and path.resolve() in outdated:
+                changed.append(name)
+        if "backbone" in now and settings.backbone.is_dir() and self._weights_changed(settings.backbone):
+            changed.append("backbone")
+        file = settings.model.weights_file
+        if not changed and (file is None or file.is_file()) and run_key(settings, inputs) != recorded.key:
+            if (run_dir / MODEL_FILE).is_file():
+                require_whole(run_dir / MODEL_FILE)
+            changed.append("another version of its stage, or other settings than its config.yaml has")
+        return changed
+
+    def _why_elsewhere(self, run_dir: Path, footer: Mapping[str, str]) -> str:
+        """Of predictions without their run: by what they state themselves, which may be nothing."""
+        fold = footer.get("fold", "")
+        if not fold.isdecimal() or "studies" not in footer:
+            return ""
+        stage, _, variant = run_dir.parent.name.rpartition("-")
+        settings = Settings(stage=stage, variant=variant, cache=self.cache.path, out=self.out, fold=int(fold))
+        changed = _differing(Inputs(settings, self.cache).held_out_digests(), footer)
+        return ", ".join(WORDS[name] for name in changed)
+
+    def _settings(self, recorded: _Recorded) -> Settings:
+        """As the run had them, with this cache, and with this RUNS in the place of the one that it was made in."""
+        values = {name: value for name, value in recorded.values.items() if name in Settings.model_fields}
+        old = Path(values["out"])
+        for name in ("boxes", "pseudo", "backbone"):
+            if values.get(name) not in (None, "cache"):
+                values[name] = rerooted(Path(values[name]), old, self.out)
+        if file := values["model"].get("weights_file"):
+            values["model"] = values["model"] | {"weights_file": rerooted(Path(file), old, self.out)}
+        here = {"cache": self.cache.path, "out": self.out, "mode": "train", "split": "held_out", "weights": None}
+        return validate(values | here)
+
+
+def held_out_runs(out: Path) -> list[Path]:
+    """Folders of runs that hold a fold out and have predicted it, sorted; with those whose predictions cannot be read."""
+    found = []
+    for path in out.glob(HELD_OUT_RUNS):
+        try:
+            held_out = table_meta(path)["inputs"].get("split") == "held_out"
+        except CspineError:
+            held_out = True
+        if held_out and stage_of(path.parent) in COLUMNS:
+            found.append(path.parent)
+    return sorted(found)
+
+
+def seen_by(run_dir: Path) -> pd.DataFrame:
+    """The exposure of a run under RUNS; `unknown` of predictions that lie there by themselves. Raises CacheError where it is
+    gone or damaged."""
+    if not any((run_dir / name).exists() for name in (CONFIG_FILE, MODEL_FILE, lineage.RUN_FILE)):
+        return lineage.unknown(run_name(run_dir), PREDICTIONS)
+    return exposure.of_finished(run_dir)
+
+
+def stage_of(run_dir: Path) -> str:
+    return run_dir.parent.name.rpartition("-")[0]
+
+
+def rerooted(path: Path, old: Path, new: Path) -> Path:
+    """Where what a run was given below its `old` RUNS lies below the `new` one; any other path as it is.
+
+    Of path and old one may have been given from the root and the other from a folder that is not known any more.
+    """
+    parts, root = Path(os.path.normpath(path)).parts, Path(os.path.normpath(old)).parts
+    if path.is_absolute() == old.is_absolute():
+        return new.joinpath(*parts[len(root) :]) if parts[: len(root)] == root else path
+    if old.is_absolute():
+        ends = (count for count in range(len(parts), 0, -1) if root[-count:] == parts[:count])
+    else:
+        root = tuple(part for part in root if part != os.pardir)
+        starts = range(len(parts) - len(root), 0, -1) if root else ()
+        ends = (start + len(root) for start in starts if parts[start : start + len(root)] == root)
+    end = next(ends, None)
+    return path if end is None else new.joinpath(*parts[end:])
+
+
+def _recorded(run_dir: Path) -> _Recorded | None:
+    """What a run wrote about itself; None where there is no run. Raises CspineError where that is damaged."""
+    config, path = recorded_config(run_dir), run_dir / MODEL_FILE
+    metadata = weights_metadata(path) if path.is_file() else {}
+    try:
+        if config is None and "config" in metadata:
+            config = json.loads(metadata["config"]) | {"key": metadata["key"]}
+        inputs = json.loads(metadata.get("inputs", "{}"))
+    except (ValueError, KeyError, TypeError):
+        raise CacheError("has metadata that cannot be read", where=path) from None
+    if config is None:
+        return None
+    if metadata and metadata.get("key") != config["key"]:
+        raise CacheError("is not of the settings beside it", where=path)
+    return _Recorded(config, config["key"], inputs)
+
+
+def _standing(settings: Settings, recorded: Mapping[str, str]) -> dict[str, str]:
+    """The recorded digests of what is no longer where the settings say."""
+    paths = {"boxes": settings.boxes, "pseudo": settings.pseudo}
+    paths["backbone"] = None if settings.backbone is None else settings.backbone / MODEL_FILE
+    gone = [name for name, path in paths.items() if path is not None and str(path) != "cache" and not path.exists()]
+    return {name: recorded[name] for name in gone if name in recorded}
+
+
+def _differing(now: Mapping[str, str], recorded: Mapping[str, str]) -> list[str]:
+    return [name for name, digest in now.items() if name in recorded and recorded[name] != digest]
+
+
+def _without(stale: list[Found], fit: list[Found]) -> str:
+    """What the stage, or a variant that is not stale as a whole, would lack where the stale ones are left out."""
+    if stale and not fit:
+        return f"all {len(stale)} runs are stale"
+    folds, variants = {_fold(each) for each in fit}, {_variant(each) for each in fit}
+    pairs = {(_variant(each), _fold(each)) for each in fit}
+    missing = [
+        each
+        for each in stale
+        if _fold(each) not in folds or (_variant(each) in variants and (_variant(each), _fold(each)) not in pairs)
+    ]
+    return f"nothing fits in the place of {', '.join(run_name(each.run_dir) for each in missing)}" if missing else ""
+
+
+def _held_out_twice(fit: list[Found]) -> str:
+    by_study: dict[str, set[str]] = defaultdict(set)
+    for each in fit:
+        for id in each.ids:
+            by_study[id].add(_fold(each))
+    twice = {id: sorted(folds) for id, folds in by_study.items() if len(folds) > 1}
+    if not twice:
+        return ""
+    first = min(twice)
+    return f"{len(twice)} studies are held out by two folds, first {first} by {' and '.join(twice[first][:2])}"
+
+
+def _variant(found: Found) -> str:
+    return found.run_dir.parent.name
+
+
+def _fold(found: Found) -> str:
+    return found.run_dir.name.removeprefix("fold").partition("-")[0]
+
+
+def _require_columns(table: pd.DataFrame, stage: str) -> None:
+    missing = [name for name in ("id", *COLUMNS[stage]) if name not in table.columns]
+    if missing:
+        raise CacheError(f"has no column {missing[0]}", where=Path(PREDICTIONS))
+
+
+def _in_short(error: CspineError) -> str:
+    """Without what to do: that is the same for all stale runs."""
+    where = "" if error.where is None else f"{Path(str(error.where)).name} "
+    return f"{where}{error.what}"
