@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from cache_schema.documents import write_whole
+from cache_schema.errors import CacheError
 from trainer.damaged import tell
 from trainer.data.draws import Draw, Drawing
 from trainer.data.items import Item
@@ -67,6 +68,8 @@ class Bank:
             tell(f"{path}: is gone or does not match its digest; it is made again")
             self._make(self.model, draw, [place.item])
             features = read_features(path)
+        if features is None:
+            raise CacheError("is damaged again as soon as it is written", where=path, do="look at the disk")
         return torch.from_numpy(features)
 
     def fill(self, model: StudyFractureModel) -> None:

@@ -140,7 +140,7 @@ def _held_by(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         held = json.loads((folder / POSITION).read_bytes())
-        if held.pop(DIGEST) != digest_of(held):
+        if held.pop(DIGEST) != digest_of(held) or not {"step", "key", "scaler", "files"} <= held.keys():
             raise ValueError
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         raise Damaged("is no whole checkpoint of this version", where=folder) from None

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from cache_schema.errors import CacheError, UsageError
+from cache_schema.errors import CacheError, UsageError, reason_of
 from cache_schema.tables import own_meta
 from trainer.config import Settings
 from trainer.damaged import Damaged, tell
@@ -176,14 +176,17 @@ def recorded_config(run_dir: Path) -> dict[str, Any] | None:
     path = run_dir / CONFIG_FILE
     if not path.is_file():
         return None
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"cannot be read ({reason_of(error)})", where=path) from error
     text = data.rpartition(CONFIG_DIGEST)[0]
     try:
         config = yaml.safe_load(text)
         same = data == text + CONFIG_DIGEST + hashlib.sha256(text).hexdigest().encode() + b"\n"
     except (yaml.YAMLError, ValueError):
         same = False
-    if not same or "key" not in config:
+    if not same or not isinstance(config, dict) or "key" not in config:
         do = "run what it is of again, which makes it anew"
         raise Damaged("is not what a run wrote, as its last line says it", where=path, do=do)
     return config

@@ -109,8 +109,8 @@ def _living(path: Path) -> str | None:
         return None
     pid = held["pid"]
     if held["machine"] == _machine():
-        alive = _born(pid) == held["born"]
-        if not alive and "child" in held and _born(held["child"]) == held["child_born"]:
+        alive = _born(pid) == held["born"] is not None
+        if not alive and "child" in held and _born(held["child"]) == held.get("child_born") is not None:
             pid, alive = held["child"], True
     else:
         # both times by the file system's clock

@@ -25,11 +25,13 @@ from cache_schema.tables import read_table, table_meta, write_table
 from trainer import exposure
 from trainer.command import one_of, say, serve
 from trainer.config import Settings, check_keys, validate
+from trainer.damaged import Damaged
 from trainer.ending import leave
 from trainer.identity import (
     CONFIG_FILE,
     PREDICTIONS_OF_ALL,
     check_weights,
+    model_key,
     recorded_config,
     run_name,
     weights_config,
@@ -191,6 +193,8 @@ def _settings_of(weights: Path, cache: Path, out: Path, given: Mapping[str, Any]
     recorded = recorded_config(weights)
     if recorded is None:
         raise UsageError("no settings beside its weights", where=weights, expected=CONFIG_FILE)
+    if recorded["key"] != model_key(weights):
+        raise Damaged("is not of the weights beside it", where=weights / CONFIG_FILE)
     values = {name: value for name, value in recorded.items() if name in Settings.model_fields}
     for section, names in MACHINE.items():
         values[section] = {name: value for name, value in values[section].items() if name not in names}

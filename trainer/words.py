@@ -56,7 +56,13 @@ def parse_assignments(words: Iterable[str]) -> dict[str, Any]:
 
 def whole(value: object, name: str, least: int, most: int, where: object = None) -> int:
     """A whole number. Raises UsageError for anything else, and for one that can only be a mistake."""
-    if not (isinstance(value, str) and value.isascii() and value.isdecimal() and least <= int(value[:20]) <= most):
+    if not (
+        isinstance(value, str)
+        and value.isascii()
+        and value.isdecimal()
+        and len(value) < 20
+        and least <= int(value) <= most
+    ):
         raise UsageError(
             f"{name}={value!s:.80} does not fit", where=where, expected=f"a whole number from {least} to {most}"
         )

@@ -91,7 +91,10 @@ def readers_here() -> list[int]:
     return [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
-@pytest.mark.parametrize(("loader", "while_others_read"), [("dali", False), ("plain", False), ("dali", True)])
+@pytest.mark.parametrize(
+    ("loader", "while_others_read"),
+    [("dali", True), *(pytest.param(loader, False, marks=pytest.mark.check) for loader in ("dali", "plain"))],
+)
 def test_a_killed_reader_is_one_line_and_no_waiting(loader, while_others_read, tiny_cache):
     """Also a training's, while what it holds out is read by others."""
     before = readers_here()

@@ -13,6 +13,8 @@ from trainer.look.plot import Axes, key
 from trainer.tables.scores import HELD_OUT
 
 TITLE, ROW, WIDTH, LEFT = 44, 300, 1500, 60
+NUMBERS, WORDS = ("value", "baseline_value"), ("metric", "baseline")
+"""that are drawn of a score"""
 SMOOTHED_SHARE = 20
 """the thick line is the mean over one in so many of the run's logged steps"""
 
@@ -99,12 +101,23 @@ def _read(path: Path) -> History:
     loss: dict[int, float] = {}
     scores: dict[int, dict] = {}
     for line in Journal(path.parent).lines():
-        if "loss" in line:
+        score = line.get("score")
+        if _is_number(line.get("loss")):
             loss[line["step"]] = line["loss"]
-        elif "score" in line and line["score"]["split"] == HELD_OUT:
-            scores[line["step"]] = line["score"]
+        elif isinstance(score, dict) and score.get("split") == HELD_OUT and _is_score(score):
+            scores[line["step"]] = score
     name, fold = path.parents[1].name, path.parent.name.removeprefix("fold").partition("-")[0]
     return History(name, fold, dict(sorted(loss.items())), dict(sorted(scores.items())))
+
+
+def _is_score(found: dict) -> bool:
+    numbers, words = (found.get(name) for name in NUMBERS), (found.get(name) for name in WORDS)
+    return all(map(_is_number, numbers)) and all(isinstance(word, str) for word in words)
+
+
+def _is_number(value: object) -> bool:
+    """What else a log holds is damaged, and left out."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:

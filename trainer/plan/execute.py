@@ -8,7 +8,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 
 from cache_schema import Cache
-from cache_schema.errors import CspineError
+from cache_schema.errors import CacheError, CspineError
 from trainer.faults import in_one_line
 from trainer.lease import holder, lease_file
 from trainer.plan.graph import Node, Plan
@@ -47,6 +47,7 @@ class Execution:
     def run(self, only: str | None = None) -> list[str]:
         """Makes everything in the plan, or one node whose needs are taken to be there. Returns the names of what failed."""
         if only is not None:
+            self._require_needs(self.plan[only])
             self.left = [self.plan[only]]
             self.done = {node.name for node in self.plan.nodes if node.name != only}
         try:
@@ -57,6 +58,12 @@ class Execution:
             raise
         self.pool.stop()
         return [node.name for node in self.plan.nodes if node.name in self.failed]
+
+    def _require_needs(self, node: Node) -> None:
+        """Raises CacheError where a table would be made from what is stale, or not there."""
+        for name in () if node.is_run else node.needs:
+            if (found := state(self.plan[name], self.plan, self.cache)) != DONE:
+                raise CacheError(f"needs {name}, which is {found}", where=node.name, do=f"make that first: only={name}")
 
     def _step(self) -> None:
         """Everything that can start now, then a wait for something to end."""

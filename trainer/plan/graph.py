@@ -151,7 +151,7 @@ def _mapping(value: Any, where: str) -> Mapping[str, Any]:
 
 
 def _count(value: Any, name: str, where: object, expected: str) -> int:
-    if not (isinstance(value, str) and value.isdecimal() and 0 < int(value[:9]) <= MOST_AT_A_TIME):
+    if not (isinstance(value, str) and value.isdecimal() and len(value) < 10 and 0 < int(value) <= MOST_AT_A_TIME):
         expected = f"{expected}, from 1 to {MOST_AT_A_TIME}"
         raise UsageError(f"{name}={value!r:.80} does not fit", where=where, expected=expected)
     return int(value)
@@ -167,6 +167,13 @@ def _runs(row: Mapping[str, Any], shared: Shared, out: Path, tables: Path, where
     for key in ("folds", "seeds"):
         if not isinstance(row.get(key, []), list):
             raise UsageError(f"{key}: {row[key]} is no list", where=where, expected=f"{key}: [{row[key]}]")
+        if not row.get(key, [""]):
+            raise UsageError(f"{key}: [] makes no run", where=where, do="name some, or leave the row out")
+    if row.get("variant") == "":
+        raise UsageError("variant: names none", where=where, do="name one, or leave the key out")
+    for key, value in chosen.items():
+        if not isinstance(value, str):
+            raise UsageError(f"set: {key} is one value", where=where, expected=f"{key}: VALUE")
     for key in row:
         if key not in RUN_KEYS:
             raise UsageError(f"a run has no {key}", where=where, do=nearest(key, RUN_KEYS))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from cache_schema import LEVELS, TARGETS, Cache
@@ -14,14 +15,22 @@ from cache_schema.errors import CacheError, CspineError
 from cache_schema.tables import read_table, table_meta
 from trainer import exposure
 from trainer.config import Settings, validate
-from trainer.identity import CONFIG_FILE, PREDICTIONS, recorded_config, run_key, run_name
+from trainer.identity import (
+    CONFIG_FILE,
+    PREDICTIONS,
+    VERSIONS,
+    prediction_settings,
+    recorded_config,
+    run_key,
+    run_name,
+)
 from trainer.inputs import Inputs
 from trainer.tables import lineage
 from trainer.tables.boxes import BOX
 from trainer.tables.pseudo import FRACTURES
 from trainer.weights import MODEL_FILE, require_whole, weights_metadata
 
-HELD_OUT_RUNS = f"[!.]*-*/fold[0-9]*-seed*/{PREDICTIONS}"
+HELD_OUT_RUNS = "[!.]*-*/fold[0-9]*-seed*"
 COLUMNS = {
     "bbox": ("z_index", *BOX, "has_box"),
     "vertebrae": ("z_index", "windows", *LEVELS),
@@ -37,8 +46,10 @@ WORDS = {
     "boxes": "other boxes",
     "pseudo": "other pseudo labels",
     "backbone": "another backbone",
+    "eval_stride": "another data.eval_stride",
 }
-"""by the names of the digests that a run keeps"""
+"""by the names of the digests, and of the settings of a prediction, that a run keeps"""
+PROBABILITIES = {"bbox": ("has_box",), "study_fracture": TARGETS}
 OTHER_FOLDS, OTHER_PIXELS = "other folds or studies", "other pixels"
 
 
@@ -69,6 +80,8 @@ class _Recorded(NamedTuple):
     values: Mapping[str, Any]
     key: str
     inputs: Mapping[str, str]
+    version: str | None = None
+    """of its stage, as the weights state it; None where there are none"""
 
 
 class FinishedRuns:
@@ -92,13 +105,14 @@ class FinishedRuns:
             for each in fit
             if not each.checked
         ]
-        problem = _without(stale, fit) or _held_out_twice(fit)
+        known = {str(fold) for fold in self.cache.labels["fold"].dropna().astype(int)}
+        problem = _without(stale, fit, known) or _held_out_twice(fit)
         return Pool(tuple(each.run_dir for each in fit), tuple(lines), problem, bool(problem and fit))
 
     def judged(self, run_dir: Path) -> Found:
         try:
             table, footer = read_table(run_dir / PREDICTIONS), table_meta(run_dir / PREDICTIONS)["inputs"]
-            _require_columns(table, stage_of(run_dir))
+            _require_values(table, stage_of(run_dir))
             ids = frozenset(table["id"].astype(str))
             recorded = _recorded(run_dir)
             if recorded is None:
@@ -118,7 +132,7 @@ class FinishedRuns:
         if ids != set(inputs.eval_ids()):
             return OTHER_FOLDS
         weights = self._weights_changed(run_dir)
-        changed = _differing(inputs.prediction_digests(), footer)
+        changed = _differing(inputs.prediction_digests() | prediction_settings(settings), footer)
         if footer.get("run") != recorded.key:
             return "its predictions are not of its weights"
         words = [*changed, *weights]
@@ -145,6 +159,8 @@ class FinishedRuns:
                 changed.append(name)
         if "backbone" in now and settings.backbone.is_dir() and self._weights_changed(settings.backbone):
             changed.append("backbone")
+        if recorded.version not in (None, str(VERSIONS[settings.stage])):
+            changed.append(f"version {recorded.version} of its stage")
         file = settings.model.weights_file
         if not changed and (file is None or file.is_file()) and run_key(settings, inputs) != recorded.key:
             if (run_dir / MODEL_FILE).is_file():
@@ -155,8 +171,11 @@ class FinishedRuns:
     def _why_elsewhere(self, run_dir: Path, footer: Mapping[str, str]) -> str:
         """Of predictions without their run: by what they state themselves, which may be nothing."""
         fold = footer.get("fold", "")
+        known = {str(each) for each in self.cache.labels["fold"].dropna().astype(int)}
         if not fold.isdecimal() or "studies" not in footer:
             return ""
+        if fold not in known:
+            return OTHER_FOLDS
         stage, _, variant = run_dir.parent.name.rpartition("-")
         settings = Settings(stage=stage, variant=variant, cache=self.cache.path, out=self.out, fold=int(fold))
         changed = _differing(Inputs(settings, self.cache).held_out_digests(), footer)
@@ -176,15 +195,17 @@ class FinishedRuns:
 
 
 def held_out_runs(out: Path) -> list[Path]:
-    """Folders of runs that hold a fold out and have predicted it, sorted; with those whose predictions cannot be read."""
+    """Folders of runs that hold a fold out and have weights or predictions, sorted; with those whose predictions are gone,
+    cannot be read or do not say what they are."""
     found = []
-    for path in out.glob(HELD_OUT_RUNS):
+    for run_dir in out.glob(HELD_OUT_RUNS):
+        path = run_dir / PREDICTIONS
         try:
-            held_out = table_meta(path)["inputs"].get("split") == "held_out"
+            held_out = table_meta(path)["inputs"].get("split", "held_out") == "held_out"
         except CspineError:
-            held_out = True
-        if held_out and stage_of(path.parent) in COLUMNS:
-            found.append(path.parent)
+            held_out = path.exists() or (run_dir / MODEL_FILE).exists()
+        if held_out and stage_of(run_dir) in COLUMNS:
+            found.append(run_dir)
     return sorted(found)
 
 
@@ -232,7 +253,7 @@ def _recorded(run_dir: Path) -> _Recorded | None:
         return None
     if metadata and metadata.get("key") != config["key"]:
         raise CacheError("is not of the settings beside it", where=path)
-    return _Recorded(config, config["key"], inputs)
+    return _Recorded(config, config["key"], inputs, metadata.get("version"))
 
 
 def _standing(settings: Settings, recorded: Mapping[str, str]) -> dict[str, str]:
@@ -247,8 +268,10 @@ def _differing(now: Mapping[str, str], recorded: Mapping[str, str]) -> list[str]
     return [name for name, digest in now.items() if name in recorded and recorded[name] != digest]
 
 
-def _without(stale: list[Found], fit: list[Found]) -> str:
-    """What the stage, or a variant that is not stale as a whole, would lack where the stale ones are left out."""
+def _without(stale: list[Found], fit: list[Found], known: set[str]) -> str:
+    """What the stage, or a variant that is not stale as a whole, would lack where the stale ones are left out.
+
+    known: the folds of the cache. Nothing is in the place of a run of another one, nor could be made."""
     if stale and not fit:
         return f"all {len(stale)} runs are stale"
     folds, variants = {_fold(each) for each in fit}, {_variant(each) for each in fit}
@@ -256,6 +279,7 @@ def _without(stale: list[Found], fit: list[Found]) -> str:
     missing = [
         each
         for each in stale
+        if _fold(each) in known
         if _fold(each) not in folds or (_variant(each) in variants and (_variant(each), _fold(each)) not in pairs)
     ]
     return f"nothing fits in the place of {', '.join(run_name(each.run_dir) for each in missing)}" if missing else ""
@@ -281,10 +305,20 @@ def _fold(found: Found) -> str:
     return found.run_dir.name.removeprefix("fold").partition("-")[0]
 
 
-def _require_columns(table: pd.DataFrame, stage: str) -> None:
+def _require_values(table: pd.DataFrame, stage: str) -> None:
+    """Raises CacheError where the table is no prediction of the stage."""
     missing = [name for name in ("id", *COLUMNS[stage]) if name not in table.columns]
     if missing:
         raise CacheError(f"has no column {missing[0]}", where=Path(PREDICTIONS))
+    for name in COLUMNS[stage]:
+        values = pd.to_numeric(table[name], errors="coerce").to_numpy(np.float64, na_value=np.nan)
+        well = np.isfinite(values)
+        if name in PROBABILITIES.get(stage, ()):
+            well &= (values >= 0) & (values <= 1)
+        if name == "z_index":
+            well &= (values >= 0) & (values == np.floor(values))
+        if not well.all():
+            raise CacheError(f"{name} holds {table[name][~well].iloc[0]!s:.40}", where=Path(PREDICTIONS))
 
 
 def _in_short(error: CspineError) -> str:

@@ -223,12 +223,12 @@ def _make(tables: Collection[str], sources: Sources, outcome: Outcome) -> CacheE
     return None
 
 
-def _lost(run_dirs: Iterable[Path]) -> CacheError | None:
+def _lost(run_dirs: Iterable[Path]) -> CspineError | None:
     """The first run whose exposure is gone or damaged."""
     for run_dir in run_dirs:
         try:
             seen_by(run_dir)
-        except CacheError as error:
+        except CspineError as error:
             return error
     return None
 

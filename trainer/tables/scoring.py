@@ -6,7 +6,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from cache_schema import TARGETS, Cache
-from cache_schema.errors import CacheError
+from cache_schema.errors import CacheError, CspineError
 from cache_schema.tables import read_table
 from trainer.identity import PREDICTIONS, run_name
 from trainer.tables import lineage, ratios, runs, studies
@@ -59,7 +59,7 @@ def score_runs(cache: Cache, run_dirs: tuple[Path, ...], pseudo: Path) -> Found:
             seen |= exposures
         except lineage.ForbiddenScore as error:
             refused.append(error)
-        except CacheError as error:
+        except CspineError as error:
             line = f"{stage} {variant} may not be scored: {error.what}"
             refused.append(lineage.ForbiddenScore(line, where=error.where, do=error.do))
     return Found(rows, lineage.other_segmentations(seen), refused, unknown)
