@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from cache_schema.errors import CacheError, UsageError, reason_of
+from cache_schema.errors import CacheError, UsageError
 from cache_schema.tables import own_meta
 from trainer.config import Settings
 from trainer.damaged import Damaged, tell
@@ -176,10 +176,7 @@ def recorded_config(run_dir: Path) -> dict[str, Any] | None:
     path = run_dir / CONFIG_FILE
     if not path.is_file():
         return None
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UsageError(f"cannot be read ({reason_of(error)})", where=path) from error
+    data = path.read_bytes()
     text = data.rpartition(CONFIG_DIGEST)[0]
     try:
         config = yaml.safe_load(text)

@@ -122,6 +122,8 @@ class FinishedRuns:
                 return Found(run_dir, f"it is {run_name(settings.run_dir)} by its settings", ids=ids)
             return Found(run_dir, self._why(run_dir, settings, recorded, footer, ids), ids=ids)
         except CspineError as error:
+            if isinstance(error.__context__, OSError) and not isinstance(error.__context__, FileNotFoundError):
+                raise  # what cannot be read just now may be as it should be
             return Found(run_dir, _in_short(error))
 
     def _why(
