@@ -20,6 +20,7 @@ from cache_schema.tables import read_table, table_meta
 from trainer.config import Settings
 from trainer.tables.boxes import BOX, FULL_FRAME
 from trainer.tables.pseudo import DECIMALS, FRACTURES
+from trainer.tables.values import misfit
 from trainer.weights import MODEL_FILE, weights_digest
 from trainer.words import nearest
 
@@ -122,6 +123,8 @@ class Inputs:
         where = f"boxes={path}"
         if table["id"].duplicated().any() or table[columns].isna().any().any():
             raise UsageError("holds a study twice or without a box", where=where, do=FROM_RUNS.format("bbox"))
+        if wrong := misfit(table, columns, whole=True):
+            raise UsageError(wrong, where=where, expected="whole numbers", do=FROM_RUNS.format("bbox"))
         whole = table["source"].eq(FULL_FRAME).to_numpy() if "source" in table.columns else None
         table = table.set_index("id")[columns].astype(int)
         known = table.join(self.index[["rows", "columns", "slices"]], how="inner").astype(int)
@@ -163,7 +166,12 @@ class Inputs:
     @cached_property
     def pseudo_table(self) -> pd.DataFrame:
         """id, z_index, C1..C7, C1_frac..C7_frac."""
-        return _read(self.settings.pseudo, ["id", "z_index", *LEVELS, *FRACTURES])
+        table = _read(self.settings.pseudo, ["id", "z_index", *LEVELS, *FRACTURES])
+        wrong = misfit(table, ["z_index"], least=0, whole=True)
+        if wrong := wrong or misfit(table, [*LEVELS, *FRACTURES], 0.0, 1.0, unknown=True):
+            expected, do = "z_index from 0 on, and values from 0 to 1 or null", FROM_RUNS.format("vertebrae")
+            raise UsageError(wrong, where=f"pseudo={self.settings.pseudo}", expected=expected, do=do)
+        return table
 
     @cached_property
     def pseudo(self) -> dict[str, np.ndarray]:
@@ -176,7 +184,7 @@ class Inputs:
                     line = f"{id} has a slice twice, or one beyond its {slices}"
                     raise UsageError(line, where=f"pseudo={self.settings.pseudo}", do=FROM_RUNS.format("vertebrae"))
                 values = np.full((slices, 14), np.nan, np.float32)
-                values[rows["z_index"].to_numpy()] = rows[[*LEVELS, *FRACTURES]].to_numpy(np.float64).round(DECIMALS)
+                values[rows["z_index"].to_numpy(int)] = rows[[*LEVELS, *FRACTURES]].to_numpy(np.float64).round(DECIMALS)
                 found[id] = values
         return found
 
@@ -219,20 +227,14 @@ class Inputs:
         return parts
 
     def _source_digests(self, *, training: bool) -> dict[str, str]:
-        settings, used = self.settings, {"boxes"} | ({"pseudo", "backbone"} if training else set())
-        parts = {name: digest for name, digest in self.standing.items() if name in used}
-        if settings.needs_boxes and "boxes" not in parts:
-            parts["boxes"] = digest_rows(self.boxes.reset_index().itertuples(index=False))
-        if training and settings.stage == "slice_fracture" and settings.pseudo is not None and "pseudo" not in parts:
-            parts["pseudo"] = table_meta(settings.pseudo)["digest"]
-        if (
-            training
-            and settings.stage == "study_fracture"
-            and settings.backbone is not None
-            and "backbone" not in parts
-        ):
-            parts["backbone"] = weights_digest(settings.backbone / MODEL_FILE)
-        return parts
+        settings, parts = self.settings, {}
+        if settings.needs_boxes:
+            parts["boxes"] = lambda: digest_rows(self.boxes.reset_index().itertuples(index=False))
+        if training and settings.stage == "slice_fracture" and settings.pseudo is not None:
+            parts["pseudo"] = lambda: table_meta(settings.pseudo)["digest"]
+        if training and settings.stage == "study_fracture" and settings.backbone is not None:
+            parts["backbone"] = lambda: weights_digest(settings.backbone / MODEL_FILE)
+        return {name: self.standing.get(name) or digest() for name, digest in parts.items()}
 
     def require_unchanged(self) -> None:
         """Raises CacheError where a study to be read is not the one of the index, and so of the digests above."""

@@ -54,19 +54,12 @@ def parse_assignments(words: Iterable[str]) -> dict[str, Any]:
     return nested
 
 
-def whole(value: object, name: str, least: int, most: int, where: object = None) -> int:
-    """A whole number. Raises UsageError for anything else, and for one that can only be a mistake."""
-    if not (
-        isinstance(value, str)
-        and value.isascii()
-        and value.isdecimal()
-        and len(value) < 20
-        and least <= int(value) <= most
-    ):
-        raise UsageError(
-            f"{name}={value!s:.80} does not fit", where=where, expected=f"a whole number from {least} to {most}"
-        )
-    return int(value)
+def whole(value: object, name: str, least: int, most: int, where: object = None, what: str = "a whole number") -> int:
+    """A whole number, `what` of. Raises UsageError for anything else, and for one that can only be a mistake."""
+    digits = value if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 20 else "-1"
+    if not least <= int(digits) <= most:
+        raise UsageError(f"{name}={value!r:.80} does not fit", where=where, expected=f"{what} from {least} to {most}")
+    return int(digits)
 
 
 def at_home(value: str) -> str:

@@ -95,3 +95,14 @@ def test_one_table_of_a_plan_is_not_made_from_stale_runs(runs, tiny_cache, tiny_
     for only in ("study_predictions", "scores"):
         assert plan_main([str(tmp_path / "plan.yaml"), f"cache={cache}", f"out={runs}", f"only={only}"]) == 1
         assert f"error: {only}: needs" in capfd.readouterr().err and tables_of(runs) == before
+
+
+def test_other_thresholds_are_not_left_out_where_an_exposure_is_gone(runs, tiny_cache, capfd):
+    before = tables_of(runs)
+    (runs / "bbox-01B/fold1-seed1/exposure.parquet").unlink()
+    words = [str(runs), f"cache={tiny_cache}"]
+    assert main(words) == 1 and "study_boxes left as made before" in capfd.readouterr().out
+    assert main([*words, "tables.presence=0.9"]) == 1
+    said = capfd.readouterr()
+    assert "study_boxes cannot be made" in said.err and "left as made" not in said.out
+    assert tables_of(runs)["study_boxes.parquet"] == before["study_boxes.parquet"]

@@ -157,7 +157,7 @@ def test_every_stage_gives_sheets_that_are_the_same_each_time(
         ("stage=study_fracture", "works on study boxes and was given none; add boxes=TABLE or boxes=cache"),
         ("stage=bbox draw=stil", "draw=stil does not fit; expected train or still"),
         ("stage=bbox draw=train mode=predict", "draw=train does not fit; expected still"),
-        ("stage=bbox items=0", "items=0 does not fit; expected a whole number from 1"),
+        ("stage=bbox items=0", "items='0' does not fit; expected a whole number from 1"),
         ("stage=bbox itms=3", "no setting itms; did you mean items?"),
         ("tables=nowhere", "tables=nowhere: no such folder"),
         ("bbox", "cannot read 'bbox'"),

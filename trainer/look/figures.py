@@ -11,7 +11,7 @@ from cache_schema.errors import CacheError
 from cache_schema.tables import read_table
 from trainer.identity import PREDICTIONS
 from trainer.look import boxes, curves, learning
-from trainer.tables.finished import held_out_runs
+from trainer.tables.predictions import held_out_runs, stage_of
 from trainer.tables.runs import mean_over_runs
 
 Pages = Iterator[np.ndarray]
@@ -53,7 +53,7 @@ def figures(runs: Path, cache: Cache | None, count: int) -> Iterator[tuple[str, 
 
 def slice_fractures(runs: Path) -> pd.DataFrame | None:
     """Held-out predictions of stage 3, averaged over seeds and variants; None where there are none."""
-    own = [run for run in held_out_runs(runs) if run.parent.name.rpartition("-")[0] == "slice_fracture"]
+    own = [run for run in held_out_runs(runs) if stage_of(run) == "slice_fracture"]
     return mean_over_runs([read_table(run / PREDICTIONS) for run in own], ["id", "z_index"]) if own else None
 
 

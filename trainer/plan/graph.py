@@ -11,7 +11,7 @@ from trainer.config import STAGES, full_name, load, names_a_place, stage_layer
 from trainer.identity import run_name
 from trainer.places import beside
 from trainer.tables.settings import TableSettings, table_settings
-from trainer.words import assignments, given_twice, nearest, read_yaml, split_files
+from trainer.words import assignments, given_twice, nearest, read_yaml, split_files, whole
 
 RUN_KEYS = ("stage", "variant", "folds", "seeds", "set", "processes")
 CHOSEN = ("cache", "out", "mode", "split", "boxes", "pseudo", "backbone", "weights")
@@ -131,7 +131,7 @@ def read_plan(path: Path, cache: Path, out: Path, extra: Iterable[str] = ()) -> 
     for place, row in enumerate(content.get("runs") or []):
         runs += _runs(row, shared, out, tables, f"{path}, run {place + 1}")
     jobs = content.get("jobs")
-    jobs = None if jobs is None else _count(jobs, "jobs", path, "how many runs at a time")
+    jobs = None if jobs is None else whole(jobs, "jobs", 1, MOST_AT_A_TIME, path, "how many runs at a time,")
     nodes = tuple(_in_order([*runs, *_tables(runs, tables)]))
     costs, settings = dict(_mapping(content.get("costs"), f"{path}, costs")), table_settings(thresholds)
     if not runs:
@@ -150,20 +150,13 @@ def _mapping(value: Any, where: str) -> Mapping[str, Any]:
     return value or {}
 
 
-def _count(value: Any, name: str, where: object, expected: str) -> int:
-    if not (isinstance(value, str) and value.isdecimal() and len(value) < 10 and 0 < int(value) <= MOST_AT_A_TIME):
-        expected = f"{expected}, from 1 to {MOST_AT_A_TIME}"
-        raise UsageError(f"{name}={value!r:.80} does not fit", where=where, expected=expected)
-    return int(value)
-
-
 def _runs(row: Mapping[str, Any], shared: Shared, out: Path, tables: Path, where: str) -> list[Node]:
     if not isinstance(row, Mapping):
         raise UsageError("cannot be read as a run", where=where, expected="{stage: ..., folds: [...], seeds: [...]}")
     chosen = _mapping(row.get("set"), f"{where}, set")
     for key in chosen:
         _refuse_chosen(key, where)
-    processes = _count(row.get("processes", "1"), "processes", where, "the most GPUs a run may use")
+    processes = whole(row.get("processes", "1"), "processes", 1, MOST_AT_A_TIME, where, "the most GPUs a run may use,")
     for key in ("folds", "seeds"):
         if not isinstance(row.get(key, []), list):
             raise UsageError(f"{key}: {row[key]} is no list", where=where, expected=f"{key}: [{row[key]}]")

@@ -24,6 +24,7 @@ CLASSES = ["BG", *(f"T{number}" for number in range(1, 13))]
 UNSEGMENTED = -1
 """in all class columns of a study without segmentation (reference 3.4)"""
 ID = "StudyInstanceUID"
+OF_THIS_CACHE = "make it from runs of this cache, or take it out of RUNS"
 
 
 def folded(labels: pd.DataFrame) -> pd.DataFrame:
@@ -62,11 +63,11 @@ def study_boxes(boxes: pd.DataFrame, slices: pd.DataFrame) -> pd.DataFrame:
     by_study = dict(iter(slices.sort_values("z_index").groupby("id")))
     for box in boxes[boxes["source"] != FULL_FRAME].sort_values("id").itertuples():
         if box.id not in by_study:
-            raise UsageError(
-                f"study_boxes holds {box.id}, and the cache does not", do="make it from bbox runs of this cache"
-            )
+            raise UsageError(f"study_boxes holds {box.id}, and the cache does not", do=OF_THIS_CACHE)
         study = by_study[box.id]
         numbers = study["slice_number"].to_numpy()
+        if box.z_to > len(numbers):
+            raise UsageError(f"study_boxes reaches beyond the {len(numbers)} slices of {box.id}", do=OF_THIS_CACHE)
         width, height = study["columns"].iloc[0], study["rows"].iloc[0]
         low = (int(np.floor(box.x0 * FRAME / width)), int(np.floor(box.y0 * FRAME / height)))
         high = (int(np.ceil(box.x1 * FRAME / width)), int(np.ceil(box.y1 * FRAME / height)))
@@ -98,6 +99,10 @@ def image_level(slices: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
 def pseudo_labels(pseudo: pd.DataFrame, slices: pd.DataFrame, folds: pd.Series) -> pd.DataFrame:
     """train_image_pseu_v04_crop: StudyInstanceUID, slice_number, C1_pred..C7_pred, fold, C1_frac..C7_frac, to 3 decimals."""
     numbered = pseudo.merge(slices[["id", "z_index", "slice_number"]], on=["id", "z_index"], validate="one_to_one")
+    if len(numbered) < len(pseudo):
+        raise UsageError(
+            f"pseudo_labels holds {len(pseudo) - len(numbered)} slices that are not there", do=OF_THIS_CACHE
+        )
     table = _named(numbered, folds).rename(columns={level: f"{level}_pred" for level in LEVELS})
     values = [*(f"{level}_pred" for level in LEVELS), *FRACTURES]
     table[values] = table[values].astype("float64").round(DECIMALS)

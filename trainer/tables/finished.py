@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 
-from cache_schema import LEVELS, TARGETS, Cache
+from cache_schema import Cache
 from cache_schema.errors import CacheError, CspineError
 from cache_schema.tables import read_table, table_meta
 from trainer import exposure
@@ -26,18 +25,9 @@ from trainer.identity import (
 )
 from trainer.inputs import Inputs
 from trainer.tables import lineage
-from trainer.tables.boxes import BOX
-from trainer.tables.pseudo import FRACTURES
+from trainer.tables.predictions import held_out_runs, require_predictions, stage_of
 from trainer.weights import MODEL_FILE, require_whole, weights_metadata
 
-HELD_OUT_RUNS = "[!.]*-*/fold[0-9]*-seed*"
-COLUMNS = {
-    "bbox": ("z_index", *BOX, "has_box"),
-    "vertebrae": ("z_index", "windows", *LEVELS),
-    "slice_fracture": ("z_index", *LEVELS, *FRACTURES, "any_frac"),
-    "study_fracture": TARGETS,
-}
-"""of predictions, beside id"""
 WORDS = {
     "pixel_hash": "other pixels",
     "studies": "other pixels, studies or folds",
@@ -49,7 +39,6 @@ WORDS = {
     "eval_stride": "another data.eval_stride",
 }
 """by the names of the digests, and of the settings of a prediction, that a run keeps"""
-PROBABILITIES = {"bbox": ("has_box",), "study_fracture": TARGETS}
 OTHER_FOLDS, OTHER_PIXELS = "other folds or studies", "other pixels"
 
 
@@ -112,7 +101,7 @@ class FinishedRuns:
     def judged(self, run_dir: Path) -> Found:
         try:
             table, footer = read_table(run_dir / PREDICTIONS), table_meta(run_dir / PREDICTIONS)["inputs"]
-            _require_values(table, stage_of(run_dir))
+            require_predictions(table, stage_of(run_dir))
             ids = frozenset(table["id"].astype(str))
             recorded = _recorded(run_dir)
             if recorded is None:
@@ -196,31 +185,12 @@ class FinishedRuns:
         return validate(values | here)
 
 
-def held_out_runs(out: Path) -> list[Path]:
-    """Folders of runs that hold a fold out and have weights or predictions, sorted; with those whose predictions are gone,
-    cannot be read or do not say what they are."""
-    found = []
-    for run_dir in out.glob(HELD_OUT_RUNS):
-        path = run_dir / PREDICTIONS
-        try:
-            held_out = table_meta(path)["inputs"].get("split", "held_out") == "held_out"
-        except CspineError:
-            held_out = path.exists() or (run_dir / MODEL_FILE).exists()
-        if held_out and stage_of(run_dir) in COLUMNS:
-            found.append(run_dir)
-    return sorted(found)
-
-
 def seen_by(run_dir: Path) -> pd.DataFrame:
     """The exposure of a run under RUNS; `unknown` of predictions that lie there by themselves. Raises CacheError where it is
     gone or damaged."""
     if not any((run_dir / name).exists() for name in (CONFIG_FILE, MODEL_FILE, lineage.RUN_FILE)):
         return lineage.unknown(run_name(run_dir), PREDICTIONS)
     return exposure.of_finished(run_dir)
-
-
-def stage_of(run_dir: Path) -> str:
-    return run_dir.parent.name.rpartition("-")[0]
 
 
 def rerooted(path: Path, old: Path, new: Path) -> Path:
@@ -305,22 +275,6 @@ def _variant(found: Found) -> str:
 
 def _fold(found: Found) -> str:
     return found.run_dir.name.removeprefix("fold").partition("-")[0]
-
-
-def _require_values(table: pd.DataFrame, stage: str) -> None:
-    """Raises CacheError where the table is no prediction of the stage."""
-    missing = [name for name in ("id", *COLUMNS[stage]) if name not in table.columns]
-    if missing:
-        raise CacheError(f"has no column {missing[0]}", where=Path(PREDICTIONS))
-    for name in COLUMNS[stage]:
-        values = pd.to_numeric(table[name], errors="coerce").to_numpy(np.float64, na_value=np.nan)
-        well = np.isfinite(values)
-        if name in PROBABILITIES.get(stage, ()):
-            well &= (values >= 0) & (values <= 1)
-        if name == "z_index":
-            well &= (values >= 0) & (values == np.floor(values))
-        if not well.all():
-            raise CacheError(f"{name} holds {table[name][~well].iloc[0]!s:.40}", where=Path(PREDICTIONS))
 
 
 def _in_short(error: CspineError) -> str:

@@ -64,13 +64,17 @@ def _box_frame(sources: Sources) -> pd.DataFrame:
     return boxes.study_boxes(predictions, predicted, **dict(sources.settings))
 
 
+def _labels_digest(cache: Cache) -> str:
+    labels = cache.labels[["id", *TARGETS]].astype({target: "Int64" for target in TARGETS})
+    return digest_rows(labels.itertuples(index=False))
+
+
 def _pseudo_inputs(sources: Sources) -> dict[str, str]:
-    labels = sources.cache.labels[["id", *TARGETS]].astype({target: "Int64" for target in TARGETS})
     path = sources.path("vertebra_ratios")
     return {
         "vertebra_ratios": table_meta(path)["digest"],
         "vertebra_ratios exposure": table_meta(lineage.table_file(path))["digest"],
-        "labels": digest_rows(labels.itertuples(index=False)),
+        "labels": _labels_digest(sources.cache),
     }
 
 
@@ -186,6 +190,8 @@ def make_all(out: Path, cache: Cache, settings: TableSettings | None = None) -> 
         paths = [out / "tables" / f"{name}.parquet" for name in tables]
         if problem is None and pool.run_dirs and tables and not mixed:
             problem = _make(tables, Sources(out, cache, pool.run_dirs, settings or TableSettings()), outcome)
+        if not pool.run_dirs and problem is None and (problem := _left_over(tables, out, cache)) is not None:
+            mixed = True
         if problem is not None:
             outcome.problems.append(problem)
             outcome.whole = False
@@ -207,6 +213,17 @@ def _problem(stage: str, pool: Pool) -> CacheError | None:
         return None
     what = f"{' and '.join(TABLES.get(stage, (f'the scores of {stage}',)))} cannot be made: {pool.problem}"
     return CacheError(what, do="give the cache that these runs are of, or make them again: trainer.plan does it")
+
+
+def _left_over(tables: Collection[str], out: Path, cache: Cache) -> CacheError | None:
+    """Why pseudo labels that lie there without their runs cannot be what stage 3 is scored on."""
+    path = out / "tables/pseudo_labels.parquet"
+    if "pseudo_labels" not in tables or not path.is_file():
+        return None
+    made_of = table_meta(path)["inputs"].get("labels")  # a table from elsewhere does not say
+    if made_of in (None, _labels_digest(cache)):
+        return None
+    return CacheError("is of other labels, and its runs are not there", where=path, do="take it out of RUNS")
 
 
 def _make(tables: Collection[str], sources: Sources, outcome: Outcome) -> CacheError | None:
@@ -238,6 +255,7 @@ def _is_of(name: str, sources: Sources) -> bool:
     try:
         made_from, seen = own_meta(sources.path(name))["inputs"], lineage.kept_for_table(sources.path(name))
         now = _pseudo_inputs(sources) if name == "pseudo_labels" else sources.prediction_digests()
+        now |= _thresholds(name, sources)
     except CspineError:
         return False
     return seen is not None and now.items() <= made_from.items()
@@ -280,5 +298,9 @@ def _scores(sources: Sources) -> bool:
 
 
 def _inputs(name: str, sources: Sources) -> dict[str, str]:
-    inputs, own = RECIPES[name].inputs(sources), sources.settings.of(name)
-    return inputs | ({"settings": json.dumps(own, sort_keys=True)} if own else {})
+    return RECIPES[name].inputs(sources) | _thresholds(name, sources)
+
+
+def _thresholds(name: str, sources: Sources) -> dict[str, str]:
+    own = sources.settings.of(name)
+    return {"settings": json.dumps(own, sort_keys=True)} if own else {}
