@@ -23,12 +23,10 @@ from cache_schema.documents import canonical_json, digest_of, sync, write_whole
 from cache_schema.errors import CspineError
 from trainer import random_states
 from trainer.damaged import Damaged, set_aside
-from trainer.identity import CHECKPOINT
+from trainer.identity import CHECKPOINT, POSITION
 from trainer.models import load_strictly
 from trainer.weights import DIGEST, MODEL_FILE, TRAIN_AGAIN, require_whole, sealed, weights_metadata
 
-POSITION = "position.json"
-"""{step, key, scaler, files (name -> digest), digest of all this}"""
 OPTIMISER = "optimizer.safetensors"
 STEP = "step"
 """of a parameter, in the optimiser's state; kept where the optimiser put it"""

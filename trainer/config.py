@@ -3,7 +3,8 @@
 Nothing here imports torch, so that a wrong key is answered, and a finished run recognised, in a moment.
 """
 
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -163,6 +164,11 @@ class Settings(Section):
     def dump(self) -> dict[str, Any]:
         return self.model_dump(mode="json")
 
+    def record(self) -> dict[str, Any]:
+        """What a run writes of itself: `dump` with every path from the root on, by no links, so that it means the same
+        from any folder."""
+        return _from_anywhere(self.dump(), os.path.realpath)
+
 
 def check_keys(
     given: Mapping[str, Any], model: type[BaseModel] = Settings, prefix: str = "", where: object = None
@@ -238,18 +244,19 @@ def shown(words: Iterable[str]) -> str:
     settings = load(words, must_exist=False, places=PLACES)
     unused = {"boxes": not settings.needs_boxes, "pseudo": settings.stage != "slice_fracture"}
     unused["backbone"] = settings.stage != "study_fracture"
-    values = _from_anywhere({name: None if unused.get(name) else value for name, value in settings.dump().items()})
+    values = {name: None if unused.get(name) else value for name, value in settings.dump().items()}
+    values = _from_anywhere(values, os.path.abspath)
     return yaml.safe_dump(values, sort_keys=False).rstrip()
 
 
-def _from_anywhere(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _from_anywhere(values: Mapping[str, Any], whole: Callable[[str], str], prefix: str = "") -> dict[str, Any]:
     """Whole paths in the place of relative ones, so that they can be given back in a file elsewhere."""
     made = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
-            value = _from_anywhere(value, f"{prefix}{key}.")
+            value = _from_anywhere(value, whole, f"{prefix}{key}.")
         elif names_a_place(prefix + key, value) and value != PLACES.get(key):
-            value = str(Path(value).absolute())
+            value = whole(value)
         made[key] = value
     return made
 

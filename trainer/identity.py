@@ -36,6 +36,8 @@ PICTURE = {
 """settings that a prediction must share with the training of its weights"""
 
 CONFIG_FILE, CHECKPOINT = "config.yaml", "checkpoint"
+POSITION = "position.json"
+"""of a checkpoint: {step, key, scaler, files (name -> digest), digest of all this}"""
 CONFIG_DIGEST = b"digest: "
 """how config.yaml's last line begins, which says what the lines before should be"""
 PREDICTIONS = "predictions.parquet"

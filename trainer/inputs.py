@@ -253,6 +253,13 @@ def _whole(studies: pd.DataFrame) -> np.ndarray:
     return pd.DataFrame({name: ends.get(name, 0) for name in STUDY_BOX}, index=studies.index).to_numpy()
 
 
+def own_boxes_digest(table: pd.DataFrame) -> str | None:
+    """As `training_digests` has it, of a study_boxes table; None of one that does not say where the whole frame stands for a box."""
+    if "source" not in table.columns:
+        return None
+    return digest_rows(table[["id", *STUDY_BOX]].assign(found=table["source"] != FULL_FRAME).itertuples(index=False))
+
+
 def digest_rows(rows: Iterable[tuple]) -> str:
     """sha256 hex of rows of plain values. Numbers count by what they are, not by how they are held: 0, 0.0, and Int8's 0."""
     text = "\n".join(json.dumps([_plain(value) for value in row]) for row in rows)

@@ -285,7 +285,7 @@ class Run(Session):
         return chosen
 
     def _write_config(self, choice: Choice) -> None:
-        values = {"key": self.key, **self.settings.dump(), "chosen": asdict(choice)}
+        values = {"key": self.key, **self.settings.record(), "chosen": asdict(choice)}
         write_whole(self.settings.run_dir / CONFIG_FILE, config_file(values))
 
     def _open_logs(self, step: int) -> None:
@@ -309,7 +309,7 @@ class Run(Session):
             "key": self.key,
             "version": str(VERSIONS[settings.stage]),
             "pixel_hash": self.inputs.cache.pixel_hash,
-            "config": json.dumps(settings.dump(), sort_keys=True),
+            "config": json.dumps(settings.record(), sort_keys=True),
             "inputs": json.dumps(self.inputs.training_digests(), sort_keys=True),
             "fold": str(settings.fold),
             "seed": str(settings.seed),

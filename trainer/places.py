@@ -1,6 +1,7 @@
 """Where things lie: what a file's own paths are relative to, and where nothing may be written. Nothing here imports torch."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from cache_schema.errors import UsageError
@@ -34,6 +35,13 @@ def check_folder(out: Path, name: str = "out") -> None:
             raise UsageError(
                 f"lies in the cache {place}", where=where, expected="a folder outside, for it is only read"
             )
+
+
+def refuse_folders(files: Iterable[Path]) -> None:
+    """Raises UsageError where a folder lies in the place of a file that is to be written."""
+    for path in files:
+        if path.is_dir():
+            raise UsageError("is a folder", where=path, expected="a file, or nothing", do="move it away")
 
 
 def is_inside(place: Path, folder: Path) -> bool:

@@ -41,6 +41,7 @@ from trainer.places import check_folder, is_inside
 from trainer.run import run
 from trainer.tables.boxes import report, study_boxes
 from trainer.tables.make import made_with
+from trainer.tables.recorded import changed_since
 from trainer.tables.settings import TableSettings
 from trainer.tables.studies import study_predictions, submission, suspected_slices
 from trainer.words import merge, nearest, parse_assignments
@@ -71,6 +72,7 @@ MACHINE = {"model": ("weights_file",), "data": (*COMPUTING["data"], "on_error"),
 """those of the machine that trained, which another one does not take over"""
 MOST_SHOWN = 20
 CACHE, CSV, SUBMISSION, SLICES = "cache", "predictions.csv", "submission.csv", "slices.csv"
+AGAIN = "make them again: trainer.plan does it"
 BOXES, PREDICTIONS = "study_boxes.parquet", "study_predictions.parquet"
 
 
@@ -127,6 +129,7 @@ def predict_studies(
     pixel_hash = Cache(source).pixel_hash if is_cache else PIXEL_HASH
     used = [of_all_data(finished_runs(models, "bbox")), finished_runs(models, "study_fracture")]
     used += [finished_runs(models, "slice_fracture")] if slices else []
+    used = [_still_fitting(runs, models) for runs in used]
     boxers, fracturers, *rest = (_settings(runs, place, pixel_hash, out, given) for runs in used)
     lookers = rest[0] if rest else []
     thresholds = _thresholds(models)
@@ -171,6 +174,20 @@ def finished_runs(models: Path, stage: str) -> list[Path]:
 def of_all_data(runs: list[Path]) -> list[Path]:
     """Those that held nothing out, where there are any: the reference's boxes of new studies are theirs (its 9)."""
     return [run for run in runs if run.name.startswith("foldall-")] or runs
+
+
+def _still_fitting(runs: list[Path], models: Path) -> list[Path]:
+    """Without those that were made from other tables or another backbone than lie under MODELS now: each is named.
+
+    Raises UsageError where none is left."""
+    changed = {run: changed_since(run, models) for run in runs}
+    for run, names in changed.items():
+        if names:
+            say(f"{run_name(run)}: stale, left out: made from other {' and '.join(names)} than {models} holds now")
+    fit = [run for run, names in changed.items() if not names]
+    if not fit:
+        raise UsageError(f"all {len(runs)} runs like {run_name(runs[0])} are stale", where=f"models={models}", do=AGAIN)
+    return fit
 
 
 def _settings(runs: list[Path], cache: Path, pixel_hash: str, out: Path, given: Mapping[str, Any]) -> list[Settings]:

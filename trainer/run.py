@@ -40,7 +40,7 @@ def run(settings: Settings, cache: Cache | None = None) -> Path:
     from trainer.identity import check_weights, is_done, run_key, run_name
     from trainer.inputs import Inputs
     from trainer.lease import hold_run
-    from trainer.run_folder import remove_checkpoints
+    from trainer.run_folder import remove_checkpoints, require_files
 
     inputs = Inputs(settings, cache)
     predicting = settings.mode == "predict"
@@ -51,6 +51,7 @@ def run(settings: Settings, cache: Cache | None = None) -> Path:
         else run_key(settings, inputs)
     )
     inputs.require_unchanged()
+    require_files(settings.run_dir)
     if is_done(settings, inputs, key):
         if not predicting and is_main():
             remove_checkpoints(settings.run_dir)

@@ -3,18 +3,41 @@
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from cache_schema.documents import write_whole
+from cache_schema.errors import CacheError
+from cache_schema.tables import table_meta
 from trainer.damaged import Damaged, free_name, set_aside
-from trainer.identity import CHECKPOINT, CONFIG_FILE, config_file, model_key, recorded_config
+from trainer.identity import (
+    CHECKPOINT,
+    CONFIG_FILE,
+    POSITION,
+    PREDICTIONS,
+    PREDICTIONS_OF_ALL,
+    config_file,
+    model_key,
+    recorded_config,
+)
+from trainer.journal import METRICS_FILE
+from trainer.places import refuse_folders
+from trainer.tables.lineage import RUN_FILE
 from trainer.weights import MODEL_FILE, require_whole, weights_metadata
+
+PREDICTION_FILES = (PREDICTIONS, PREDICTIONS_OF_ALL)
+
+
+def require_files(run_dir: Path) -> None:
+    """Raises UsageError, before anything is computed, where a folder lies in the place of a file that the run writes."""
+    refuse_folders(run_dir / name for name in (CONFIG_FILE, MODEL_FILE, RUN_FILE, *PREDICTION_FILES, METRICS_FILE))
 
 
 def make_room(run_dir: Path, key: str) -> Iterator[str]:
-    """Leaves what the run of this key goes on from, its settings and weights; a line for each thing that was renamed.
+    """Leaves what the run of this key goes on from; a line for each thing that was renamed.
 
-    A folder with another run's settings, or without settings and with another's weights, is renamed as a whole.
+    A folder with another run's settings is renamed as a whole; so is one without settings that holds another's weights,
+    checkpoint or predictions.
     """
     try:
         recorded = recorded_config(run_dir)
@@ -24,16 +47,32 @@ def make_room(run_dir: Path, key: str) -> Iterator[str]:
     if recorded is not None and recorded["key"] != key:
         yield _rename(run_dir, recorded["key"])
         return
-    path = run_dir / MODEL_FILE
+    path, held = run_dir / MODEL_FILE, set()
     if path.is_file():
         try:
             require_whole(path)
-            held = model_key(run_dir)
+            held = {model_key(run_dir)}
         except Damaged as error:
             yield f"{error}; it is now {set_aside(path)}"
-        else:
-            if held != key:
-                yield _rename(run_dir, held or "unknown")
+    if recorded is None and not held:
+        held = {*_keys_of_checkpoints(run_dir), *_keys_of_predictions(run_dir)}
+    if others := held - {key}:
+        yield _rename(run_dir, min(filter(None, others), default="unknown"))
+
+
+def _keys_of_checkpoints(run_dir: Path) -> Iterator[str | None]:
+    """Of those that state one: the rest is damaged, and restored by nobody."""
+    for name in (CHECKPOINT, f"{CHECKPOINT}.old"):
+        with suppress(FileNotFoundError, ValueError, KeyError, TypeError):
+            yield json.loads((run_dir / name / POSITION).read_bytes())["key"]
+
+
+def _keys_of_predictions(run_dir: Path) -> Iterator[str | None]:
+    """None of those that came from elsewhere, and do not say what predicted them."""
+    for name in PREDICTION_FILES:
+        if (path := run_dir / name).is_file():
+            with suppress(CacheError):
+                yield table_meta(path)["inputs"].get("run")
 
 
 def write_config_again(run_dir: Path, key: str) -> None:

@@ -1,8 +1,13 @@
-"""Studies of a cache as another build would give them."""
+"""Studies of a cache as another build would give them, and weights that say something else of themselves."""
+
+from pathlib import Path
 
 import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save
 
 from cache_schema import Study
+from trainer.weights import DIGEST, sealed
 
 
 class Inverted:
@@ -25,3 +30,21 @@ def other_segmentation(study: Study) -> Study:
     record = study.record.model_copy(update={"segmentation_digest": None})
     boxes = np.where(study.slice_box >= 0, study.slice_box + 1, -1)
     return Study(record, study.z, study.slice_number, study.pixels, boxes, study.vertebra_ratio)
+
+
+def resave(path: Path, **changes: str | None) -> None:
+    """The same tensors with other metadata; None takes one away. The digest stays as it was."""
+    with safe_open(path, "np") as file:
+        tensors, metadata = {name: file.get_tensor(name) for name in file.offset_keys()}, dict(file.metadata())
+    metadata = {name: value for name, value in (metadata | changes).items() if value is not None}
+    path.write_bytes(save(tensors, metadata))
+
+
+def reseal(path: Path, **changes: str) -> str:
+    """The same with a digest that is right; returns it."""
+    resave(path, **changes)
+    with safe_open(path, "np") as file:
+        tensors, metadata = {name: file.get_tensor(name) for name in file.offset_keys()}, dict(file.metadata())
+    path.write_bytes(sealed(lambda metadata: save(tensors, metadata), metadata))
+    with safe_open(path, "np") as file:
+        return file.metadata()[DIGEST]

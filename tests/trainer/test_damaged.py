@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from changes import resave
 from flips import flip, flip_everything, make_plan
-from safetensors import safe_open
-from safetensors.numpy import save_file
 
 from cache_schema import Cache
 from cache_schema.documents import SETTLED_SECONDS
@@ -48,14 +47,6 @@ def flip_bit(path: Path, place: float = 0.5) -> None:
     data = bytearray(path.read_bytes())
     data[int(place * (len(data) - 1))] ^= 4
     path.write_bytes(data)
-
-
-def resave(path: Path, **changes) -> None:
-    """The same tensors with other metadata; None takes one away."""
-    with safe_open(path, "np") as file:
-        tensors, metadata = {name: file.get_tensor(name) for name in file.offset_keys()}, dict(file.metadata())
-    metadata = {name: value for name, value in (metadata | changes).items() if value is not None}
-    save_file(tensors, path, metadata)
 
 
 def run_of(made):

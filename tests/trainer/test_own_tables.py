@@ -8,8 +8,10 @@ import pytest
 from cache_schema import Cache, CacheWriter
 from cache_schema.errors import UsageError
 from cache_schema.tables import read_table, table_meta, write_table
+from trainer import damaged
 from trainer.config import load
 from trainer.inputs import Inputs
+from trainer.stages import STAGES
 from trainer.tables.__main__ import main
 
 
@@ -46,6 +48,18 @@ def test_whole_numbers_may_be_held_as_fractions_and_labels_may_be_unknown(tiny_c
     usual = inputs_of(tiny_cache, true_boxes, pseudo).pseudo
     assert given.keys() == usual.keys()
     assert sum(int((given[id] != usual[id]).sum()) for id in usual) == 1, "the null, which equals nothing"
+
+
+def test_slices_without_pseudo_labels_are_counted(tiny_cache, true_boxes, pseudo, tmp_path, capsys):
+    table = read_table(pseudo)
+    (first, second) = sorted(set(table["id"]))[:2]
+    table = table[(table["id"] != first) | (table["z_index"] != 7)]
+    write_table(tmp_path / "pseudo.parquet", table, "by hand", {})
+    inputs = inputs_of(tiny_cache, true_boxes, tmp_path / "pseudo.parquet")
+    damaged._told.clear()
+    assert STAGES["slice_fracture"](inputs.settings, inputs).train_items([first, second])
+    line = f"1 studies lack pseudo labels of some slices, which count in no loss, first {first}"
+    assert capsys.readouterr().err.count(line) == 1
 
 
 @pytest.mark.parametrize("value", [4.7, np.inf, "left"], ids=str)

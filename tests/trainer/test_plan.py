@@ -3,6 +3,7 @@
 import json
 import random
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -182,6 +183,10 @@ def test_costs_are_taken_by_the_most_exact_name(tmp_path):
     costs = read_costs(plan, file)
     assert [costs[f"bbox-01B/fold{fold}-seed1"] for fold in (0, 1)] == [5, 3]
     assert costs["vertebrae-02G/fold0-seed1"] == 7 and costs["study_boxes"] == 0
+    file.write_text(json.dumps(given | {"bbox-01A": 4}))
+    assert read_costs(plan, file) == costs, "a file may hold costs of several plans"
+    with pytest.raises(UsageError, match="the plan makes no bbox-01A; did you mean bbox-01B"):
+        read_costs(replace(plan, costs=plan.costs | {"bbox-01A": 4}))
     file.write_text("bbox: 5\n")
     with pytest.raises(UsageError, match="holds no cost of vertebrae-02G"):
         read_costs(plan, file)

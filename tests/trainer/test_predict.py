@@ -1,11 +1,12 @@
 """`python -m trainer.predict`: from a folder of DICOM files, or a cache, to probabilities, by the runs under RUNS."""
 
+import json
 import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
-from changes import other_segmentation
+from changes import other_segmentation, reseal
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
@@ -15,6 +16,7 @@ from preprocess.phantom.generate import write_phantom
 from trainer import train
 from trainer.predict import main
 from trainer.tables.settings import TableSettings
+from trainer.weights import weights_metadata
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +120,24 @@ def test_boxes_of_new_scans_come_from_the_runs_of_all_data_where_there_are_any(
     assert main([f"source={tiny_cache}", f"models={own}", f"out={tmp_path / 'out'}"]) == 0
     assert "6 studies, 1 bbox runs, 2 study_fracture runs" in capfd.readouterr().out
     assert [path.name for path in tmp_path.glob("out/runs/bbox-01B/*")] == ["foldall-seed5"]
+
+
+def test_runs_made_from_what_is_there_no_longer_are_left_out(models, tiny_cache, tmp_path, capfd):
+    own = shutil.copytree(models, tmp_path / "models")
+    (backbone,) = own.glob("slice_fracture-*/fold0-seed1")
+    (first, second) = sorted(own.glob("study_fracture-*/fold0-seed*"))
+    words = [f"source={tiny_cache}", f"models={own}", f"out={tmp_path / 'out'}"]
+    digest = reseal(backbone / "model.safetensors", seed="7")
+    assert main(words) == 2
+    said = capfd.readouterr()
+    line = f"study_fracture-04F/fold0-seed1: stale, left out: made from other backbone than {own} holds now"
+    assert line in said.out and said.out.count("stale, left out") == 2
+    assert "all 2 runs like study_fracture-04F/fold0-seed1 are stale; make them again" in said.err
+    inputs = json.loads(weights_metadata(first / "model.safetensors")["inputs"])
+    reseal(first / "model.safetensors", inputs=json.dumps(inputs | {"backbone": digest}))
+    assert main(words) == 0
+    said = capfd.readouterr().out
+    assert said.count("stale, left out") == 1 and second.name in said and "1 study_fracture runs" in said
 
 
 def test_a_cache_in_the_middle_of_a_change_is_not_predicted_on(models, tiny_cache, tmp_path, capfd):

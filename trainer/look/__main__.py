@@ -16,6 +16,7 @@ from cache_schema.errors import UsageError
 from trainer.command import one_of, say, serve
 from trainer.config import STAGES, Settings, load
 from trainer.ending import leave
+from trainer.identity import run_name
 from trainer.places import check_folder
 from trainer.words import flat, nearest, parse_assignments, whole
 
@@ -91,12 +92,25 @@ def _tables(given: dict[str, str]) -> tuple[Path, list[str]]:
     cache = Cache(Path(given["cache"])) if "cache" in given else None
     out = Path(given.get("out", runs / "look"))
     check_folder(out)
+    if cache is not None:
+        _say_stale(runs, cache)
     made = []
     for name, pages in figures(runs, cache, _whole(given, "items", 12)):
         made += _save(out, name, pages)
     if not made:
         raise UsageError("no table and no training to draw", where=runs)
     return out, made
+
+
+def _say_stale(runs: Path, cache: Cache) -> None:
+    """Runs of other studies, or of another cache: their boxes and curves are drawn on this one all the same."""
+    from trainer.tables.finished import FinishedRuns
+    from trainer.tables.predictions import held_out_runs
+
+    finished = FinishedRuns(runs, cache)
+    for found in map(finished.judged, held_out_runs(runs)):
+        if found.why:
+            say(f"{run_name(found.run_dir)}: stale, drawn all the same: {found.why}", sys.stderr)
 
 
 def _save(out: Path, name: str, pages: Iterable[np.ndarray]) -> list[str]:

@@ -39,7 +39,10 @@ def figures(runs: Path, cache: Cache | None, count: int) -> Iterator[tuple[str, 
     over_z = ratios if ratios is not None else tables.slice_fractures
     if over_z is not None:
         yield "curves", curves.pages(tables, cache, _some(over_z, cache, count))
-    if study_boxes is not None and cache is not None:
+    if study_boxes is not None and cache is not None and (beyond := _first_beyond(study_boxes, cache)):
+        line = f"the box of {beyond} lies outside its study in {cache.path}"
+        damaged.append(CacheError(line, where=paths["study_boxes"], do="give the cache that it is of"))
+    elif study_boxes is not None and cache is not None:
         yield "boxes", boxes.pages(study_boxes, cache, _some(study_boxes, cache, count))
     lengths = slices_of(cache, ratios)
     if study_boxes is not None and lengths is not None:
@@ -62,6 +65,13 @@ def slices_of(cache: Cache | None, ratios: pd.DataFrame | None) -> pd.Series | N
     if cache is not None:
         return cache.index.set_index("id")["slices"]
     return None if ratios is None else ratios.groupby("id")["z_index"].max() + 1
+
+
+def _first_beyond(boxes: pd.DataFrame, cache: Cache) -> str | None:
+    """The first study whose box is not within what the cache has of it."""
+    known = boxes.merge(cache.index[["id", "rows", "columns", "slices"]], on="id")
+    beyond = (known["x1"] > known["columns"]) | (known["y1"] > known["rows"]) | (known["z_to"] > known["slices"])
+    return min(known.loc[beyond, "id"], default=None)
 
 
 def _some(table: pd.DataFrame, cache: Cache | None, count: int) -> list[str]:

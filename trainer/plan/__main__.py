@@ -11,7 +11,7 @@ from pathlib import Path
 from cache_schema.errors import UsageError
 from trainer.command import one_of, serve, take
 from trainer.config import Settings
-from trainer.places import check_folder
+from trainer.places import check_folder, refuse_folders
 from trainer.words import nearest, split_files
 
 HELP = """usage: python -m trainer.plan PLAN.yaml cache=CACHE out=RUNS [dry_run=true] [scheduler=tcp://HOST:PORT]
@@ -43,6 +43,7 @@ def _main(words: list[str]) -> None:
     from trainer.plan.pools import LocalPool
     from trainer.plan.schedule import read_costs
     from trainer.tables import make
+    from trainer.tables.lineage import table_file
 
     known = [*OWN, *Settings.model_fields, "config", "micro_batch", "."]
     file, given = take(words, "PLAN.yaml", known, needed=("cache", "out"))
@@ -60,6 +61,7 @@ def _main(words: list[str]) -> None:
     for name in ("tables", "logs", ".leases"):
         check_folder(out / name)
     plan = read_plan(path, cache_path, out, [f"{key}={value}" for key, value in given.items()])
+    refuse_folders(table for node in plan.nodes if not node.is_run for table in (node.output, table_file(node.output)))
     if "only" in own and own["only"] not in (names := [node.name for node in plan.nodes]):
         raise UsageError(f"the plan has no {own['only']}", where=path, do=nearest(own["only"], names))
     costs = read_costs(plan, Path(own["costs"]) if "costs" in own else None)

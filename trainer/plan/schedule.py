@@ -40,14 +40,24 @@ def read_costs(plan: Plan, path: Path | None = None) -> dict[str, float]:
     path = path or (None if plan.costs else DEFAULT_COSTS)
     stated, where = (read_yaml(path, "costs"), path) if path else (plan.costs, "the plan's costs")
     given = {name: _seconds(value, f"{where}, {name}") for name, value in stated.items()}
+    if not path:  # a file may be for several plans
+        known = {name: None for node in plan.nodes for name in _names(node)}
+        for name in given:
+            if name not in known:
+                raise UsageError(f"the plan makes no {name}", where=where, do=nearest(name, known))
     found = {}
     for node in plan.nodes:
-        names = [node.name, node.kind, node.kind.rpartition("-")[0]]
-        name = next((name for name in names if name in given), None)
+        name = next((name for name in _names(node) if name in given), None)
         if name is None and node.is_run:
             raise UsageError(f"holds no cost of {node.kind}", where=where, do=nearest(node.kind, given))
         found[node.name] = given[name] if name else 0.0
     return found
+
+
+def _names(node: Node) -> list[str]:
+    """By which its cost may be stated, the most exact first."""
+    stage = node.kind.rpartition("-")[0]
+    return [node.name, node.kind, *([stage] if stage else [])]
 
 
 def path_costs(plan: Plan, costs: Costs) -> dict[str, float]:

@@ -6,6 +6,7 @@ import torch
 
 from cache_schema import LEVELS
 from cache_schema.errors import UsageError
+from trainer.damaged import tell
 from trainer.data.draws import Draw
 from trainer.data.items import Item, middles
 from trainer.data.loader import Batch
@@ -24,6 +25,9 @@ class SliceFractureStage(WindowStage):
         if missing:
             line = f"{len(missing)} studies have no pseudo labels, first {missing[0]}"
             raise UsageError(line, where=f"pseudo={self.settings.pseudo}", do=FROM_RUNS.format("vertebrae"))
+        short = [id for id in ids if np.isnan(self.inputs.pseudo[id][:, : len(LEVELS)]).any()]
+        if short:
+            tell(f"{len(short)} studies lack pseudo labels of some slices, which count in no loss, first {min(short)}")
         return super().train_items(ids)
 
     def targets(self, place: Place, z_index: np.ndarray, draw: Draw) -> dict[str, np.ndarray]:

@@ -1,32 +1,23 @@
 """Which finished runs under RUNS are made from this cache and from what lies under RUNS now; which are stale, and why. No torch."""
 
-import json
-import os
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 
 from cache_schema import Cache
-from cache_schema.errors import CacheError, CspineError
+from cache_schema.errors import CspineError
 from cache_schema.tables import read_table, table_meta
 from trainer import exposure
-from trainer.config import Settings, validate
-from trainer.identity import (
-    CONFIG_FILE,
-    PREDICTIONS,
-    VERSIONS,
-    prediction_settings,
-    recorded_config,
-    run_key,
-    run_name,
-)
+from trainer.config import Settings
+from trainer.identity import CONFIG_FILE, PREDICTIONS, VERSIONS, prediction_settings, run_key, run_name
 from trainer.inputs import Inputs
 from trainer.tables import lineage
 from trainer.tables.predictions import held_out_runs, require_predictions, stage_of
-from trainer.weights import MODEL_FILE, require_whole, weights_metadata
+from trainer.tables.recorded import Recorded, recorded_of
+from trainer.weights import MODEL_FILE, require_whole
 
 WORDS = {
     "pixel_hash": "other pixels",
@@ -51,6 +42,8 @@ class Found(NamedTuple):
     checked: bool = True
     """false: they came without the run that made them, so that nothing says what from"""
     ids: frozenset[str] = frozenset()
+    gone: tuple[str, ...] = ()
+    """names of the inputs that are no longer there: what the run recorded of them stands for them"""
 
 
 class Pool(NamedTuple):
@@ -63,14 +56,6 @@ class Pool(NamedTuple):
     """why there can be no table of them; "" where there can"""
     mixed: bool
     """whether that is so because only a part of them is as it should be"""
-
-
-class _Recorded(NamedTuple):
-    values: Mapping[str, Any]
-    key: str
-    inputs: Mapping[str, str]
-    version: str | None = None
-    """of its stage, as the weights state it; None where there are none"""
 
 
 class FinishedRuns:
@@ -94,6 +79,11 @@ class FinishedRuns:
             for each in fit
             if not each.checked
         ]
+        lines += [
+            f"{run_name(each.run_dir)}: what it was made from is gone, and taken to be what it was: {', '.join(each.gone)}"
+            for each in fit
+            if each.gone
+        ]
         known = {str(fold) for fold in self.cache.labels["fold"].dropna().astype(int)}
         problem = _without(stale, fit, known) or _held_out_twice(fit)
         return Pool(tuple(each.run_dir for each in fit), tuple(lines), problem, bool(problem and fit))
@@ -103,20 +93,21 @@ class FinishedRuns:
             table, footer = read_table(run_dir / PREDICTIONS), table_meta(run_dir / PREDICTIONS)["inputs"]
             require_predictions(table, stage_of(run_dir))
             ids = frozenset(table["id"].astype(str))
-            recorded = _recorded(run_dir)
+            recorded = recorded_of(run_dir)
             if recorded is None:
                 return Found(run_dir, self._why_elsewhere(run_dir, footer), checked=False, ids=ids)
-            settings = self._settings(recorded)
+            settings = recorded.settings(self.cache.path, self.out)
             if run_name(settings.run_dir) != run_name(run_dir):
                 return Found(run_dir, f"it is {run_name(settings.run_dir)} by its settings", ids=ids)
-            return Found(run_dir, self._why(run_dir, settings, recorded, footer, ids), ids=ids)
+            gone = tuple(_standing(settings, recorded.inputs))
+            return Found(run_dir, self._why(run_dir, settings, recorded, footer, ids), ids=ids, gone=gone)
         except CspineError as error:
             if isinstance(error.__context__, OSError) and not isinstance(error.__context__, FileNotFoundError):
                 raise  # what cannot be read just now may be as it should be
             return Found(run_dir, _in_short(error))
 
     def _why(
-        self, run_dir: Path, settings: Settings, recorded: _Recorded, footer: Mapping[str, str], ids: frozenset[str]
+        self, run_dir: Path, settings: Settings, recorded: Recorded, footer: Mapping[str, str], ids: frozenset[str]
     ) -> str:
         """What the run's weights, or its predictions, were made from and is not what there is now; "" where all is."""
         inputs = Inputs(settings, self.cache, _standing(settings, footer | recorded.inputs))
@@ -134,12 +125,12 @@ class FinishedRuns:
     def _weights_changed(self, run_dir: Path) -> list[str]:
         """Names of what a run's weights were made from and is not what there is now."""
         if run_dir not in self._weights:
-            recorded = _recorded(run_dir)
+            recorded = recorded_of(run_dir)
             self._weights[run_dir] = [] if recorded is None else self._changed(run_dir, recorded)
         return self._weights[run_dir]
 
-    def _changed(self, run_dir: Path, recorded: _Recorded) -> list[str]:
-        settings = self._settings(recorded)
+    def _changed(self, run_dir: Path, recorded: Recorded) -> list[str]:
+        settings = recorded.settings(self.cache.path, self.out)
         inputs = Inputs(settings, self.cache, _standing(settings, recorded.inputs))
         now = inputs.training_digests()
         changed = _differing(now, recorded.inputs)
@@ -172,18 +163,6 @@ class FinishedRuns:
         changed = _differing(Inputs(settings, self.cache).held_out_digests(), footer)
         return ", ".join(WORDS[name] for name in changed)
 
-    def _settings(self, recorded: _Recorded) -> Settings:
-        """As the run had them, with this cache, and with this RUNS in the place of the one that it was made in."""
-        values = {name: value for name, value in recorded.values.items() if name in Settings.model_fields}
-        old = Path(values["out"])
-        for name in ("boxes", "pseudo", "backbone"):
-            if values.get(name) not in (None, "cache"):
-                values[name] = rerooted(Path(values[name]), old, self.out)
-        if file := values["model"].get("weights_file"):
-            values["model"] = values["model"] | {"weights_file": rerooted(Path(file), old, self.out)}
-        here = {"cache": self.cache.path, "out": self.out, "mode": "train", "split": "held_out", "weights": None}
-        return validate(values | here)
-
 
 def seen_by(run_dir: Path) -> pd.DataFrame:
     """The exposure of a run under RUNS; `unknown` of predictions that lie there by themselves. Raises CacheError where it is
@@ -191,41 +170,6 @@ def seen_by(run_dir: Path) -> pd.DataFrame:
     if not any((run_dir / name).exists() for name in (CONFIG_FILE, MODEL_FILE, lineage.RUN_FILE)):
         return lineage.unknown(run_name(run_dir), PREDICTIONS)
     return exposure.of_finished(run_dir)
-
-
-def rerooted(path: Path, old: Path, new: Path) -> Path:
-    """Where what a run was given below its `old` RUNS lies below the `new` one; any other path as it is.
-
-    Of path and old one may have been given from the root and the other from a folder that is not known any more.
-    """
-    parts, root = Path(os.path.normpath(path)).parts, Path(os.path.normpath(old)).parts
-    if path.is_absolute() == old.is_absolute():
-        return new.joinpath(*parts[len(root) :]) if parts[: len(root)] == root else path
-    if old.is_absolute():
-        ends = (count for count in range(len(parts), 0, -1) if root[-count:] == parts[:count])
-    else:
-        root = tuple(part for part in root if part != os.pardir)
-        starts = range(len(parts) - len(root), 0, -1) if root else ()
-        ends = (start + len(root) for start in starts if parts[start : start + len(root)] == root)
-    end = next(ends, None)
-    return path if end is None else new.joinpath(*parts[end:])
-
-
-def _recorded(run_dir: Path) -> _Recorded | None:
-    """What a run wrote about itself; None where there is no run. Raises CspineError where that is damaged."""
-    config, path = recorded_config(run_dir), run_dir / MODEL_FILE
-    metadata = weights_metadata(path) if path.is_file() else {}
-    try:
-        if config is None and "config" in metadata:
-            config = json.loads(metadata["config"]) | {"key": metadata["key"]}
-        inputs = json.loads(metadata.get("inputs", "{}"))
-    except (ValueError, KeyError, TypeError):
-        raise CacheError("has metadata that cannot be read", where=path) from None
-    if config is None:
-        return None
-    if metadata and metadata.get("key") != config["key"]:
-        raise CacheError("is not of the settings beside it", where=path)
-    return _Recorded(config, config["key"], inputs, metadata.get("version"))
 
 
 def _standing(settings: Settings, recorded: Mapping[str, str]) -> dict[str, str]:
