@@ -138,7 +138,7 @@ def _held_by(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         held = json.loads((folder / POSITION).read_bytes())
-        if held.pop(DIGEST) != digest_of(held) or not {"step", "key", "scaler", "files"} <= held.keys():
+        if held.pop(DIGEST) != digest_of(held) or not _is_position(held):
             raise ValueError
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         raise Damaged("is no whole checkpoint of this version", where=folder) from None
@@ -146,6 +146,13 @@ def _held_by(folder: Path) -> dict[str, Any] | None:
         if not _is(folder / name, digest):
             raise Damaged(f"is damaged: {name} is not the file that was written", where=folder)
     return held
+
+
+def _is_position(held: dict[str, Any]) -> bool:
+    kinds = {"step": int, "key": str, "scaler": dict, "files": dict}
+    if not all(isinstance(held.get(name), kind) for name, kind in kinds.items()):
+        return False
+    return held["step"] >= 0 and all(Path(name).name == name and isinstance(of, str) for name, of in held["files"].items())
 
 
 def _is(path: Path, digest: str) -> bool:

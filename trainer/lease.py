@@ -131,7 +131,9 @@ def _read(path: Path) -> dict:
     except (FileNotFoundError, ValueError):
         return {}
     whole = isinstance(held, dict) and {"token", "machine", "pid", "born"} <= held.keys()
-    return held if whole and isinstance(held["machine"], str) else {}
+    texts, numbers = ("token", "machine"), ("pid", "child")
+    whole = whole and all(isinstance(held[name], str) for name in texts)
+    return held if whole and all(isinstance(held.get(name, 0), int) for name in numbers) else {}
 
 
 def _machine() -> str:

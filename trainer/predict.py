@@ -25,13 +25,11 @@ from cache_schema.tables import read_table, table_meta, write_table
 from trainer import exposure
 from trainer.command import one_of, say, serve
 from trainer.config import Settings, check_keys, validate
-from trainer.damaged import Damaged
 from trainer.ending import leave
 from trainer.identity import (
     CONFIG_FILE,
     PREDICTIONS_OF_ALL,
     check_weights,
-    model_key,
     recorded_config,
     run_name,
     weights_config,
@@ -180,11 +178,11 @@ def _still_fitting(runs: list[Path], models: Path) -> list[Path]:
     """Without those that were made from other tables or another backbone than lie under MODELS now: each is named.
 
     Raises UsageError where none is left."""
-    changed = {run: changed_since(run, models) for run in runs}
-    for run, names in changed.items():
+    changed = {weights: changed_since(weights, models) for weights in runs}
+    for weights, names in changed.items():
         if names:
-            say(f"{run_name(run)}: stale, left out: made from other {' and '.join(names)} than {models} holds now")
-    fit = [run for run, names in changed.items() if not names]
+            say(f"{run_name(weights)}: stale, left out: made from other {' and '.join(names)} than {models} holds now")
+    fit = [weights for weights, names in changed.items() if not names]
     if not fit:
         raise UsageError(f"all {len(runs)} runs like {run_name(runs[0])} are stale", where=f"models={models}", do=AGAIN)
     return fit
@@ -210,8 +208,6 @@ def _settings_of(weights: Path, cache: Path, out: Path, given: Mapping[str, Any]
     recorded = recorded_config(weights)
     if recorded is None:
         raise UsageError("no settings beside its weights", where=weights, expected=CONFIG_FILE)
-    if recorded["key"] != model_key(weights):
-        raise Damaged("is not of the weights beside it", where=weights / CONFIG_FILE)
     values = {name: value for name, value in recorded.items() if name in Settings.model_fields}
     for section, names in MACHINE.items():
         values[section] = {name: value for name, value in values[section].items() if name not in names}

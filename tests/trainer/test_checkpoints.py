@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from trainings import same_weights
 
+from cache_schema.documents import digest_of
 from trainer import checkpoint, random_states, train
 from trainer.identity import recorded_config
 from trainer.loop import Run
@@ -138,3 +139,27 @@ def test_random_states_are_plain_tensors_and_numbers():
     tensors, metadata = random_states.states()
     assert all(isinstance(tensor, torch.Tensor) for tensor in tensors.values())
     assert json.loads(metadata["numbers"])["numpy"][0] == "MT19937"
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        [],
+        {"step": "two"},
+        {"files": ["model.safetensors"]},
+        {"files": {"../model.safetensors": "0"}},
+        {"scaler": None},
+        {"key": 7},
+    ],
+    ids=str,
+)
+def test_a_position_that_no_run_wrote_begins_anew(held, given, stopped, whole, tmp_path, capsys):
+    path = stopped / "checkpoint/position.json"
+    if isinstance(held, dict):
+        held = {**json.loads(path.read_text()), **held}
+        held.pop("digest")
+        held["digest"] = digest_of(held)
+    path.write_text(json.dumps(held))
+    assert list(checkpoint.set_damaged_aside(stopped)) == [
+        f"{stopped / 'checkpoint'}: is no whole checkpoint of this version; it is now {stopped / '.damaged-checkpoint'}"
+    ]

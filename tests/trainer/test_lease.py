@@ -106,3 +106,24 @@ def test_a_file_system_that_does_not_answer_for_a_while_gives_the_lease_to_nobod
 
 def _stale(self):
     raise OSError(errno.ESTALE, "Stale file handle")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{",
+        '{"token": "t", "machine": 3, "pid": 1, "born": "1"}',
+        '{"token": "t", "machine": "m", "pid": "\\u0000", "born": null}',
+        '{"token": ["t"], "machine": "m", "pid": 1, "born": null}',
+        '{"token": "t", "machine": "m", "pid": 1, "born": "1", "child": [2]}',
+    ],
+)
+def test_a_lease_that_no_holder_wrote_is_taken(text, tmp_path):
+    path = lease_file(tmp_path, "bbox-01B/fold0-seed1")
+    path.parent.mkdir()
+    path.write_text(text)
+    assert holder(path) is None
+    with hold(path, never) as token:
+        assert json.loads(path.read_text())["token"] == token

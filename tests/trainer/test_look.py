@@ -179,6 +179,9 @@ def test_tables_become_figures(tiny_cache, true_boxes, pseudo, tmp_path, capsys)
     folder.mkdir(parents=True)
     score = {"split": "held_out", "metric": "iou", "value": 0.6, "baseline": "training mean box", "baseline_value": 0.4}
     lines = [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 9.0}, {"step": 2, "loss": 0.4}, {"step": 2, "score": score}]
+    damaged = [{"metric": None}, {"value": "high"}, {"baseline": 3}, {"baseline_value": True}, {"value": [1]}]
+    lines += [{"step": 2, "score": score | other} for other in damaged] + [{"step": 2, "score": [score]}]
+    lines += [{"step": 2, "loss": "low"}, {"step": [2], "loss": 1.0}, {"loss": 1.0}, {"step": 2.5, "loss": 1.0}, [1]]
     (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 3, "lo')
 
     assert main([f"tables={runs}", f"cache={tiny_cache}"]) == 0
@@ -187,7 +190,8 @@ def test_tables_become_figures(tiny_cache, true_boxes, pseudo, tmp_path, capsys)
     first = {name: (runs / "look" / name).read_bytes() for name in names}
     assert main([f"tables={runs}", f"cache={tiny_cache}", f"out={tmp_path}"]) == 0
     assert first == {name: (tmp_path / name).read_bytes() for name in names}
-    assert learning.histories(runs)[0].loss == {1: 0.5, 2: 0.4}
+    (history,) = learning.histories(runs)
+    assert history.loss == {1: 0.5, 2: 0.4} and history.scores == {2: score}
 
     without = tmp_path / "without"
     assert main([f"tables={runs}", f"out={without}", "items=1"]) == 0

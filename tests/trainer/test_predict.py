@@ -140,6 +140,15 @@ def test_runs_made_from_what_is_there_no_longer_are_left_out(models, tiny_cache,
     assert said.count("stale, left out") == 1 and second.name in said and "1 study_fracture runs" in said
 
 
+def test_settings_of_another_run_beside_the_weights_are_refused(models, tiny_cache, tmp_path, capfd):
+    own = shutil.copytree(models, tmp_path / "models")
+    first, second = sorted(own.glob("study_fracture-*/fold0-seed*/config.yaml"))
+    shutil.copy(first, second)
+    assert main([f"source={tiny_cache}", f"models={own}", f"out={tmp_path / 'out'}"]) == 1
+    assert f"error: {second.with_name('model.safetensors')}: is not of the settings beside it" in capfd.readouterr().err
+    assert not (tmp_path / "out/predictions.csv").exists()
+
+
 def test_a_cache_in_the_middle_of_a_change_is_not_predicted_on(models, tiny_cache, tmp_path, capfd):
     cache = Cache(shutil.copytree(tiny_cache, tmp_path / "cache"))
     study = cache.study(cache.index.dropna(subset="segmentation_digest")["id"].iloc[0])

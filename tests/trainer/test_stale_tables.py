@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from changes import other_pixels, other_segmentation
+from changes import other_pixels, other_segmentation, reseal
 
 from cache_schema import LEVELS, Cache, CacheWriter
 from cache_schema.tables import read_table, write_table
@@ -177,6 +177,13 @@ def test_a_run_with_a_damaged_file_is_named_and_no_table_is_made_of_the_rest(nam
     assert file in stale(said.out)[name] and "Traceback" not in said.err
     assert f"nothing fits in the place of {name}" in said.err
     assert tables_of(runs) == before
+
+
+def test_runs_of_another_version_are_stale_whatever_else_is_gone(runs, tiny_cache, capfd):
+    reseal(runs / NAMES[0] / "model.safetensors", version="1")
+    assert main([str(runs), f"cache={tiny_cache}"]) == 1
+    found = stale(capfd.readouterr().out)
+    assert found[NAMES[0]] == "version 1 of its stage" and NAMES[1] not in found
 
 
 def test_a_stale_run_beside_others_of_its_fold_is_left_out_and_the_tables_are_whole(runs, tiny_cache, capfd):

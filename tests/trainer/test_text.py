@@ -293,6 +293,21 @@ def test_so_it_is_with_a_plan_s_own(tmp_path, value):
         read_costs(plan_of(tmp_path, f"costs: {{bbox: {value}}}\nruns: [{{stage: bbox}}]"))
 
 
+@pytest.mark.parametrize(
+    ("row", "line"),
+    [
+        ("{stage: bbox, folds: []}", r"run 1: folds: \[\] makes no run; name some, or leave the row out"),
+        ("{stage: bbox, seeds: []}", r"run 1: seeds: \[\] makes no run"),
+        ('{stage: bbox, variant: ""}', "run 1: variant: names none; name one, or leave the key out"),
+        ("{stage: bbox, folds: [1, 01]}", "the plan has bbox-01B/fold1-seed1 twice"),
+        ("{stage: bbox, seeds: [007, 7]}", "the plan has bbox-01B/fold0-seed7 twice"),
+    ],
+)
+def test_what_makes_no_run_or_the_same_one_twice_is_told(row, line, tmp_path):
+    with pytest.raises(UsageError, match=line):
+        plan_of(tmp_path, f"runs: [{row}]")
+
+
 @pytest.mark.parametrize("key", ["items", "slices", "tile", "epoch"])
 @pytest.mark.parametrize("value", HUGE)
 def test_so_it_is_with_a_look_s(key, value, tiny_cache, tmp_path, capsys):
