@@ -152,7 +152,9 @@ def _is_position(held: dict[str, Any]) -> bool:
     kinds = {"step": int, "key": str, "scaler": dict, "files": dict}
     if not all(isinstance(held.get(name), kind) for name, kind in kinds.items()):
         return False
-    return held["step"] >= 0 and all(Path(name).name == name and isinstance(of, str) for name, of in held["files"].items())
+    return held["step"] >= 0 and all(
+        Path(name).name == name and isinstance(of, str) for name, of in held["files"].items()
+    )
 
 
 def _is(path: Path, digest: str) -> bool:

@@ -1,6 +1,8 @@
 """A small cache with labels, two folds and segmentations, and the smallest settings on the real code path."""
 
+import fcntl
 import os
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -10,6 +12,7 @@ from cache_schema import Cache, CacheWriter
 from cache_schema.tables import write_table
 from preprocess import studies
 from preprocess.phantom.generate import write_phantom
+from trainer.config import STAGES
 from trainer.tables.boxes import segmentation_box
 from trainer.tables.pseudo import pseudo_labels
 from trainer.tables.truth import ratio_truth
@@ -101,22 +104,29 @@ def pseudo(tiny_cache, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def chain(tiny_cache, tiny_settings, tmp_path_factory):
-    """(RUNS, stage -> run folders) of the whole pipeline over both folds."""
+    """(RUNS, stage -> run folders) of the whole pipeline over both folds; made once, and copied for each test worker."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "chain"
+    with open(f"{shared}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not shared.is_dir():
+            _run_all_stages(tiny_cache, tiny_settings, Path(f"{shared}.part"))
+            Path(f"{shared}.part").rename(shared)
+    out = shutil.copytree(shared, tmp_path_factory.mktemp("chain") / "runs")
+    return out, {stage: sorted(out.glob(f"{stage}-*/fold*-seed1")) for stage in STAGES}
+
+
+def _run_all_stages(cache: Path, settings: Path, out: Path) -> None:
     from trainer import train
     from trainer.tables import make
 
-    out = tmp_path_factory.mktemp("runs")
-    cache, common = Cache(tiny_cache), dict(cache=tiny_cache, out=out, config=tiny_settings)
-    runs = {"bbox": [train(stage="bbox", fold=fold, **common) for fold in (0, 1)]}
-    assert make.make("study_boxes", out, cache, runs["bbox"])
+    opened, common = Cache(cache), dict(cache=cache, out=out, config=settings)
+    make.make("study_boxes", out, opened, [train(stage="bbox", fold=fold, **common) for fold in (0, 1)])
     common["boxes"] = out / "tables/study_boxes.parquet"
-    runs["vertebrae"] = [train(stage="vertebrae", variant="04A", fold=fold, **common) for fold in (0, 1)]
-    make.make("vertebra_ratios", out, cache, runs["vertebrae"])
-    make.make("pseudo_labels", out, cache, [])
+    ratios = [train(stage="vertebrae", variant="04A", fold=fold, **common) for fold in (0, 1)]
+    make.make("vertebra_ratios", out, opened, ratios)
+    make.make("pseudo_labels", out, opened, [])
     pseudo = out / "tables/pseudo_labels.parquet"
-    runs["slice_fracture"] = [train(stage="slice_fracture", fold=fold, pseudo=pseudo, **common) for fold in (0, 1)]
-    runs["study_fracture"] = [
-        train(stage="study_fracture", fold=fold, backbone=runs["slice_fracture"][fold], **common) for fold in (0, 1)
-    ]
-    make.make("study_predictions", out, cache, runs["study_fracture"])
-    return out, runs
+    backbones = [train(stage="slice_fracture", fold=fold, pseudo=pseudo, **common) for fold in (0, 1)]
+    studies = [train(stage="study_fracture", fold=fold, backbone=backbones[fold], **common) for fold in (0, 1)]
+    make.make("study_predictions", out, opened, studies)
