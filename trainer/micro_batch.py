@@ -14,16 +14,16 @@ from torch import Tensor, nn
 
 from cache_schema.errors import CspineError, UsageError
 from trainer.config import Settings, stage_file
+from trainer.data.image_torch import graph_bytes
 from trainer.data.items import Item
 from trainer.data.loader import Batch
 from trainer.data.order import Place
+from trainer.data.source import squares
 from trainer.session import Session
 from trainer.words import merge
 
 RESERVED_COPIES = 3
 """of the trained weights: two moments of AdamW, and the gradients once more where processes exchange them"""
-RESERVED_BATCHES = 11
-"""of pictures: what DALI keeps on the GPU beside the batch in use, its maps included, one an item"""
 OUT_OF_MEMORY = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "unable to find an engine")
 """what libraries say that lack memory for their own work, beside what Accelerate knows"""
 
@@ -86,6 +86,7 @@ def find(session: Session, model: nn.Module, items: Sequence[Item]) -> int:
     settings, device = session.settings, session.accelerator.device
     longest = max(items, key=lambda item: item.frames)
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    crop = _largest_crop(session, items)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
     def attempt(size: int) -> None:
@@ -93,7 +94,9 @@ def find(session: Session, model: nn.Module, items: Sequence[Item]) -> int:
             batch = stand_in(longest, size, settings.data.size, device)
             reserved = [
                 torch.empty(RESERVED_COPIES * trained, device=device),
-                torch.empty(RESERVED_BATCHES * batch.images.numel(), dtype=torch.float16, device=device),
+                torch.empty(
+                    graph_bytes(size, longest.frames, settings.data.size, crop), dtype=torch.uint8, device=device
+                ),
             ]
             with session.accelerator.autocast():
                 outputs = session.stage.forward(model, batch)
@@ -108,6 +111,13 @@ def find(session: Session, model: nn.Module, items: Sequence[Item]) -> int:
     for name, buffer in model.named_buffers():
         buffer.copy_(buffers[name])
     return size
+
+
+def _largest_crop(session: Session, items: Sequence[Item]) -> int:
+    """Pixels of the largest slice that is read of any item."""
+    ids = sorted({item.id for item in items})
+    found = squares(session.inputs.cache, ids, session.inputs.crop_boxes(ids))
+    return max((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in found.values())
 
 
 def stand_in(item: Item, count: int, size: int, device: torch.device) -> Batch:

@@ -24,9 +24,6 @@ class Samples:
             raise StopIteration
         return self.samples[info.idx_in_epoch]
 
-    def longest_side(self):
-        return max(max(sample.pixels.shape[1:3]) for sample in self.samples)
-
     def read(self, k):
         return self.samples[k]
 

@@ -5,12 +5,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from nvidia.dali.data_node import DataNode
 from samples import SIZE, random_samples
 
 from cache_schema.study import square_around
 from trainer.config import DataSettings
-from trainer.data import graph
 from trainer.data.draws import Draw, still
 from trainer.data.loader import Loader
 from trainer.data.picture import MEAN, STD, picture
@@ -47,33 +45,6 @@ def test_both_loaders_show_what_slice_by_slice_arithmetic_gives(frames, interpol
     expected = np.concatenate([one_by_one(sample, way) for sample in source.samples])
     levels = np.abs(batch.images.numpy().astype(np.float32) - expected) * STD[:, None, None]
     assert levels.max() < 3 and (levels > 0.2).mean() < 1e-4
-
-
-def remap_as_on_a_gpu(pixels, map_x, map_y):
-    """The habits of DALI's remap on a GPU: one size for pictures and maps, and nothing written where a map leaves the picture."""
-    assert pixels.shape[1:3] == map_x.shape == map_y.shape
-    out, side = np.full_like(pixels, 77), len(map_x) - 1
-    there = (map_x >= 0) & (map_x <= side) & (map_y >= 0) & (map_y <= side)
-    for frame, moved in zip(pixels, out, strict=True):
-        moved[there, 0] = cv2.remap(frame[..., 0], map_x, map_y, cv2.INTER_LINEAR)[there]
-    return out
-
-
-@pytest.mark.parametrize("longest_side", [78, SIZE, 130])
-def test_dalis_operators_and_opencv_show_the_same_within_a_grey_level(longest_side, monkeypatch):
-    """The GPU's part of the graph, on a CPU: each operator but the remap is DALI's own."""
-    source = random_samples(8, 12)
-    expected = next(iter(Loader(source, 8, DataSettings(size=SIZE), torch.device("cpu")))).images
-
-    def remap(pixels, map_x, map_y, interp, pixel_origin):
-        return graph.fn.python_function(pixels, map_x, map_y, function=remap_as_on_a_gpu)
-
-    monkeypatch.setattr(graph.fn.experimental, "remap", remap)
-    monkeypatch.setattr(DataNode, "gpu", lambda node: node)
-    monkeypatch.setattr(graph, "by_opencv", lambda *given: graph.by_dali(*given, longest_side))
-    found = next(iter(Loader(source, 8, DataSettings(size=SIZE), torch.device("cpu")))).images
-    levels = (found.float() - expected.float()).abs() * torch.from_numpy(STD)[:, None, None]
-    assert levels.max() < 1.3 and (levels > 0.5).float().mean() < 0.01
 
 
 def test_items_of_different_length_share_a_batch():

@@ -118,7 +118,7 @@ def dali_pictures(source: Any, batch: int, settings: DataSettings, device: torch
     try:
         from nvidia.dali.plugin.pytorch import feed_ndarray
 
-        from trainer.data.graph import graph
+        from trainer.data.graph import by_opencv, by_torch, graph
     except ImportError as error:
         raise UsageError(f"DALI cannot be imported ({error})", do="install it, or give data.loader=plain") from None
     gpu = device.type == "cuda"
@@ -126,9 +126,9 @@ def dali_pictures(source: Any, batch: int, settings: DataSettings, device: torch
         InReader(source) if workers else source,
         settings.size,
         settings.interpolation,
-        gpu,
+        "gpu" if gpu else "cpu",
         workers,
-        source.longest_side(),
+        by_torch if gpu else by_opencv,
         batch_size=batch,
         num_threads=4 if gpu else 1,
         device_id=device.index or 0 if gpu else None,

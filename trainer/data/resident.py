@@ -70,9 +70,6 @@ class ResidentSource:
         torch.cuda.current_stream(found.device).synchronize()  # DALI copies it on a stream of its own
         return found
 
-    def longest_side(self) -> int:
-        return self.source.longest_side()
-
     def numbers(self, info: Any) -> tuple[np.ndarray, ...]:
         """All of a Sample but the pixels."""
         place, draw = self._at(info)

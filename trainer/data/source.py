@@ -153,10 +153,6 @@ class Source:
     def most_frames(self) -> int:
         return max(item.frames for item in self.schedule.items)
 
-    def longest_side(self) -> int:
-        """Of what is read of any slice, in pixels."""
-        return max(max(x1 - x0, y1 - y0) for x0, y0, x1, y1 in self.squares().values())
-
     def largest_sample(self) -> int:
         """Bytes that the pixels of one item take at most."""
         return max((y1 - y0) * (x1 - x0) for x0, y0, x1, y1 in self.squares().values()) * self.most_frames()
