@@ -20,7 +20,7 @@ from cache_schema.errors import CacheError
 from trainer.damaged import tell
 from trainer.data.draws import Draw, Drawing
 from trainer.data.items import Item
-from trainer.data.loader import Batch, Loader
+from trainer.data.loader import Batch, Loader, to_device
 from trainer.data.order import Evaluation, Place, Training
 from trainer.models import StudyFractureModel
 from trainer.session import Session
@@ -116,7 +116,7 @@ class BankLoader(Loader):
         while True:
             places = [self.source.schedule[k + i] for i in range(self.batch)]
             features = [self.bank.read(place) for place in places]
-            yield self._with_targets(torch.cat(features).to(self.device), [len(each) for each in features], places)
+            yield self._with_targets(to_device(torch.cat(features), self.device), [len(each) for each in features], places)
             k += self.batch
 
 

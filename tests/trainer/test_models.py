@@ -93,7 +93,7 @@ def test_full_size_slice_fracture_model_gives_three_outputs_per_triplet(variant,
 def test_full_size_study_fracture_model_gives_eight_logits_per_study(variant, name):
     model = StudyFractureModel(Backbone(name), chunk=5).eval()
     with torch.no_grad():
-        out = model(torch.randn(5, 3, SIDE, SIDE), torch.tensor([2, 3]))
+        out = model(torch.randn(5, 3, SIDE, SIDE), [2, 3])
     assert out.shape == (2, 8)
     assert round(parameters(model.rnn) / 1e6, 1) == 67.1
     assert model.logits.in_features == 8192 and model.attention.bias.shape == (192,)
@@ -249,9 +249,9 @@ def test_a_study_is_predicted_alone_as_in_any_batch_and_order(study_model):
     study_model.eval()
     studies = [torch.randn(n, 3, SIDE, SIDE) for n in (5, 15, 12)]
     with torch.no_grad():
-        alone = torch.cat([study_model(s, torch.tensor([len(s)])) for s in studies])
-        together = study_model(torch.cat(studies), torch.tensor([5, 15, 12]))
-        turned = study_model(torch.cat(studies[::-1]), torch.tensor([12, 15, 5]))
+        alone = torch.cat([study_model(s, [len(s)]) for s in studies])
+        together = study_model(torch.cat(studies), [5, 15, 12])
+        turned = study_model(torch.cat(studies[::-1]), [12, 15, 5])
     assert torch.allclose(alone, together, atol=1e-5)
     assert torch.allclose(alone, turned.flip(0), atol=1e-5)
 
@@ -259,7 +259,7 @@ def test_a_study_is_predicted_alone_as_in_any_batch_and_order(study_model):
 def test_training_stage_4_moves_neither_weights_nor_statistics_of_the_backbone(study_model):
     before = {key: value.clone() for key, value in study_model.backbone.state_dict().items()}
     study_model.train()
-    study_model(torch.randn(6, 3, SIDE, SIDE), torch.tensor([4, 2])).sum().backward()
+    study_model(torch.randn(6, 3, SIDE, SIDE), [4, 2]).sum().backward()
     assert all(torch.equal(before[key], value) for key, value in study_model.backbone.state_dict().items())
     trained = {name.partition(".")[0] for name, p in study_model.named_parameters() if p.grad is not None}
     assert trained == {"rnn", "attention", "logits"}

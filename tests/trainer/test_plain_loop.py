@@ -47,7 +47,7 @@ def loss_of(stage, model, x, targets):
         return sum(squared_error(*term) for term in [*terms, (found["any"], fractures.amax(-1))])
     labels = targets["labels"]
     weights = torch.tensor([7.0] + [1.0] * 7) * (1 + labels)
-    logits = torch.cat([model(each, torch.tensor([len(each)])) for each in x])
+    logits = torch.cat([model(each, [len(each)]) for each in x])
     return ((weights * entropy(logits, labels, reduction="none")).sum(1) / weights.sum(1)).mean()
 
 

@@ -31,7 +31,8 @@ def graph(source: Any, size: int, interpolation: str, device: str, workers: int,
     device. device: cpu or gpu, where `images`, one of the functions below, makes them.
     """
     if isinstance(source, ResidentSource):
-        pixels = fn.external_source(source.pixels, batch=False, device=device, layout="FHWC", dtype=types.UINT8, ndim=4)
+        given = {"device": device, "cuda_stream": source.stream, "layout": "FHWC", "dtype": types.UINT8, "ndim": 4}
+        pixels = fn.external_source(source.pixels, batch=False, **given)
         numbers = fn.external_source(source.numbers, num_outputs=len(Sample._fields) - 1, batch=False, **NUMBERS)
     else:
         pixels, *numbers = fn.external_source(

@@ -53,10 +53,16 @@ class ResidentSource:
         self.source, self.crops = source, crops
         self._squares = source.squares()
         self.crops.load(self._squares)
+        self.stream = _stream_after_all(crops.device)
+        """on which frames are cut and copied to DALI, beside the network's; None on a CPU"""
 
     def pixels(self, info: Any) -> torch.Tensor | np.ndarray:
         """(frames, h, w, 1) uint8 on the device (an array where that is the CPU), equal to those of `Source.pixels`."""
-        place, draw = self._at(info)
+        with torch.cuda.stream(self.stream):
+            found = self._frames(*self._at(info))
+        return found if found.is_cuda else found.numpy()
+
+    def _frames(self, place: Place, draw: Draw) -> torch.Tensor:
         item, square = place.item, self._squares[place.item.id]
         index = item.z_index(draw.step, draw.phase)
         found = self.crops.frames(item.id, square, index[index >= 0])
@@ -64,11 +70,7 @@ class ResidentSource:
             found = stretch(found)
         if len(found) < item.frames:
             found = torch.cat([found, found.new_zeros(item.frames - len(found), *found.shape[1:])])
-        found = (found.flip(0) if draw.reverse else found)[..., None].contiguous()
-        if not found.is_cuda:
-            return found.numpy()
-        torch.cuda.current_stream(found.device).synchronize()  # DALI copies it on a stream of its own
-        return found
+        return (found.flip(0) if draw.reverse else found)[..., None].contiguous()
 
     def numbers(self, info: Any) -> tuple[np.ndarray, ...]:
         """All of a Sample but the pixels."""
@@ -82,6 +84,15 @@ class ResidentSource:
             raise StopIteration
         place = self.source.schedule[k]
         return place, self.source.drawing(place.epoch, place.item)
+
+
+def _stream_after_all(device: torch.device) -> torch.cuda.Stream | None:
+    """A new stream, whose work begins after all that the network's has been given so far."""
+    if device.type != "cuda":
+        return None
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    return stream
 
 
 def stretch(pixels: torch.Tensor) -> torch.Tensor:

@@ -66,13 +66,14 @@ class StudyFractureModel(nn.Module):
     def classify(self, features: list[Tensor]) -> Tensor:
         """One (F_i, width) a study, F_i >= 1 -> (B, 8) logits float32: patient_overall, then C1..C7."""
         x_btw, lengths = fit_steps(features, self.steps)
-        mask = torch.arange(self.steps) < torch.tensor(lengths)[:, None]
-        mask = mask.to(x_btw.device, non_blocking=True)  # made here: nobody waits for the CNN
+        device = x_btw.device
+        ends = torch.tensor(lengths, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+        mask = torch.arange(self.steps, device=device) < ends[:, None]
         hidden = self.rnn(x_btw, lengths if self.mask_pool else None)
         peak = max_pool(hidden, mask if self.mask_pool else None)
         return self.logits(self.dropout(torch.cat([peak, self.attention(hidden, mask)], dim=-1)))
 
-    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """Pictures (sum F, 3, S, S) of all studies one after another, or their features (sum F, width); (B,) int F_i
-        -> (B, 8) logits float32."""
-        return self.classify(list((x if x.ndim == 2 else self.encode(x)).split(lengths.tolist())))
+    def forward(self, x: Tensor, lengths: list[int]) -> Tensor:
+        """Pictures (sum F, 3, S, S) of all studies one after another, or their features (sum F, width); F_i of each
+        -> (B, 8) logits float32. Lengths as a tensor would lie on the device, and the host would wait for it."""
+        return self.classify(list((x if x.ndim == 2 else self.encode(x)).split(lengths)))

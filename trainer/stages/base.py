@@ -10,7 +10,7 @@ from torch import nn
 from trainer.config import Settings
 from trainer.data.draws import Draw
 from trainer.data.items import Item, adaptive_stride, middles, windows
-from trainer.data.loader import Batch
+from trainer.data.loader import Batch, to_device
 from trainer.data.order import Place
 from trainer.inputs import Inputs
 from trainer.losses import Term
@@ -97,7 +97,7 @@ def relative_positions(batch: Batch, settings: Settings) -> torch.Tensor | None:
     rows = [
         np.maximum(z, 0) / max(1, place.item.slices - 1) for z, place in zip(batch.z_index, batch.places, strict=True)
     ]
-    return torch.from_numpy(np.float32(rows)).to(batch.images.device)
+    return to_device(torch.from_numpy(np.float32(rows)), batch.images.device)
 
 
 def slice_rows(batch: Batch, every: int = 1) -> pd.DataFrame:

@@ -53,7 +53,7 @@ class StudyFractureStage:
         )
 
     def forward(self, model: StudyFractureModel, batch: Batch) -> torch.Tensor:
-        return model(batch.images, torch.tensor(batch.triplets))
+        return model(batch.images, batch.triplets)
 
     def loss(self, outputs: torch.Tensor, targets: dict[str, torch.Tensor]) -> dict[str, Term]:
         return study_fracture_loss(outputs, targets["labels"])
