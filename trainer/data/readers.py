@@ -16,6 +16,8 @@ from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+import cv2
+
 from cache_schema.errors import CspineError
 from trainer.plan.child import end_with_parent
 
@@ -33,7 +35,8 @@ class ReaderDied(CspineError):
 
 
 class InReader:
-    """A source as it travels to a reading process, which from then on ends with the process that it came from."""
+    """A source as it travels to a reading process, which from then on ends with the process that it came from, and reads in
+    one thread."""
 
     def __init__(self, source: Callable[[Any], Any]):
         self.source, self.parent = source, os.getpid()
@@ -44,6 +47,7 @@ class InReader:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         end_with_parent(state["parent"])
+        cv2.setNumThreads(1)  # each would start as many as there are cores
         self.__dict__.update(state)
 
 
