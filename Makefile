@@ -47,9 +47,7 @@ bench-train: $(SETUP)  ## what a training step of each variant costs, and hours 
 	$(BIN)/python -m benchmarks.train --keep
 
 bench-gpu: $(SETUP)    ## what only a GPU shows: its tests, items a second without a network, steps of the full-size variants in bf16
-	$(BIN)/python -m pytest tests/trainer/test_gpu.py
-	$(BIN)/python -m benchmarks.ceiling --keep
-	$(BIN)/python -m benchmarks.train --keep train.precision=bf16
+	$(BIN)/python -m benchmarks.gpu images tests ceiling train
 
 lint: $(SETUP)   ## ruff, and the rules between the packages
 	$(BIN)/ruff check .

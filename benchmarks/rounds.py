@@ -80,14 +80,18 @@ def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str
 
 def print_and_keep(parts: Iterable[str], name: str, keep: bool) -> None:
     """Prints the parts of a report as they come; with `keep`, into benchmarks/results too, under the machine's name."""
-    text = []
-    path = RESULTS / f"{name}-{'-'.join(cpu_name().lower().split())}-{cores()}core.txt"
+    text, path = [], kept_file(name)
     for part in parts:
         print(part, flush=True)
         text.append(part)
         if keep:  # as they come: on a machine that is lent the time may be over before the last
             RESULTS.mkdir(exist_ok=True)
             path.write_text("\n".join(text))
+
+
+def kept_file(name: str, suffix: str = ".txt") -> Path:
+    """Where results of this machine are kept."""
+    return RESULTS / f"{name}-{'-'.join(cpu_name().lower().split())}-{cores()}core{suffix}"
 
 
 def cpu_name() -> str:

@@ -18,28 +18,24 @@ from pathlib import Path
 from statistics import median
 
 import torch
-import yaml
 from torch import nn
 
-from benchmarks.matrix import PLAN, forward_flops, pictures, runs
+from benchmarks.hours import estimate, not_measured, simulated, with_earlier
+from benchmarks.matrix import PLAN, forward_flops
 from benchmarks.phantoms import write_inputs
-from benchmarks.rounds import Cost, Ratio, machine, print_and_keep, run_rounds, table
+from benchmarks.rounds import Cost, Ratio, kept_file, machine, print_and_keep, run_rounds, table
 from trainer.autotune import wait
 from trainer.choice import choose
 from trainer.config import STAGES, Settings, load, stage_file
 from trainer.data.order import Training
-from trainer.identity import run_name
 from trainer.inference import predict
 from trainer.inputs import Inputs
 from trainer.loop import Run
-from trainer.plan.graph import read_plan
-from trainer.plan.schedule import DOUBLING, best_widths, lower_bound, makespan, simulate
 
 SMALL = "model.name=test_efficientnet_gn model.chunk=8 data.size=64 data.frames=12 data.eval_stride=8 train.batch=4 train.micro_batch=2"
 """a CPU's defaults; nothing about them says what the real networks cost"""
 AIMS = {"bbox": 0.95, "vertebrae": 0.99, "slice_fracture": 0.99, "study_fracture": 0.99}
 """of the speed with a kept batch, at full size on a GPU; nothing is aimed at elsewhere"""
-SLOTS = 8
 MATRIX_SIDE = {"cuda": 8192, "cpu": 1024}
 
 
@@ -82,7 +78,7 @@ def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.train", description=__doc__)
     known = [f"{stage}:{variant}" for stage in STAGES for variant in stage_file(stage)[1]]
     parser.add_argument(
-        "--variants", nargs="+", choices=known, default=known, metavar="STAGE:VARIANT", help="all eight, if left out"
+        "--variants", nargs="+", choices=known, default=known, metavar="STAGE:VARIANT", help="all, if left out"
     )
     parser.add_argument(
         "--steps",
@@ -102,7 +98,10 @@ def main(words: list[str]) -> int:
     given = parser.parse_args(words)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     precision = [word.partition("=")[2] for word in given.words if word.startswith("train.precision=")]
-    print_and_keep(parts(given, gpu), "-".join(["train", *(gpu or "").lower().split(), *precision]), given.keep)
+    name = "-".join([*(gpu or "").lower().split(), *precision])
+    given.rates = kept_file(f"rates-{name}", ".json") if given.keep and gpu else None
+    some = [] if given.variants == known else [each.replace(":", "-") for each in given.variants]
+    print_and_keep(parts(given, gpu), "-".join(filter(None, ["train", name, *some])), given.keep)
     return 0
 
 
@@ -125,12 +124,16 @@ def parts(given: argparse.Namespace, gpu: str | None) -> Iterator[str]:
             found.append(measure(settings, given.steps, given.seconds, given.rounds))
             yield found[-1].line()
         yield "\n" + report(found, matrix_flops("cuda" if gpu else "cpu", found[0].settings))
-        unknown = sorted({f"{run.stage} {run.variant}" for run in runs()} - {each.name for each in found})
-        if unknown:
+        rates = {each.name: each.rate for each in found}
+        if given.rates and all(is_full_size(each.settings) for each in found):
+            rates = with_earlier(rates, given.rates)
+        if unknown := not_measured(rates):
             yield f"no estimate for {PLAN.name}{' and no costs' * bool(given.costs)}: not measured: {', '.join(unknown)}"
             return
-        yield estimate(found)
-        yield simulated(found, given.costs)
+        yield estimate(rates)
+        if not all(is_full_size(each.settings) for each in found):
+            yield "measured on small networks and images, which reach other rates than the real ones: an order of magnitude only"
+        yield simulated(rates, given.costs)
 
 
 def settings_of(stage: str, variant: str, words: list[str], out: Path) -> Settings:
@@ -249,46 +252,6 @@ def report(found: list[Measured], reachable: float) -> str:
         f"Training steps, size {found[0].settings.data.size}; a matrix product reaches {reachable / 1e12:.3g} TFLOP/s"
     )
     return table(title, head, rows)
-
-
-def run_seconds(found: list[Measured]) -> dict[str, float]:
-    """node name -> seconds of each training of the reference's plan on one such device, at the rates reached here."""
-    rates = {each.name: each.rate for each in found}
-    return {
-        run_name(run.run_dir): pictures(run).flops(forward_flops(run.model.name, run.data.size))
-        / rates[f"{run.stage} {run.variant}"]
-        for run in runs()
-    }
-
-
-def estimate(found: list[Measured]) -> str:
-    """Hours that the reference's plan takes on one such device, from the operations per second reached here."""
-    hours: dict[str, float] = {}
-    for name, seconds in run_seconds(found).items():
-        kind = name.partition("/")[0]
-        hours[kind] = hours.get(kind, 0.0) + seconds / 3600
-    operations = sum(pictures(run).flops(forward_flops(run.model.name, run.data.size)) for run in runs())
-    each = ", ".join(f"{kind} {value:.3g}" for kind, value in hours.items())
-    said = f"{PLAN.name}: {operations / 1e18:.1f} EFLOP, {sum(hours.values()):.4g} hours on one such device ({each})"
-    if not all(is_full_size(each.settings) for each in found):
-        said += "\nmeasured on small networks and pictures, which reach other rates than the real ones: an order of magnitude only"
-    return said
-
-
-def simulated(found: list[Measured], file: Path | None) -> str:
-    """The plan on eight such devices by these costs, which go into `file` too."""
-    seconds = run_seconds(found)
-    if file:
-        of_kind = {name.partition("/")[0]: cost for name, cost in seconds.items()}  # for plans of other folds and seeds
-        file.write_text(yaml.safe_dump({name: round(cost, 1) for name, cost in (of_kind | seconds).items()}))
-    plan = read_plan(PLAN, Path("CACHE"), Path("RUNS"))
-    costs = {node.name: seconds.get(node.name, 0.0) for node in plan.nodes}
-    whole = makespan(simulate(plan, costs, SLOTS, best_widths(plan, costs, SLOTS)))
-    bound = lower_bound(plan, costs, SLOTS)
-    return (
-        f"simulated on {SLOTS} of them: {whole / 3600:.3g} hours, {whole / bound:.3f} times the larger of longest path and total "
-        f"over slots, if twice the devices give {2 * DOUBLING:g} times the speed"
-    )
 
 
 def is_full_size(settings: Settings) -> bool:

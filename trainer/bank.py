@@ -116,7 +116,9 @@ class BankLoader(Loader):
         while True:
             places = [self.source.schedule[k + i] for i in range(self.batch)]
             features = [self.bank.read(place) for place in places]
-            yield self._with_targets(to_device(torch.cat(features), self.device), [len(each) for each in features], places)
+            yield self._with_targets(
+                to_device(torch.cat(features), self.device), [len(each) for each in features], places
+            )
             k += self.batch
 
 
