@@ -122,7 +122,7 @@ class Ways:
             clock("draw")
             study = self.cache.study(item.id)
             box = self.box and square_around(self.box, study.record.rows, study.record.columns)
-            pixels = self.source.reader().read(item.id, item.start, item.start + item.frames, box)
+            pixels = self.source.reader.read(item.id, item.start, item.start + item.frames, box)
             clock("read")
             pixels = stretch(pixels, pixels.min(axis=(1, 2)), pixels.max(axis=(1, 2)))
             clock("stretch")
@@ -191,7 +191,7 @@ def _augment(stage: str) -> AugmentSettings:
 def reading_a_triplet(ways: Ways) -> float:
     """CPU milliseconds of reading, without stretching, amortised over an epoch in one process that begins with nothing."""
     schedule, source = ways.source.schedule, ways.source
-    reader = Source(source.cache, schedule, source.drawing, keep_bytes=TRIPLET_CHUNKS_BYTES).reader()
+    reader = Source(source.cache, schedule, source.drawing, keep_bytes=TRIPLET_CHUNKS_BYTES).reader
     count = schedule.steps_per_epoch * schedule.batch
     places = [schedule[k] for k in range(count)]
     began = process_time()

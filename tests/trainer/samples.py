@@ -17,7 +17,7 @@ class Samples:
 
     def __init__(self, samples, places):
         self.samples, self.schedule, self.limit = samples, places, len(samples)
-        self.drawing = lambda epoch, item: still(SIZE)
+        self.draw = lambda place: still(SIZE)
 
     def __call__(self, info):
         if info.idx_in_epoch >= self.limit:

@@ -24,7 +24,7 @@ from trainer.data.resident import Crops, ResidentSource
 from trainer.data.shared_memory import wanted_workers, workers_with_room
 from trainer.data.source import Source, stretch
 
-AUGMENT = AugmentSettings(reverse=0.5)
+AUGMENT, CPU = AugmentSettings(reverse=0.5), torch.device("cpu")
 
 
 def lengths(cache):
@@ -85,6 +85,27 @@ def test_an_epoch_is_the_same_for_any_number_of_workers_batch_size_and_source(lo
     for workers, batch, keep in others:
         again, same = epoch(workers, batch, keep)
         assert same == order and torch.equal(again, pixels), (workers, batch, keep)
+
+
+def test_each_item_is_drawn_once_in_a_process(tiny_cache, monkeypatch):
+    """For its pixels, its slice numbers and its targets alike; with data.resident=gpu too."""
+    drawn = []
+    own = Drawing.__call__
+    monkeypatch.setattr(Drawing, "__call__", lambda self, *given: drawn.append(given) or own(self, *given))
+    items, cache = windows(lengths(Cache(tiny_cache)), 12, 9), Cache(tiny_cache)
+    for resident in (False, True):
+        source = Source(tiny_cache, Training(items, 1, 4), Drawing(64, 5, AUGMENT), boxes_of(cache), limit=12)
+        if resident:
+            pictures = dali_pictures(ResidentSource(source, Crops(cache, CPU)), 4, DataSettings(size=64), CPU, 0)
+            for k, (_, _, keys) in enumerate(pictures):
+                for i, key in enumerate(keys):
+                    place = source.schedule[4 * k + i]
+                    assert place.item.key == key and source.draw(place).size == 64
+        else:
+            loader = Loader(source, 4, DataSettings(size=64), CPU, targets=lambda *given: {"a": np.zeros(1)})
+            assert len(list(loader)) == 3
+        assert len(drawn) == 12 == len(set(drawn))
+        drawn.clear()
 
 
 def test_a_loader_that_starts_at_any_step_shows_what_was_due(tiny_cache):

@@ -103,7 +103,7 @@ class Loader:
         return place
 
     def _with_targets(self, images: torch.Tensor, triplets: list[int], places: list[Place]) -> Batch:
-        draws = [self.source.drawing(place.epoch, place.item) for place in places]
+        draws = [self.source.draw(place) for place in places]
         z_index = [place.item.z_index(draw.step, draw.phase) for place, draw in zip(places, draws, strict=True)]
         targets = {}
         if self.targets is not None:

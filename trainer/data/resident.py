@@ -51,7 +51,7 @@ class ResidentSource:
     def __init__(self, source: Source, crops: Crops):
         """crops: training and evaluation share them; those that are missing are loaded now."""
         self.source, self.crops = source, crops
-        self._squares = source.squares()
+        self._squares = source.squares
         self.crops.load(self._squares)
         self.stream = _stream_after_all(crops.device)
         """on which frames are cut and copied to DALI, beside the network's; None on a CPU"""
@@ -83,7 +83,7 @@ class ResidentSource:
         if self.source.limit is not None and k >= self.source.limit:
             raise StopIteration
         place = self.source.schedule[k]
-        return place, self.source.drawing(place.epoch, place.item)
+        return place, self.source.draw(place)
 
 
 def _stream_after_all(device: torch.device) -> torch.cuda.Stream | None:

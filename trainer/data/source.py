@@ -5,7 +5,8 @@ Everything is opened on first use, so a Source travels to reading processes as a
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,8 @@ from trainer.data.order import Evaluation, Place, Training
 OPEN_STUDIES = 256
 MOST_SKIPPED = 20
 """items in a row that cannot be read before even `skip` gives up"""
+DRAWS_KEPT = 1024
+"""by each process: more items than are made ready before the network has them"""
 TRIPLET_CHUNKS_BYTES = 256 << 20
 """decoded chunks a reading process keeps for random triplets: twice what one shuffle buffer touches (trainer.data.order)"""
 
@@ -120,13 +123,22 @@ class Source:
     """samples after which there are no more"""
     skip: bool = False
     """training items that cannot be read give way to the next that can; else the first of them raises CacheError"""
-    _reader: Reader | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         self._opened = self.cache if isinstance(self.cache, Cache) else Cache(self.cache)
+        self._begin()
+
+    def _begin(self) -> None:
+        """What each process has of its own."""
+        self._drawn = _Recent(DRAWS_KEPT, lambda draw: 1)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_reader": None}
+        own = ("_drawn", "reader", "squares")
+        return {name: value for name, value in self.__dict__.items() if name not in own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._begin()
 
     def __call__(self, info: Any) -> tuple[np.ndarray, ...]:
         """DALI's per-sample callback; `info.idx_in_epoch` counts on without end. A plain tuple: DALI's workers rebuild it by its type."""
@@ -146,6 +158,7 @@ class Source:
                 place = self.schedule.instead(place)
         return self.sample(place)
 
+    @cached_property
     def squares(self) -> dict[str, Box]:
         """By id of all studies that items are of, what of each slice is read."""
         return squares(self._opened, {item.id for item in self.schedule.items}, self.boxes)
@@ -155,31 +168,32 @@ class Source:
 
     def largest_sample(self) -> int:
         """Bytes that the pixels of one item take at most."""
-        return max((y1 - y0) * (x1 - x0) for x0, y0, x1, y1 in self.squares().values()) * self.most_frames()
+        return max((y1 - y0) * (x1 - x0) for x0, y0, x1, y1 in self.squares.values()) * self.most_frames()
 
     def sample(self, place: Place) -> Sample:
-        draw = self.drawing(place.epoch, place.item)
+        draw = self.draw(place)
         return assemble(self.pixels(place, draw), draw, place.item.key)
 
+    def draw(self, place: Place) -> Draw:
+        """How the item is shown there; computed once where the same process asks for its pixels and then for its targets."""
+        return self._drawn.get((place.epoch, place.item), lambda: self.drawing(place.epoch, place.item))
+
+    @cached_property
     def reader(self) -> Reader:
         """This process's own."""
-        if self._reader is None:
-            self._reader = Reader(self._opened, self.keep_bytes)
-        return self._reader
+        return Reader(self._opened, self.keep_bytes)
 
     def pixels(self, place: Place, draw: Draw) -> np.ndarray:
         """(frames, h, w) uint8: cropped and stretched, padding 0."""
-        item, study = place.item, self.reader().study(place.item.id)
+        item, study = place.item, self.reader.study(place.item.id)
         index = item.z_index(draw.step, draw.phase)
         there = index[index >= 0]
-        box = None
         if self.boxes is None and study.record.origin is not None:
             raise UsageError(
                 "holds only a part of each slice", where=item.id, do="use the whole cache, or a variant that crops"
             )
-        if self.boxes is not None:
-            box = square_around(self.boxes[item.id], study.record.rows, study.record.columns)
-        found = self.reader().read(item.id, int(there[0]), int(there[-1]) + 1, box)[:: draw.step]
+        box = None if self.boxes is None else self.squares[item.id]
+        found = self.reader.read(item.id, int(there[0]), int(there[-1]) + 1, box)[:: draw.step]
         if self.intensity == "per_slice":
             if box is None:
                 low, high = study.value_range[there].T
