@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -145,8 +146,12 @@ def settings_of(stage: str, variant: str, words: list[str], out: Path) -> Settin
 
 def measure(settings: Settings, steps: int, seconds: float, rounds: int) -> Measured:
     """Steps on real batches and on a kept one, in turn; then a prediction of the held-out fold."""
-    run = Run(settings, Inputs(settings), "")
-    accelerator, train = run.accelerator, settings.train
+    with closing(Run(settings, Inputs(settings), "")) as run:
+        return _measured(run, steps, seconds, rounds)
+
+
+def _measured(run: Run, steps: int, seconds: float, rounds: int) -> Measured:
+    settings, accelerator, train = run.settings, run.accelerator, run.settings.train
     on_gpu = accelerator.device.type == "cuda"
     ids = run.inputs.train_ids(segmented=run.inputs.segmented)
     items, model = run.stage.train_items(ids), run.stage.model()

@@ -67,7 +67,7 @@ class DataSettings(Section):
     intensity: Literal["per_slice", "fixed"] = "per_slice"
     """per_slice: stretch each slice's crop to 0..255 as the reference does; fixed: keep the cache's window"""
     loader: Literal["dali", "plain"] = "dali"
-    """plain: the same pictures through cv2 and a torch DataLoader, where DALI cannot be had"""
+    """plain: the same pictures by OpenCV, where DALI cannot be had"""
     workers: Annotated[int, Field(ge=0, le=256)] | Literal["auto"] = "auto"
     """reading processes per training process; 0 reads in the training process. auto: on a GPU up to six, of the cores that
     training leaves; 0 on a CPU"""

@@ -12,7 +12,6 @@ from cache_schema.errors import CspineError, reason_of
 from trainer.places import is_inside
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-REFUSAL = re.compile(r"Error: \[Errno (?P<number>\d+)\] (?P<words>[^:]*)(: '(?P<file>.*)')?$")
 TORCH_WRITING = re.compile(
     r"PytorchStreamWriter failed writing|inline_container\.cc|iostream error|unable to write to file"
 )
@@ -37,14 +36,6 @@ def in_one_line(error: BaseException, source: Path | None = None) -> CspineError
     if isinstance(error, RuntimeError) and TORCH_WRITING.search(str(error)):
         return CspineError("a file could not be written: the disk may be full", do="make room, then run the same again")
     return None
-
-
-def refusal_in(line: str) -> OSError | None:
-    """The system's refusal that a line of a traceback tells of, as another process wrote it."""
-    if (found := REFUSAL.search(line)) is None:
-        return None
-    number, words, file = int(found["number"]), found["words"], found["file"]
-    return OSError(number, words, file) if file else OSError(number, words)
 
 
 def _refused(error: OSError, source: Path | None) -> CspineError:

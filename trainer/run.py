@@ -4,6 +4,7 @@ Settings are checked, and a finished run is recognised, before torch is imported
 """
 
 import sys
+from contextlib import closing
 from pathlib import Path
 
 if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
@@ -62,8 +63,7 @@ def run(settings: Settings, cache: Cache | None = None) -> Path:
 
     from trainer.loop import Run
 
-    with hold_run(settings.out, run_name(settings.run_dir)):
-        task = Run(settings, inputs, key, seen)
+    with hold_run(settings.out, run_name(settings.run_dir)), closing(Run(settings, inputs, key, seen)) as task:
         if predicting:
             task.predict_from(weights)
         else:

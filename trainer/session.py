@@ -16,6 +16,7 @@ from trainer.config import Settings
 from trainer.data.draws import Drawing
 from trainer.data.loader import Loader
 from trainer.data.order import Evaluation, Training
+from trainer.data.readers import Readers, wanted_workers
 from trainer.data.resident import Crops
 from trainer.data.source import TRIPLET_CHUNKS_BYTES, Source, squares
 from trainer.identity import prediction_inputs
@@ -108,7 +109,19 @@ class Session:
         kept = int(data.ram_gb * 2**30) if data.resident == "ram" else TRIPLET_CHUNKS_BYTES if keep_chunks else 0
         boxes, skip = self.inputs.crop_boxes(ids), data.on_error == "skip" and isinstance(schedule, Training)
         source = Source(self.inputs.cache, schedule, drawing, boxes, data.intensity, kept, limit, skip)
-        return Loader(source, batch, data, self.accelerator.device, self.stage.targets if targets else None, self.crops)
+        device, wanted = self.accelerator.device, self.stage.targets if targets else None
+        return Loader(source, batch, data, device, wanted, self.crops, self.readers)
+
+    @cached_property
+    def readers(self) -> Readers | None:
+        """For all of this session's loaders; they start with the first that asks for something."""
+        workers = wanted_workers(self.settings.data, self.accelerator.device)
+        return Readers(workers) if workers else None
+
+    def close(self) -> None:
+        """Ends its reading processes."""
+        if self.readers is not None:
+            self.readers.close()
 
 
 def on_gpu() -> bool:

@@ -79,7 +79,7 @@ class Watched:
         return [pid for pid, line in self.living().items() if b"plan/child.py" in line]
 
     def readers(self) -> list[int]:
-        return [pid for pid, line in self.living().items() if b"spawn_main" in line]
+        return [pid for pid, line in self.living().items() if b"reader_process" in line]
 
     def left_in_memory(self) -> set[str]:
         """New in /dev/shm, and of no living process."""

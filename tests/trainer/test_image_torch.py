@@ -108,7 +108,7 @@ def items(shapes, seed=0, still_ones=False):
 
 def run(source, images, mode="bilinear"):
     """Each sample's image, by the graph on a CPU."""
-    pipe = graph(source, SIZE, mode, "cpu", 0, images, batch_size=len(source.samples), num_threads=1, device_id=None)
+    pipe = graph(source, SIZE, mode, "cpu", images, batch_size=len(source.samples), num_threads=1, device_id=None)
     pipe.build()
     found, keys = pipe.run()
     assert keys.as_array().ravel().tolist() == [int(sample.key[0]) for sample in source.samples]

@@ -12,7 +12,7 @@ from planting import planted
 from trainer_faults import COMMANDS, LONG, Places, plant_trainer_faults, quietly
 
 from trainer import run, train
-from trainer.faults import in_one_line, refusal_in
+from trainer.faults import in_one_line
 
 ROOT = Path(__file__).resolve().parents[2]
 FEW, MANY = 3, 12
@@ -199,13 +199,6 @@ def test_names_below_scans_are_not_told(tmp_path):
     for folder in (scans, tmp_path / "link"):
         error = in_one_line(OSError(errno.EIO, "x", str(scans / "MUSTER^EVA" / "1.dcm")), folder)
         assert str(error) == f"{folder}: input/output error, of something below it"
-
-
-def test_what_the_system_refused_a_reading_process_is_told_as_if_it_were_this_one():
-    error = refusal_in("nvidia.x: OSError: [Errno 5] Input/output error: '/a b/c'")
-    assert isinstance(error, OSError) and (error.errno, error.filename) == (5, "/a b/c")
-    assert isinstance(refusal_in("PermissionError: [Errno 13] Permission denied"), PermissionError)
-    assert refusal_in("ValueError: [Errno] no") is None
 
 
 def test_a_full_disk_while_a_checkpoint_is_written_says_so(tiny_cache, tiny_settings, tmp_path):

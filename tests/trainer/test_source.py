@@ -20,8 +20,8 @@ from trainer.data.draws import Drawing
 from trainer.data.items import triplets, whole_studies, windows
 from trainer.data.loader import Loader, dali_pictures
 from trainer.data.order import Evaluation, Place, Training
+from trainer.data.readers import wanted_workers
 from trainer.data.resident import Crops, ResidentSource
-from trainer.data.shared_memory import wanted_workers, workers_with_room
 from trainer.data.source import Source, stretch
 
 AUGMENT, CPU = AugmentSettings(reverse=0.5), torch.device("cpu")
@@ -96,7 +96,7 @@ def test_each_item_is_drawn_once_in_a_process(tiny_cache, monkeypatch):
     for resident in (False, True):
         source = Source(tiny_cache, Training(items, 1, 4), Drawing(64, 5, AUGMENT), boxes_of(cache), limit=12)
         if resident:
-            pictures = dali_pictures(ResidentSource(source, Crops(cache, CPU)), 4, DataSettings(size=64), CPU, 0)
+            pictures = dali_pictures(ResidentSource(source, Crops(cache, CPU)), 4, DataSettings(size=64), CPU, None)
             for k, (_, _, keys) in enumerate(pictures):
                 for i, key in enumerate(keys):
                     place = source.schedule[4 * k + i]
@@ -134,8 +134,8 @@ def test_crops_kept_on_a_device_give_the_same_pictures(intensity, tiny_cache):
             tiny_cache, Training(items, 1, 2), Drawing(64, 5, AUGMENT, thin=0.6), boxes_of(cache), intensity, limit=6
         )
         on_device = ResidentSource(source, Crops(cache, cpu))
-        expected = dali_pictures(source, 2, settings, cpu, 0)
-        for found, same in zip(dali_pictures(on_device, 2, settings, cpu, 0), expected, strict=True):
+        expected = dali_pictures(source, 2, settings, cpu, None)
+        for found, same in zip(dali_pictures(on_device, 2, settings, cpu, None), expected, strict=True):
             assert found[1:] == same[1:] and torch.equal(found[0], same[0])
 
 
@@ -150,23 +150,6 @@ def test_no_gpu_is_one_line_for_crops_in_its_memory(tiny_cache):
     source = Source(tiny_cache, Training(triplets(lengths(cache), every=7), 1, 2), Drawing(64), boxes_of(cache))
     with pytest.raises(UsageError, match="needs a GPU"):
         next(iter(Loader(source, 2, DataSettings(size=64, resident="gpu"), torch.device("cpu"))))
-
-
-@pytest.mark.parametrize(("loader", "free"), [("dali", 64 << 20), ("plain", 1 << 20)])
-def test_too_little_shared_memory_means_no_reading_processes(loader, free, tiny_cache, monkeypatch, capfd):
-    cache = Cache(tiny_cache)
-    source = Source(tiny_cache, Training(windows(lengths(cache), 24, 6), 1, 2), Drawing(64))
-    settings = DataSettings(size=64, loader=loader, workers=2)
-    assert source.largest_sample() == 24 * 512 * 512
-    cpu = torch.device("cpu")
-    assert workers_with_room(settings, source, 2, cpu) == 2
-    monkeypatch.setattr("trainer.data.shared_memory._room", lambda: free)
-    assert workers_with_room(settings, source, 4, cpu) == 0
-    assert "--shm-size" in capfd.readouterr().err
-    if loader == "dali":
-        assert (
-            workers_with_room(settings, Source(tiny_cache, source.schedule, Drawing(64), boxes_of(cache)), 1, cpu) == 2
-        )
 
 
 def test_reading_processes_are_for_gpus_unless_a_number_is_given(monkeypatch):

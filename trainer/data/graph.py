@@ -24,11 +24,11 @@ Images = Callable[[Any, list[Any], int, str, str], Any]
 
 
 @pipeline_def
-def graph(source: Any, size: int, interpolation: str, device: str, workers: int, images: Images):
+def graph(source: Any, size: int, interpolation: str, device: str, images: Images):
     """Per sample: (frames / 3, 3, size, size) float16, normalised; and (1,) int64, the key of the item that was read.
 
-    source: a Source, called in `workers` processes or, with 0, in this one; or a ResidentSource, whose pixels are on the
-    device. device: cpu or gpu, where `images`, one of the functions below, makes them.
+    source: gives a Sample's arrays for DALI's sample info, as a Source does; or a ResidentSource, whose pixels are on the device.
+    device: cpu or gpu, where `images`, one of the functions below, makes them.
     """
     if isinstance(source, ResidentSource):
         given = {"device": device, "cuda_stream": source.stream, "layout": "FHWC", "dtype": types.UINT8, "ndim": 4}
@@ -42,7 +42,6 @@ def graph(source: Any, size: int, interpolation: str, device: str, workers: int,
             layout=["FHWC"] + [""] * (len(Sample._fields) - 1),
             dtype=[types.UINT8, *NUMBERS["dtype"]],
             ndim=[4, *NUMBERS["ndim"]],
-            **({"parallel": True, "prefetch_queue_depth": 2} if workers else {}),
         )
     *draw, key = numbers
     return images(pixels, draw, size, interpolation, device), key

@@ -6,25 +6,22 @@ It is not handed to `Accelerator.prepare()`: ranks already read only their own i
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass
+from itertools import count, islice
 from typing import Any
 
 import numpy as np
 import torch
 
-from cache_schema.errors import CacheError, CspineError, StaleStudy, UsageError
-from cache_schema.store import ChangedStudy
+from cache_schema.errors import UsageError
 from trainer.config import DataSettings
 from trainer.data.draws import Draw
 from trainer.data.order import Place
-from trainer.data.readers import InReader, ReaderDied, Readers, require_alive
+from trainer.data.picture import picture
+from trainer.data.readers import Readers, wanted_workers
 from trainer.data.resident import Crops, ResidentSource
-from trainer.data.shared_memory import workers_with_room
 from trainer.data.source import Source
-from trainer.faults import refusal_in
-
-KINDS = {kind.__name__: kind for kind in (CspineError, CacheError, ChangedStudy, StaleStudy, UsageError)}
 
 Targets = Callable[[Place, np.ndarray, Draw], dict[str, np.ndarray]]
 """(place, (frames,) z_index, draw) -> the item's targets, each an array of one shape per name"""
@@ -65,10 +62,12 @@ class Loader:
         device: torch.device,
         targets: Targets | None = None,
         crops: Crops | None = None,
+        readers: Readers | None = None,
     ):
-        """crops: what data.resident=gpu reads from."""
+        """crops: what data.resident=gpu reads from. readers: those of a whole run; without them a loader that wants some has
+        its own."""
         self.source, self.batch, self.settings, self.device, self.targets = source, batch, settings, device, targets
-        self.crops = crops
+        self.crops, self.readers = crops, readers
         self.skipped = 0
         """items that could not be read; others were shown in their place (data.on_error=skip)"""
 
@@ -88,9 +87,14 @@ class Loader:
                 raise UsageError("data.resident=gpu belongs to data.loader=dali", do="give data.resident=ram or disk")
             if self.crops is None:
                 raise UsageError("data.resident=gpu needs a GPU", do="give data.resident=ram or disk")
-            return dali_pictures(ResidentSource(source, self.crops), batch, settings, device, 0)
+            yield from dali_pictures(ResidentSource(source, self.crops), batch, settings, device, None)
+            return
         pictures = {"dali": dali_pictures, "plain": plain_pictures}[settings.loader]
-        return pictures(source, batch, settings, device, workers_with_room(settings, source, batch, device))
+        with ExitStack() as opened:
+            readers = self.readers
+            if readers is None and (workers := wanted_workers(settings, device)):
+                readers = opened.enter_context(closing(Readers(workers)))
+            yield from pictures(source, batch, settings, device, readers)
 
     def _read(self, place: Place, key: int) -> Place:
         """What was read in its place; an item that could not be is counted and named."""
@@ -118,8 +122,10 @@ class Loader:
         )
 
 
-def dali_pictures(source: Any, batch: int, settings: DataSettings, device: torch.device, workers: int) -> Pictures:
-    """source: a Source, or a ResidentSource on this device."""
+def dali_pictures(
+    source: Source | ResidentSource, batch: int, settings: DataSettings, device: torch.device, readers: Readers | None
+) -> Pictures:
+    """readers: processes that read; None: this one does. A ResidentSource has its pixels on this device."""
     try:
         from nvidia.dali.plugin.pytorch import feed_ndarray
 
@@ -127,28 +133,23 @@ def dali_pictures(source: Any, batch: int, settings: DataSettings, device: torch
     except ImportError as error:
         raise UsageError(f"DALI cannot be imported ({error})", do="install it, or give data.loader=plain") from None
     gpu = device.type == "cuda"
-    pipe = graph(
-        InReader(source) if workers else source,
-        settings.size,
-        settings.interpolation,
-        "gpu" if gpu else "cpu",
-        workers,
-        by_torch if gpu else by_opencv,
-        batch_size=batch,
-        num_threads=4 if gpu else 1,
-        device_id=device.index or 0 if gpu else None,
-        py_num_workers=max(1, workers),
-        py_start_method="spawn",
-        prefetch_queue_depth=2,
-        seed=0,
-    )
-    readers = Readers()
-    with readers.starting() if workers else nullcontext():
-        pipe.build()
     # on the network's own stream the host might wait, with the copy, for all that the network has still to do
     side = torch.cuda.Stream(device) if gpu else None
-    with readers.asked(pipe.run) as run:
-        while (found := _next(run)) is not None:
+    with ExitStack() as opened:
+        pipe = graph(
+            source if readers is None else _read_ahead(source, batch, readers, opened),
+            settings.size,
+            settings.interpolation,
+            "gpu" if gpu else "cpu",
+            by_torch if gpu else by_opencv,
+            batch_size=batch,
+            num_threads=4 if gpu else 1,
+            device_id=device.index or 0 if gpu else None,
+            prefetch_queue_depth=2,
+            seed=0,
+        )
+        pipe.build()
+        while (found := _next(pipe.run)) is not None:
             outputs, keys = found
             triplets = [tensor.shape()[0] for tensor in outputs]
             with torch.cuda.stream(side) if gpu else nullcontext():
@@ -161,41 +162,53 @@ def dali_pictures(source: Any, batch: int, settings: DataSettings, device: torch
             yield images, triplets, keys.as_array().ravel().tolist()
 
 
-def plain_pictures(source: Source, batch: int, settings: DataSettings, device: torch.device, workers: int) -> Pictures:
-    from trainer.data import plain
+def _read_ahead(source: Source, batch: int, readers: Readers, opened: ExitStack) -> Callable[[Any], tuple]:
+    """The source as DALI calls it, sample after sample."""
+    reading = readers.read(source.read, source.largest_sample(), batch, source.limit)
+    opened.callback(reading.close)
 
-    readers = Readers()
-    with readers.starting() if workers else nullcontext():
-        pictures = plain.Pictures(source, settings).batches(batch, workers)
-    with readers.asked(pictures.__next__) as following:
-        while (found := _next(following)) is not None:
-            images = [image for image, _ in found]
-            yield to_device(torch.cat(images), device), [len(image) for image in images], [key for _, key in found]
+    def following(info: Any) -> tuple[np.ndarray, ...]:
+        return tuple(next(reading))
+
+    return following
+
+
+def plain_pictures(
+    source: Source, batch: int, settings: DataSettings, device: torch.device, readers: Readers | None
+) -> Pictures:
+    """The same without DALI, for machines that cannot have it; readers make the pictures too."""
+    make = PictureOf(source, settings.size, settings.interpolation)
+    with ExitStack() as opened:
+        made: Iterator[Any] = map(make, range(source.limit) if source.limit is not None else count())
+        if readers is not None:
+            most = source.most_frames() * settings.size**2 * 2
+            made = readers.read(make, most, batch, source.limit)
+            opened.callback(made.close)
+        while found := list(islice(made, batch)):
+            images = [torch.from_numpy(image) for image, _ in found]
+            yield (
+                to_device(torch.cat(images), device),
+                [len(image) for image in images],
+                [int(key[0]) for _, key in found],
+            )
+
+
+@dataclass
+class PictureOf:
+    """k -> (the source's k-th picture, (1,) int64 the key of its item)."""
+
+    source: Source
+    size: int
+    interpolation: str
+
+    def __call__(self, k: int) -> tuple[np.ndarray, np.ndarray]:
+        sample = self.source.read(k)
+        return picture(sample, self.size, self.interpolation), sample.key
 
 
 def _next(call: Callable[[], Any]) -> Any:
-    """What it returns, None where there is no more. Raises what a reading process raised, or that one of them died."""
-    require_alive()
+    """What it returns, None where there is no more."""
     try:
         return call()
     except StopIteration:
         return None
-    except ReaderDied:
-        raise
-    except Exception as error:
-        raise reading_error(error) from error
-
-
-def reading_error(error: Exception) -> Exception:
-    """A reading process's error comes wrapped in its loader's own text; the user gets the one line, and its exit status, back."""
-    text = (
-        error.what if isinstance(error, CspineError) else str(error)
-    )  # a CspineError's own text is folded into one line
-    for line in reversed(text.splitlines()):
-        name, colon, message = line.strip().partition(": ")
-        kind = KINDS.get(name.rpartition(".")[2])
-        if colon and kind is not None:
-            return kind(message)
-        if (refused := refusal_in(line)) is not None:
-            return refused
-    return error
