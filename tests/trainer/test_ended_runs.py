@@ -18,7 +18,7 @@ from trainer.data.draws import Drawing
 from trainer.data.items import triplets
 from trainer.data.loader import Batch, Loader
 from trainer.data.order import Training
-from trainer.data.readers import ReaderDied
+from trainer.data.readers import ReaderDied, Readers
 from trainer.data.source import Source
 from trainer.plan.execute import failure
 from trainer.plan.launch import Outcome, RunOrder, forget, launch
@@ -78,12 +78,12 @@ def test_shared_memory_is_cleared_although_that_begins_slowly(tmp_path):
     assert not watched.living() and not watched.left_in_memory()
 
 
-def loading(cache: Path, loader: str, workers: int) -> Iterator[Batch]:
+def loading(cache: Path, loader: str, readers: Readers) -> Iterator[Batch]:
     """Without end."""
     lengths = [(row.id, int(row.slices)) for row in Cache(cache).index.itertuples()]
     source = Source(cache, Training(triplets(lengths, every=3), 1, 4), Drawing(64, 5, AugmentSettings()))
-    settings = DataSettings(size=64, loader=loader, workers=workers)
-    return iter(Loader(source, 2, settings, torch.device("cpu")))
+    settings = DataSettings(size=64, loader=loader)
+    return iter(Loader(source, 2, settings, torch.device("cpu"), readers=readers))
 
 
 def readers_here() -> list[int]:
@@ -92,15 +92,15 @@ def readers_here() -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("loader", "while_others_read"),
+    ("loader", "evaluating"),
     [("dali", True), *(pytest.param(loader, False, marks=pytest.mark.check) for loader in ("dali", "plain"))],
 )
-def test_a_killed_reader_is_one_line_and_no_waiting(loader, while_others_read, tiny_cache):
-    """Also a training's, while what it holds out is read by others."""
-    before = readers_here()
-    training = loading(tiny_cache, loader, workers=2)
+def test_a_killed_reader_is_one_line_and_no_waiting(loader, evaluating, tiny_cache):
+    """Also while a training waits, and what it holds out is read."""
+    before, readers = readers_here(), Readers(2)
+    training = loading(tiny_cache, loader, readers)
     next(training)
-    batches = loading(tiny_cache, "plain", workers=0) if while_others_read else training
+    batches = loading(tiny_cache, loader, readers) if evaluating else training
     first, _ = set(readers_here()) - set(before)
     os.kill(first, signal.SIGKILL)
     began = time.monotonic()
@@ -111,6 +111,7 @@ def test_a_killed_reader_is_one_line_and_no_waiting(loader, while_others_read, t
     line = "a reading process was killed (SIGKILL), most likely for want of memory; give fewer data.workers"
     assert f"{line} (there were 2)" in str(died.value) and died.value.exit_status == 1
     training.close()
+    readers.close()
 
 
 def test_why_a_run_failed_is_one_line_where_it_is_known(tmp_path):

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from itertools import count
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import send_handle
@@ -103,7 +104,8 @@ class Readers:
         self._open.discard(number)
         self._answers = {key: answer for key, answer in self._answers.items() if key[0] != number}
         for worker in range(len(self._connections)):
-            self.ask(worker, Close(number))
+            with suppress(ReaderDied):  # whoever asks it for more is told
+                self.ask(worker, Close(number))
 
     def ask(self, worker: int, message: Open | Close | Read) -> None:
         self._told(worker, lambda connection: connection.send(message))
