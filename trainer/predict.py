@@ -50,7 +50,7 @@ Writes DIR/predictions.csv: for each study the probability of a fracture (patien
 and the same as DIR/submission.csv, in the competition's form.
 source=   a folder of DICOM files, decoded into DIR/cache first, or a cache. Labels are not needed.
 models=   what a plan made: its finished study_fracture runs, and its bbox runs of fold=all or, where there is none, all of them;
-          what they predict is averaged.
+          what they predict is averaged. Runs made from other tables than lie there now are named and left out.
 slices=true says where to look, by all slice_fracture runs: DIR/slices.csv, for each study and level the slice most like a fracture.
 section.key=value says how it is computed: data.loader=plain without DALI, data.workers=, train.eval_batch=, train.precision=no ...;
 all else is as the models were trained.
