@@ -14,7 +14,7 @@ from preprocess.cli import run
 from preprocess.crop import crop_cache
 from trainer.data.draws import Drawing
 from trainer.data.items import Item
-from trainer.data.order import Place
+from trainer.data.order import Evaluation, Place
 from trainer.data.source import Source
 
 IDS = ["1.2.3", "1.2.4", "1.2.5"]
@@ -87,7 +87,7 @@ def test_training_reads_the_same_from_a_cropped_cache_as_from_the_whole(cache, t
         for frames, first in ((3, 4), (12, 0)):
             place = Place(0, Item(0, id, first, frames, Cache(cache).record(id).slices))
             samples = [
-                Source(path, [], drawing, boxes=boxes, keep_bytes=keep).sample(place)
+                Source(path, Evaluation([place.item], 1), drawing, boxes=boxes, keep_bytes=keep).sample(place)
                 for path in (cache, tmp_path / "small")
                 for keep in (0, 1 << 20)
             ]
