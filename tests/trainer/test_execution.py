@@ -11,6 +11,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 from distributed import LocalCluster
 
 from cache_schema import Cache
@@ -72,6 +73,7 @@ def wait_for(condition, seconds: float) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.check
 def test_a_killed_plan_takes_its_runs_along_and_two_started_again_share_the_rest(
     tiny_cache, tiny_settings, tmp_path, capsys
 ):
