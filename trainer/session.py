@@ -114,7 +114,7 @@ class Session:
 
     @cached_property
     def readers(self) -> Readers | None:
-        """For all of this session's loaders; they start with the first that asks for something."""
+        """For every loader of this training or prediction; they start with the first that asks for something."""
         workers = wanted_workers(self.settings.data, self.accelerator.device)
         return Readers(workers) if workers else None
 

@@ -156,6 +156,18 @@ def source_of(cache: Path) -> Source:
     return Source(cache, Training(windows(studies, 24, 3), 1, 4), Drawing(512, 5, AugmentSettings()))
 
 
+@pytest.mark.parametrize("loader", ["dali", "plain"])
+def test_a_reading_process_imports_no_torch(loader, tiny_cache, own):
+    batches = iter(
+        Loader(source_of(tiny_cache), 2, DataSettings(size=64, loader=loader), torch.device("cpu"), readers=own)
+    )
+    next(batches)
+    for pid in pids(own):
+        mapped = Path(f"/proc/{pid}/maps").read_text()
+        assert "cv2" in mapped and "libtorch" not in mapped
+    batches.close()
+
+
 def seconds_by_thread(pid: int) -> list[float]:
     """CPU time of each thread of a process, most first."""
     stats = [path.read_text().rpartition(")")[2].split() for path in Path(f"/proc/{pid}/task").glob("*/stat")]

@@ -1,7 +1,6 @@
 """What lies in a run's folder already: nothing of another run, and nothing that a user put there, is written over."""
 
 import json
-import shutil
 
 import pandas as pd
 import pytest
@@ -86,4 +85,3 @@ def test_a_run_records_where_its_inputs_lie_by_no_link(tiny_cache, tmp_path, mon
     recorded = load([*words, "boxes=real/runs/tables/study_boxes.parquet"]).record()
     assert recorded["out"] == str(real) and recorded["boxes"] == str(real / "tables/study_boxes.parquet")
     assert load([*words, "boxes=cache"]).record()["boxes"] == "cache"
-    shutil.rmtree(real)

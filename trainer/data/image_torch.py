@@ -9,8 +9,6 @@ from torch.nn.functional import grid_sample
 
 PIXELS_A_CALL = 2**26
 """of input or output, whichever are more: 256 MiB each in float32; a larger item is moved by itself"""
-
-
 GRAPH_BATCHES = 3
 """batches in a DALI graph at once: one that is made, and those that wait for the network"""
 

@@ -18,7 +18,7 @@ from cache_schema.errors import UsageError
 from trainer.config import DataSettings
 from trainer.data.draws import Draw
 from trainer.data.order import Place
-from trainer.data.picture import picture
+from trainer.data.picture import PictureOf
 from trainer.data.readers import Readers, wanted_workers
 from trainer.data.resident import Crops, ResidentSource
 from trainer.data.source import Source
@@ -191,19 +191,6 @@ def plain_pictures(
                 [len(image) for image in images],
                 [int(key[0]) for _, key in found],
             )
-
-
-@dataclass
-class PictureOf:
-    """k -> (the source's k-th picture, (1,) int64 the key of its item)."""
-
-    source: Source
-    size: int
-    interpolation: str
-
-    def __call__(self, k: int) -> tuple[np.ndarray, np.ndarray]:
-        sample = self.source.read(k)
-        return picture(sample, self.size, self.interpolation), sample.key
 
 
 def _next(call: Callable[[], Any]) -> Any:

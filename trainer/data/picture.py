@@ -1,9 +1,11 @@
 """The picture that a network is shown, with OpenCV and tables: what DALI's graph computes on a CPU, and the plain loader."""
 
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
 
-from trainer.data.source import Sample
+from trainer.data.source import Sample, Source
 
 MEAN = np.array([0.22363983, 0.18190407, 0.2523437], np.float32) * 255
 STD = np.array([0.32451536, 0.2956294, 0.31335256], np.float32) * 255
@@ -30,6 +32,19 @@ def picture(sample: Sample, size: int, interpolation: str = "bilinear") -> np.nd
         for k in range(3):
             out[k::3, y : y + height, x : x + width] = levels[k, 0]
     return out.reshape(-1, 3, size, size)
+
+
+@dataclass
+class PictureOf:
+    """k -> (the source's k-th picture, (1,) int64 the key of its item)."""
+
+    source: Source
+    size: int
+    interpolation: str
+
+    def __call__(self, k: int) -> tuple[np.ndarray, np.ndarray]:
+        sample = self.source.read(k)
+        return picture(sample, self.size, self.interpolation), sample.key
 
 
 def _levels(gain: float) -> np.ndarray:
