@@ -124,7 +124,7 @@ class Ways:
             box = self.box and square_around(self.box, study.record.rows, study.record.columns)
             pixels = self.source.reader.read(item.id, item.start, item.start + item.frames, box)
             clock("read")
-            pixels = stretch(pixels, pixels.min(axis=(1, 2)), pixels.max(axis=(1, 2)))
+            pixels = stretch(pixels, pixels.min(axis=(1, 2)), pixels.max(axis=(1, 2)), draw.gain)
             clock("stretch")
             picture(assemble(pixels, draw), self.source.drawing.size)
             clock("picture")

@@ -100,10 +100,9 @@ class Albumentations:
 
 def with_opencv(sample: Sample) -> np.ndarray:
     """A sample -> (frames / 3, 3, SIZE, SIZE) float16: a remap and a table for each slice."""
-    matrix, gain = sample.matrix, sample.gain[0]
+    matrix = sample.matrix
     map_x, map_y = (row[0] * sample.axis_x + row[1] * sample.axis_y + (row[2] - np.float32(0.5)) for row in matrix)
-    levels = np.clip(np.rint(np.arange(256) * gain), 0, 255)
-    tables = ((levels - MEAN[:, None]) / STD[:, None]).astype(np.float16)
+    tables = ((np.arange(256) - MEAN[:, None]) / STD[:, None]).astype(np.float16)
     holes = [slice_.astype(int) for slice_ in (sample.hole_start.reshape(-1, 2), sample.hole_shape.reshape(-1, 2))]
     out = np.empty((len(sample.pixels), SIZE, SIZE), np.float16)
     for k, (frame, target) in enumerate(zip(sample.pixels[..., 0], out, strict=True)):

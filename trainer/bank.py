@@ -27,7 +27,7 @@ from trainer.session import Session
 from trainer.weights import MODEL_FILE, weights_digest
 
 BANK = "bank"
-VERSION = 2
+VERSION = 3
 """raised when the same inputs give other features"""
 DIGEST_BYTES = hashlib.sha256().digest_size
 

@@ -18,7 +18,7 @@ from trainer.inputs import Inputs
 from trainer.tables.lineage import RUN_FILE, kept_for_run
 from trainer.weights import MODEL_FILE, TRAIN_AGAIN, file_digest, require_whole, weights_metadata
 
-VERSIONS = {"bbox": 2, "vertebrae": 2, "slice_fracture": 2, "study_fracture": 2}
+VERSIONS = {"bbox": 3, "vertebrae": 3, "slice_fracture": 3, "study_fracture": 3}
 """raised when a stage computes something else from the same inputs"""
 
 OUTSIDE = {"cache", "out", "mode", "boxes", "pseudo", "backbone", "weights", "split", "tracker"}

@@ -176,7 +176,7 @@ def test_a_call_takes_as_many_items_as_its_memory_allows(monkeypatch):
     assert moved([(9, 200, 200)] * 2, 1) == [1, 1]
 
 
-def test_random_samples_show_the_same_with_holes_gains_and_warps():
+def test_random_samples_show_the_same_with_holes_and_warps():
     source = random_samples(16, 12)
     apart = levels_apart(run(source, by_torch), run(source, by_opencv))
     assert apart.mean() < 1e-3 and np.quantile(apart, 0.999) < 0.1

@@ -9,6 +9,7 @@ from samples import SIZE, random_samples
 
 from cache_schema.study import square_around
 from trainer.config import DataSettings
+from trainer.data import resident
 from trainer.data.draws import Draw, still
 from trainer.data.loader import Loader
 from trainer.data.picture import MEAN, STD, picture
@@ -24,12 +25,11 @@ def one_by_one(sample, interpolation):
     out = []
     for k, frame in enumerate(sample.pixels[..., 0]):
         moved = cv2.remap(frame, map_x, map_y, interpolation, borderMode=cv2.BORDER_CONSTANT)
-        gained = np.clip(np.rint(moved * float(sample.gain[0])), 0, 255)
         for (y, x), (height, width) in zip(
             sample.hole_start.reshape(-1, 2).astype(int), sample.hole_shape.reshape(-1, 2).astype(int), strict=True
         ):
-            gained[y : y + height, x : x + width] = 0
-        out.append((gained - MEAN[k % 3]) / STD[k % 3])
+            moved[y : y + height, x : x + width] = 0
+        out.append((moved - MEAN[k % 3]) / STD[k % 3])
     return np.stack(out).reshape(-1, 3, SIZE, SIZE)
 
 
@@ -88,16 +88,23 @@ def test_a_box_is_squared_and_clipped_as_in_the_reference(box, expected):
     assert square_around(box, 512, 512) == expected
 
 
-def test_gain_is_albumentations_contrast_within_rounding():
-    pixels = np.random.default_rng(2).integers(0, 256, (3, SIZE, SIZE)).astype(np.uint8)
-    same = still(SIZE)
-    gained = Draw(SIZE, same.matrix, same.axis_x, same.axis_y, same.holes, gain=1.15)
-    ours = picture(assemble(pixels, gained), SIZE).astype(np.float32) * STD[:, None, None] + MEAN[:, None, None]
-    transform = A.RandomBrightnessContrast(
-        brightness_limit=0, contrast_limit=(0.15, 0.15), ensure_safe_range=False, p=1
-    )
-    for channel in range(3):
-        assert np.abs(ours[0, channel] - transform(image=pixels[channel])["image"]).max() <= 1.1
+@pytest.mark.parametrize("gain", [0.8, 0.9137, 1.0, 1.15, 1.2])
+def test_gain_is_the_reference_s_contrast_of_the_stretched_slice(gain):
+    """On the device of data.resident=gpu too, and with data.intensity=fixed; albumentations rounds where the reference truncates."""
+    pixels = np.random.default_rng(2).integers(30, 230, (3, SIZE, SIZE)).astype(np.uint8)
+    low, high = pixels.min(axis=(1, 2)), pixels.max(axis=(1, 2))
+    span = (high.astype(int) - low)[:, None, None]
+    stretched = (pixels.astype(int) - low[:, None, None]) * 255 // span
+    expected = np.floor(np.clip(np.float32(stretched) * np.float32(gain), 0, 255))
+    assert np.array_equal(stretch(pixels, low, high, gain), expected)
+    assert np.array_equal(resident.stretch(torch.from_numpy(pixels), gain).numpy(), expected)
+    alone = np.floor(np.clip(np.float32(pixels) * np.float32(gain), 0, 255))
+    assert np.array_equal(stretch(pixels, np.array([0] * 3), np.array([255] * 3), gain), alone)
+    assert np.array_equal(resident.stretch(torch.from_numpy(pixels), gain, per_slice=False).numpy(), alone)
+    limit = (gain - 1, gain - 1)
+    transform = A.RandomBrightnessContrast(brightness_limit=0, contrast_limit=limit, ensure_safe_range=False, p=1)
+    theirs = np.stack([transform(image=frame)["image"] for frame in stretched.astype(np.uint8)])
+    assert np.abs(theirs - expected).max() <= 1
 
 
 def test_cut_outs_are_black_and_nothing_else_is():

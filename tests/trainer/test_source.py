@@ -37,7 +37,8 @@ def boxes_of(cache):
 
 @pytest.mark.parametrize("kind", ["triplets", "windows", "studies"])
 @pytest.mark.parametrize("cropped", [False, True])
-def test_pixels_are_those_of_the_study_whatever_is_kept_in_memory(kind, cropped, tiny_cache):
+@pytest.mark.parametrize("intensity", ["per_slice", "fixed"])
+def test_pixels_are_those_of_the_study_whatever_is_kept_in_memory(kind, cropped, intensity, tiny_cache):
     cache = Cache(tiny_cache)
     items = {
         "triplets": triplets(lengths(cache), every=7),
@@ -46,8 +47,10 @@ def test_pixels_are_those_of_the_study_whatever_is_kept_in_memory(kind, cropped,
     }[kind]
     boxes = boxes_of(cache) if cropped else None
     drawing = Drawing(64, 5, AUGMENT, thin=0.6)
+    gains = {drawing(0, item).gain for item in items}
+    assert 1 in gains and len(gains) > 3
     for keep in (0, 10_000, 10**9):
-        source = Source(tiny_cache, Training(items, 1, 2), drawing, boxes, keep_bytes=keep)
+        source = Source(tiny_cache, Training(items, 1, 2), drawing, boxes, intensity, keep_bytes=keep)
         for item in items[::3]:
             draw = drawing(0, item)
             index = item.z_index(draw.step, draw.phase)
@@ -56,7 +59,9 @@ def test_pixels_are_those_of_the_study_whatever_is_kept_in_memory(kind, cropped,
             if cropped:
                 x0, y0, x1, y1 = square_around(boxes[item.id], study.record.rows, study.record.columns)
                 pixels = pixels[:, y0:y1, x0:x1]
-            expected = stretch(pixels, pixels.min(axis=(1, 2)), pixels.max(axis=(1, 2)))
+            if intensity == "per_slice":
+                pixels = stretch(pixels, pixels.min(axis=(1, 2)), pixels.max(axis=(1, 2)))
+            expected = np.minimum(pixels * np.float32(draw.gain), 255).astype(np.uint8)
             expected = expected[::-1] if draw.reverse else expected
             assert np.array_equal(source.pixels(Place(0, item), draw), expected)
 

@@ -16,7 +16,7 @@ from trainer.data.picture import MEAN, STD, picture
 from trainer.data.resident import ResidentSource
 from trainer.data.source import Sample
 
-NUMBERS = {"dtype": [types.FLOAT] * 6 + [types.INT64], "ndim": [2, 2, 2, 1, 1, 1, 1]}
+NUMBERS = {"dtype": [types.FLOAT] * 5 + [types.INT64], "ndim": [2, 2, 2, 1, 1, 1]}
 """all of a Sample but its pixels"""
 
 Images = Callable[[Any, list[Any], int, str, str], Any]
@@ -62,12 +62,11 @@ def by_torch(pixels: Any, draw: list[Any], size: int, interpolation: str, device
     def there(node: Any) -> Any:
         return node.gpu() if device == "gpu" else node
 
-    matrix, axis_x, axis_y, gain, hole_start, hole_shape = draw
+    matrix, axis_x, axis_y, hole_start, hole_shape = draw
     given = map(there, (pixels, matrix, axis_x, axis_y))
     # the function computes on DALI's own stream: neither waits for the other
     how = {"batch_processing": True, "synchronize_stream": False, "output_layouts": "FHWC", "device": device}
     x = fn.dl_tensor_python_function(*given, function=_by_torch(interpolation, device), **how)
-    x = fn.brightness_contrast(x, contrast=gain, contrast_center=0.0)
     x = fn.erase(x, anchor=hole_start, shape=hole_shape, axis_names="HW", fill_value=0)
     x = fn.reshape(x, shape=[-1, 3, size, size], layout="FCHW")
     return fn.crop_mirror_normalize(x, dtype=types.FLOAT16, mean=MEAN.tolist(), std=STD.tolist(), output_layout="FCHW")

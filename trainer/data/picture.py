@@ -10,27 +10,29 @@ from trainer.data.source import Sample, Source
 MEAN = np.array([0.22363983, 0.18190407, 0.2523437], np.float32) * 255
 STD = np.array([0.32451536, 0.2956294, 0.31335256], np.float32) * 255
 """reference 2.4, by slice of a triplet, in grey levels"""
+NORMALISED = ((np.arange(256, dtype=np.float32) - MEAN[:, None]) / STD[:, None]).astype(np.float16)
+"""(3, 256): what each grey level becomes, by slice of a triplet"""
 INTERPOLATION = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 TOGETHER = 4
 """slices moved at once, as the channels of one image: OpenCV then takes a third of the time, for the same pixels"""
 
 
 def picture(sample: Sample, size: int, interpolation: str = "bilinear") -> np.ndarray:
-    """A sample -> (frames / 3, 3, size, size) float16: map, gain, cut-outs, normalisation."""
+    """A sample -> (frames / 3, 3, size, size) float16: map, cut-outs, normalisation."""
     (a, b, c), (d, e, f) = sample.matrix
     map_x = a * sample.axis_x + b * sample.axis_y + (c - np.float32(0.5))
     map_y = d * sample.axis_x + e * sample.axis_y + (f - np.float32(0.5))
-    frames, levels = sample.pixels[..., 0], _levels(float(sample.gain[0]))
+    frames = sample.pixels[..., 0]
     out = np.empty((len(frames), size, size), np.float16)
     for first in range(0, len(frames), TOGETHER):
         targets = out[first : first + TOGETHER]
         moved = _moved(frames[first : first + TOGETHER], map_x, map_y, INTERPOLATION[interpolation])
         for k, (frame, target) in enumerate(zip(moved, targets, strict=True), first):
-            cv2.LUT(frame, levels[k % 3].view(np.uint16), dst=target.view(np.uint16))  # LUT knows no float16
+            cv2.LUT(frame, NORMALISED[k % 3].view(np.uint16), dst=target.view(np.uint16))  # LUT knows no float16
     holes = np.hstack([sample.hole_start.reshape(-1, 2), sample.hole_shape.reshape(-1, 2)]).astype(int)
     for y, x, height, width in holes:
         for k in range(3):
-            out[k::3, y : y + height, x : x + width] = levels[k, 0]
+            out[k::3, y : y + height, x : x + width] = NORMALISED[k, 0]
     return out.reshape(-1, 3, size, size)
 
 
@@ -45,12 +47,6 @@ class PictureOf:
     def __call__(self, k: int) -> tuple[np.ndarray, np.ndarray]:
         sample = self.source.read(k)
         return picture(sample, self.size, self.interpolation), sample.key
-
-
-def _levels(gain: float) -> np.ndarray:
-    """(3, 256) float16: what each grey level becomes, by slice of a triplet."""
-    gained = np.clip(np.rint(np.arange(256) * gain), 0, 255).astype(np.float32)
-    return ((gained - MEAN[:, None]) / STD[:, None]).astype(np.float16)
 
 
 def _moved(frames: np.ndarray, map_x: np.ndarray, map_y: np.ndarray, interpolation: int) -> list[np.ndarray]:

@@ -66,8 +66,8 @@ class ResidentSource:
         item, square = place.item, self._squares[place.item.id]
         index = item.z_index(draw.step, draw.phase)
         found = self.crops.frames(item.id, square, index[index >= 0])
-        if self.source.intensity == "per_slice":
-            found = stretch(found)
+        if self.source.intensity == "per_slice" or draw.gain != 1:
+            found = stretch(found, draw.gain, self.source.intensity == "per_slice")
         if len(found) < item.frames:
             found = torch.cat([found, found.new_zeros(item.frames - len(found), *found.shape[1:])])
         return (found.flip(0) if draw.reverse else found)[..., None].contiguous()
@@ -95,7 +95,9 @@ def _stream_after_all(device: torch.device) -> torch.cuda.Stream | None:
     return stream
 
 
-def stretch(pixels: torch.Tensor) -> torch.Tensor:
-    """(n, h, w) uint8 -> the same: `trainer.data.source.stretch` by each slice's own minimum and maximum."""
-    low, high = pixels.amin((1, 2), keepdim=True).int(), pixels.amax((1, 2), keepdim=True).int()
-    return ((pixels.int() - low) * 255 // (high - low).clamp(min=1)).to(torch.uint8)
+def stretch(pixels: torch.Tensor, gain: float = 1.0, per_slice: bool = True) -> torch.Tensor:
+    """(n, h, w) uint8 -> the same: `trainer.data.source.stretch` by each slice's own minimum and maximum, or the gain alone."""
+    if per_slice:
+        low, high = pixels.amin((1, 2), keepdim=True).int(), pixels.amax((1, 2), keepdim=True).int()
+        pixels = (pixels.int() - low) * 255 // (high - low).clamp(min=1)
+    return (pixels.float() * gain).clamp_(max=255).to(torch.uint8)

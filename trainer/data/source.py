@@ -34,15 +34,13 @@ class Sample(NamedTuple):
     """One item as `trainer.data.graph` and `trainer.data.picture` take it."""
 
     pixels: np.ndarray
-    """(frames, height, width, 1) uint8, stretched; padding slices 0"""
+    """(frames, height, width, 1) uint8, stretched and with gain; padding slices 0"""
     matrix: np.ndarray
     """(2, 3) float32, output -> crop coordinates"""
     axis_x: np.ndarray
     """(1, size) float32"""
     axis_y: np.ndarray
     """(size, 1) float32"""
-    gain: np.ndarray
-    """(1,) float32"""
     hole_start: np.ndarray
     """(2 n,) float32: y x of each cut-out, in pixels; one empty hole where there is none"""
     hole_shape: np.ndarray
@@ -50,13 +48,14 @@ class Sample(NamedTuple):
     """(1,) int64: `Item.key` of what was read"""
 
 
-def stretch(pixels: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """(n, h, w) uint8 -> the same; each slice's low..high to 0..255, floor; a constant slice to 0 (reference 2.2)."""
+def stretch(pixels: np.ndarray, low: np.ndarray, high: np.ndarray, gain: float = 1.0) -> np.ndarray:
+    """(n, h, w) uint8 -> the same; each slice's low..high to 0..255, floor; a constant slice to 0 (reference 2.2). What that
+    gives is multiplied by the gain in float32, clipped and truncated (reference 5)."""
     stretched = np.empty(pixels.shape, np.uint8)
+    gained = np.minimum(np.arange(256, dtype=np.float32) * np.float32(gain), 255).astype(np.uint8)
     for slice_, target, dark, bright in zip(pixels, stretched, low.tolist(), high.tolist(), strict=True):
         levels = np.clip(np.arange(256) - dark, 0, bright - dark)
-        table = (levels * 255 // max(1, bright - dark)).astype(np.uint8)
-        cv2.LUT(slice_, table, dst=target)
+        cv2.LUT(slice_, gained[levels * 255 // max(1, bright - dark)], dst=target)
     return stretched
 
 
@@ -184,7 +183,7 @@ class Source:
         return Reader(self._opened, self.keep_bytes)
 
     def pixels(self, place: Place, draw: Draw) -> np.ndarray:
-        """(frames, h, w) uint8: cropped and stretched, padding 0."""
+        """(frames, h, w) uint8: cropped, stretched and with the draw's gain; padding 0."""
         item, study = place.item, self.reader.study(place.item.id)
         index = item.z_index(draw.step, draw.phase)
         there = index[index >= 0]
@@ -194,12 +193,14 @@ class Source:
             )
         box = None if self.boxes is None else self.squares[item.id]
         found = self.reader.read(item.id, int(there[0]), int(there[-1]) + 1, box)[:: draw.step]
-        if self.intensity == "per_slice":
-            if box is None:
-                low, high = study.value_range[there].T
-            else:
-                low, high = found.min(axis=(1, 2)), found.max(axis=(1, 2))
-            found = stretch(found, low, high)
+        if self.intensity == "fixed":
+            low, high = np.zeros(len(found), int), np.full(len(found), 255)
+        elif box is None:
+            low, high = study.value_range[there].T
+        else:
+            low, high = found.min(axis=(1, 2)), found.max(axis=(1, 2))
+        if self.intensity == "per_slice" or draw.gain != 1:
+            found = stretch(found, low, high, draw.gain)
         if len(found) < item.frames:
             found = np.concatenate([found, np.zeros((item.frames - len(found), *found.shape[1:]), np.uint8)])
         return found[::-1] if draw.reverse else found
@@ -223,7 +224,6 @@ def assemble(pixels: np.ndarray, draw: Draw, key: int = 0) -> Sample:
         draw.map_from_crop(*pixels.shape[1:]),
         draw.axis_x[None].astype(np.float32),
         draw.axis_y[:, None].astype(np.float32),
-        np.float32([draw.gain]),
         np.float32(holes[:, [1, 0]]).ravel(),
         np.float32(holes[:, [3, 2]] - holes[:, [1, 0]]).ravel(),
         np.int64([key]),
