@@ -1,16 +1,20 @@
 """What a GPU computes of an image, here on CPU tensors: beside OpenCV, float64, and the graph that a CPU uses."""
 
+import weakref
+
 import cv2
 import numpy as np
 import pytest
 import torch
 from samples import SIZE, Samples, random_samples
 from scipy.ndimage import map_coordinates
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from trainer.config import AugmentSettings
 from trainer.data.draws import draw, still
 from trainer.data.graph import by_opencv, by_torch, graph
-from trainer.data.image_torch import PIXELS_A_CALL, warp, warp_items
+from trainer.data.image_torch import PIXELS_A_CALL, warp, warp_bytes, warp_items
 from trainer.data.items import Item
 from trainer.data.order import Place
 from trainer.data.picture import INTERPOLATION, STD, picture
@@ -180,3 +184,30 @@ def test_random_samples_show_the_same_with_holes_and_warps():
     source = random_samples(16, 12)
     apart = levels_apart(run(source, by_torch), run(source, by_opencv))
     assert apart.mean() < 1e-3 and np.quantile(apart, 0.999) < 0.1
+
+
+class Allocated(TorchDispatchMode):
+    """Bytes of all tensors made inside that live at once, at most."""
+
+    def __init__(self):
+        super().__init__()
+        self.alive, self.peak = {}, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            storage = tensor.untyped_storage() if isinstance(tensor, torch.Tensor) else None
+            if storage and storage.data_ptr() not in self.alive:
+                self.alive[storage.data_ptr()] = storage.nbytes()
+                weakref.finalize(storage, self.alive.pop, storage.data_ptr())
+                self.peak = max(self.peak, sum(self.alive.values()))
+        return made
+
+
+@pytest.mark.parametrize(("count", "frames", "side"), [(4, 24, 70), (2, 96, 200), (16, 3, 96)])
+def test_a_call_allocates_what_is_reckoned_and_no_more(count, frames, side):
+    given = [list(map(torch.from_numpy, sample[:4])) for sample in items([(frames, side, side)] * count).samples]
+    with Allocated() as memory:
+        warp_items(*map(list, zip(*given, strict=True)), "bilinear")
+    reckoned = warp_bytes(count, frames, SIZE, side * side)
+    assert 0.6 * reckoned < memory.peak < 1.001 * reckoned, memory.peak / reckoned

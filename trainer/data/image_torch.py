@@ -17,14 +17,19 @@ def graph_bytes(items: int, frames: int, size: int, crop_pixels: int) -> int:
     """What the DALI graph takes of a GPU's memory at most beside the batch that the network has, reckoned from its buffers.
 
     crop_pixels: of the largest slice that is read. An operator's output lives until the next has read it; they are counted
-    as if all did: pixels as read, moved and with cut-outs in uint8, normalised in float16. Then what one call of
-    `warp` holds, its input and output in uint8 and float32 and its grids, and the normalised batch that is handed over.
+    as if all did: pixels as read, moved and with cut-outs in uint8, normalised in float16. Then one call of `warp`, and the
+    normalised batch that is handed over.
     """
     slices, image = items * frames, size * size
     buffers = slices * (crop_pixels + 4 * image)
-    largest = max(frames * max(crop_pixels, image), min(PIXELS_A_CALL, slices * max(crop_pixels, image)))
-    call = (4 + 1) * 2 * largest + items * image * 4 * 6
-    return GRAPH_BATCHES * buffers + call + 2 * slices * image
+    return GRAPH_BATCHES * buffers + warp_bytes(items, frames, size, crop_pixels) + 2 * slices * image
+
+
+def warp_bytes(items: int, frames: int, size: int, crop_pixels: int) -> int:
+    """What a call of `warp` allocates at most: input and output in uint8 and float32, maps and grids."""
+    image = size * size
+    largest = max(frames * max(crop_pixels, image), min(PIXELS_A_CALL, items * frames * max(crop_pixels, image)))
+    return (4 + 1) * 2 * largest + items * image * 4 * 6
 
 
 def warp_items(
