@@ -26,14 +26,13 @@ from benchmarks.rounds import Cost, Ratio, cost_of, machine, print_and_keep, run
 from benchmarks.sources import write_sources
 from cache_schema import Cache
 from cache_schema.layout import CHUNK_SLICES, chunk_file
-from preprocess import decode
-from preprocess.build import build_cache
-from preprocess.cluster import local_cluster
-from preprocess.decode import decoder_names
-from preprocess.pixels import DicomPixels
-from preprocess.segmentation import find_segmentation, read_segmentation
-from preprocess.series import plan_studies
-from preprocess.study_plan import StudyPlan
+from preprocess.build.build_cache import build_cache
+from preprocess.build.cluster import local_cluster
+from preprocess.headers.transfer_syntaxes import PLUGINS, decoder_names
+from preprocess.masks.segmentation import find_segmentation, read_segmentation
+from preprocess.pixels.study_pixels import DicomPixels
+from preprocess.series.planning import plan_studies
+from preprocess.series.study_plan import StudyPlan
 
 STUDIES, SLICES, ROUNDS = 4, 128, 5
 WINDOW, CROP = 96, (100, 110, 400, 410)
@@ -69,7 +68,7 @@ class Workers:
 
     def build_with(self, plugin: str, source: Path, out: Path) -> Cost:
         """A build whose JPEG Lossless decoder is `plugin` alone."""
-        usual = dict(decode.PLUGINS)
+        usual = dict(PLUGINS)
         self.client.run(
             _set_plugins, {syntax: (plugin,) if "turbo" in names else names for syntax, names in usual.items()}
         )
@@ -90,7 +89,7 @@ class Workers:
 
 
 def _set_plugins(plugins: dict[str, tuple[str, ...]]) -> None:
-    decode.PLUGINS.update(plugins)
+    PLUGINS.update(plugins)
     decoder_names.cache_clear()
 
 

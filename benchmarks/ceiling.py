@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.rounds import machine, print_and_keep, table
 from cache_schema import Cache
-from preprocess.build import build_cache
+from preprocess.build.build_cache import build_cache
 from preprocess.phantom.generate import write_phantom
 from trainer.autotune import wait
 from trainer.config import DataSettings, load

@@ -22,8 +22,8 @@ from benchmarks.rounds import Cost, Ratio, cost_of, machine, print_and_keep, run
 from benchmarks.sources import write_sources
 from cache_schema import Cache
 from cache_schema.study import Box, square_around
-from preprocess.build import build_cache
-from preprocess.series import plan_studies
+from preprocess.build.build_cache import build_cache
+from preprocess.series.planning import plan_studies
 from trainer.config import AugmentSettings, DataSettings, load
 from trainer.data.draws import Drawing
 from trainer.data.items import Item, triplets, windows

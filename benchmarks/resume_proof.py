@@ -19,7 +19,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from cache_schema import Cache
-from preprocess.build import build_cache
+from preprocess.build.build_cache import build_cache
 from preprocess.phantom.generate import write_phantom
 from trainer.config import AugmentSettings, DataSettings
 from trainer.data.draws import Drawing

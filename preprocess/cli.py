@@ -84,9 +84,9 @@ def build_cache(
     ] = None,
 ) -> int:
     """Decode every study once, into CACHE; what is there already is skipped."""
-    from preprocess import build
+    from preprocess.build.build_cache import build_cache as build
 
-    result = build.build_cache(
+    result = build(
         source,
         cache,
         segmentations=segmentations,
@@ -168,12 +168,13 @@ def inspect(
     png: Annotated[Path | None, typer.Option(metavar="FILE", help="a contact sheet of the study")] = None,
 ) -> int:
     """What is in a cache, or in one of its studies."""
-    from preprocess import contents, sheet
+    from preprocess.contact_sheet import write_contact_sheet
+    from preprocess.inspect import about_cache, about_study, as_text
 
     if png is not None:
-        sheet.write_contact_sheet(cache, id, png)
-    about = contents.about_cache(cache) if id is None else contents.about_study(cache, id)
-    _show(json.dumps(about, indent=2) if as_json else contents.as_text(about))
+        write_contact_sheet(cache, id, png)
+    about = about_cache(cache) if id is None else about_study(cache, id)
+    _show(json.dumps(about, indent=2) if as_json else as_text(about))
     return 0
 
 

@@ -16,9 +16,9 @@ from cache_schema.study import Box, square_around
 from cache_schema.tables import read_table
 from cache_schema.verify import changed_files
 from cache_schema.writer import boxes_of
+from preprocess.build.report import Row, build_row, report_frame
 from preprocess.labels import LabelsTable
 from preprocess.progress import progress_over, say
-from preprocess.report import Row, build_row, report_frame
 
 
 @dataclass(frozen=True)

@@ -227,7 +227,7 @@ def _forget(out: Path) -> None:
 
 def _build(source: Path, out: Path) -> int:
     """The cache, built or brought up to date. Returns the build's exit status; raises UsageError where no study can be used."""
-    from preprocess.build import build_cache
+    from preprocess.build.build_cache import build_cache
 
     cache = out / CACHE
     result = build_cache(source, cache, pixels_only=True, prune=True)

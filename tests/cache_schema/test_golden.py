@@ -11,7 +11,7 @@ from made_studies import files_of
 from cache_schema import Cache
 from cache_schema.documents import read_group
 from cache_schema.verify import verify
-from preprocess.report import ALL_REASONS
+from preprocess.build.report import ALL_REASONS
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "cache.md"
 

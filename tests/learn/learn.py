@@ -27,7 +27,7 @@ from twins import CACHE, predict_twins, write_twins
 from cache_schema import Cache
 from cache_schema.errors import CspineError
 from cache_schema.tables import read_table
-from preprocess.build import build_cache
+from preprocess.build.build_cache import build_cache
 from preprocess.labels import replace_labels
 from preprocess.phantom.generate import write_phantom
 from trainer.plan.graph import Plan, read_plan

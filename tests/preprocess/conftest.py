@@ -2,7 +2,7 @@
 
 import pytest
 
-from preprocess.cluster import local_cluster
+from preprocess.build.cluster import local_cluster
 
 
 @pytest.fixture(scope="module")

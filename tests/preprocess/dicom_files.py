@@ -9,8 +9,8 @@ from pydicom import uid
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 
-from preprocess.pixels import DicomPixels
-from preprocess.series import plan_studies
+from preprocess.pixels.study_pixels import DicomPixels
+from preprocess.series.planning import plan_studies
 
 STUDY = "1.2.826.0.1.3680043.8.498.1"
 ROWS, COLUMNS = 24, 32

@@ -21,9 +21,9 @@ from cache_schema import Cache, CacheWriter
 from cache_schema.errors import UsageError
 from cache_schema.tables import table_meta
 from cache_schema.verify import verify
-from preprocess.build import build_cache
+from preprocess.build.build_cache import build_cache
+from preprocess.build.state import options_digest, recall, remember
 from preprocess.labels import replace_labels
-from preprocess.resume import options_digest, recall, remember
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +90,8 @@ def test_labels_and_balanced_folds_are_written(built):
 
 
 def test_headers_read_by_workers_give_the_same_bytes(built, build, tmp_path, monkeypatch):
-    monkeypatch.setattr("preprocess.build_job.FILES_READ_HERE", 0)
-    monkeypatch.setattr("preprocess.build_job.FILES_A_TASK", 7)
+    monkeypatch.setattr("preprocess.build.job.FILES_READ_HERE", 0)
+    monkeypatch.setattr("preprocess.build.job.FILES_A_TASK", 7)
     assert build().exit_status == 0
     assert files_of(tmp_path / "cache") == files_of(built)
 

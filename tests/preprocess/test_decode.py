@@ -28,11 +28,12 @@ from pydicom.encaps import encapsulate
 
 from cache_schema.errors import StudyRefused
 from preprocess import open_study, studies
-from preprocess.decode import PLUGINS, decode_stored, decoder_names
 from preprocess.findings import REASONS
-from preprocess.pixels import DicomPixels
-from preprocess.series import plan_studies
-from preprocess.word_tables import window_table
+from preprocess.headers.transfer_syntaxes import PLUGINS, decoder_names
+from preprocess.pixels.decode import decode_stored
+from preprocess.pixels.grey_tables import window_table
+from preprocess.pixels.study_pixels import DicomPixels
+from preprocess.series.planning import plan_studies
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
 

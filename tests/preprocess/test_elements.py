@@ -9,10 +9,10 @@ from pydicom import uid
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 
-from preprocess import reading
 from preprocess.findings import Finding
-from preprocess.header_values import WANTED
-from preprocess.reading import read_headers
+from preprocess.headers import read as reading
+from preprocess.headers.read import read_headers
+from preprocess.headers.values import WANTED
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
 

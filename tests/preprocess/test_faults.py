@@ -17,10 +17,10 @@ from tiny_rsna import IDS, files_of, write_rsna, write_study
 
 from cache_schema import CacheWriter
 from cache_schema.verify import verify
-from preprocess.build import build_cache
-from preprocess.resume import is_done, recall
-from preprocess.series import plan_studies
-from preprocess.task import StudyTask, make_study
+from preprocess.build.build_cache import build_cache
+from preprocess.build.state import is_done, recall
+from preprocess.build.task import StudyTask, make_study
+from preprocess.series.planning import plan_studies
 
 FEW, MANY = 5, 40
 """operations of each command that fail: of a test, of a check"""

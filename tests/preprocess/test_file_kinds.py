@@ -20,8 +20,8 @@ from tiny_rsna import IDS, SEGMENTED, write_rsna
 from cache_schema import Cache
 from preprocess import open_study
 from preprocess.cli import run
-from preprocess.inventory import scan
-from preprocess.series import plan_studies
+from preprocess.headers.inventory import scan
+from preprocess.series.planning import plan_studies
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
 

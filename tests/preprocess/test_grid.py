@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from dicom_files import picture, plan_one, write_slice
 
-from preprocess.series import plan_studies
+from preprocess.series.planning import plan_studies
 
 
 def series(folder, origins, *, step=1.0, heights=None):

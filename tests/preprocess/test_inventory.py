@@ -12,9 +12,9 @@ from pydicom.dataset import Dataset
 
 from cache_schema.errors import UsageError
 from preprocess.findings import REASONS, STUDY_KEPT
-from preprocess.inventory import find_files, scan
-from preprocess.natural import natural_key
-from preprocess.series import plan_studies
+from preprocess.headers.inventory import find_files, scan
+from preprocess.natural_order import natural_key
+from preprocess.series.planning import plan_studies
 
 
 def scanned(path):

@@ -13,13 +13,13 @@ import deaths
 import numpy as np
 import pytest
 
-from preprocess.lone_task import START, Died, _End, _how_it_died, run_alone
+from preprocess.build.isolated_task import START, Died, _End, _how_it_died, run_alone
 
 PATIENCE_SECONDS = 20
 SLEEPER = """
 import os, resource, time
 import cloudpickle
-from preprocess.lone_task import run_alone
+from preprocess.build.isolated_task import run_alone
 def task(seconds):
     print(os.getpid(), flush=True)
     {body}

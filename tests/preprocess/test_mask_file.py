@@ -15,10 +15,10 @@ from tiny_rsna import HEIGHTS, PREFIX, SLICES, labels_of, write_study
 from cache_schema.errors import StudyRefused
 from preprocess import studies
 from preprocess.findings import STUDY_KEPT
-from preprocess.mask_file import SegmentationRefused, read_labels
-from preprocess.pixels import DicomPixels
-from preprocess.segmentation import place_labels, read_segmentation
-from preprocess.series import plan_studies
+from preprocess.masks.nifti_file import SegmentationRefused, read_labels
+from preprocess.masks.segmentation import place_labels, read_segmentation
+from preprocess.pixels.study_pixels import DicomPixels
+from preprocess.series.planning import plan_studies
 
 STUDY = f"{PREFIX}.1"
 
@@ -168,8 +168,8 @@ def test_a_big_mask_is_read_in_little_memory(tmp_path, dtype, packed):
 
 LITTLE_MEMORY = """
 import resource, sys
-from preprocess.series import plan_studies
-from preprocess.segmentation import read_segmentation
+from preprocess.series.planning import plan_studies
+from preprocess.masks.segmentation import read_segmentation
 plan = plan_studies(sys.argv[1])[0][0]
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + (48 << 20),) * 2)

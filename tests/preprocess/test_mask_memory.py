@@ -10,7 +10,7 @@ from distributed import LocalCluster
 from tiny_rsna import HEIGHTS, PREFIX, SLICES, labels_of, write_study
 
 from cache_schema import Cache
-from preprocess.build import build_cache
+from preprocess.build.build_cache import build_cache
 
 
 def write_big_mask(path, labels, shape, packed):

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from dicom_files import write_series, write_slice
 
+from preprocess.masks.segmentation import read_segmentation
 from preprocess.phantom import write_phantom
-from preprocess.pixels import DicomPixels
-from preprocess.segmentation import read_segmentation
-from preprocess.series import plan_studies
+from preprocess.pixels.study_pixels import DicomPixels
+from preprocess.series.planning import plan_studies
 
 SIZE, SLICES = 64, 36
 

@@ -9,7 +9,7 @@ from dicom_files import write_slice
 
 from cache_schema.errors import UsageError
 from preprocess import segmentation_folder
-from preprocess.mask_names import find_segmentation, unused_masks
+from preprocess.masks.names import find_segmentation, unused_masks
 
 STUDY, OTHER = "1.2.826.0.1.3680043.8.498.1", "1.2.826.0.1.3680043.8.498.2"
 

@@ -7,8 +7,8 @@ import pytest
 from dicom_files import STUDY, expected_grey, grey, picture, plan_one, write_series, write_slice
 from volumes import MARKS, loses, mixes, write_mixture
 
-from preprocess.combs import alternates, is_regular
-from preprocess.series import plan_studies
+from preprocess.series.interleaving import alternates, is_regular
+from preprocess.series.planning import plan_studies
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
 

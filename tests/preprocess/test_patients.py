@@ -3,7 +3,7 @@
 import pytest
 from dicom_files import STUDY, picture, plan_one, write_series, write_slice
 
-from preprocess.series import plan_studies
+from preprocess.series.planning import plan_studies
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
 

@@ -9,8 +9,8 @@ import pytest
 from pydicom.pixels import pixel_array
 
 from preprocess import studies
-from preprocess.pixels import DicomPixels
-from preprocess.series import plan_studies
+from preprocess.pixels.study_pixels import DicomPixels
+from preprocess.series.planning import plan_studies
 
 ROOT = Path(__file__).resolve().parents[2]
 REALCT = Path(os.environ.get("CSPINE_REALCT") or ROOT / ".." / "shared" / "realct")

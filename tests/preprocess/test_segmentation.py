@@ -8,9 +8,9 @@ from dicom_files import COLUMNS, ROWS, STUDY, dataset, write, write_nifti, write
 
 from preprocess import open_study, segmentation_folder, studies
 from preprocess.findings import STUDY_KEPT
-from preprocess.pixels import DicomPixels
-from preprocess.segmentation import find_segmentation, place_labels, read_segmentation, vertebra_ratios
-from preprocess.series import plan_studies
+from preprocess.masks.segmentation import find_segmentation, place_labels, read_segmentation, vertebra_ratios
+from preprocess.pixels.study_pixels import DicomPixels
+from preprocess.series.planning import plan_studies
 
 SLICES, STEP, TOP = 16, 2.0, 100.0
 HEIGHTS = TOP - STEP * np.arange(SLICES)

@@ -27,8 +27,8 @@ from pydicom.encaps import encapsulate
 
 from preprocess import open_study
 from preprocess.findings import REASONS
-from preprocess.pixels import DicomPixels
-from preprocess.series import plan_studies
+from preprocess.pixels.study_pixels import DicomPixels
+from preprocess.series.planning import plan_studies
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
 

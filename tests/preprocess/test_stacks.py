@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from dicom_files import STUDY, expected_grey, grey, picture, plan_one, write_series, write_slice
 
-from preprocess.series import plan_studies
-from preprocess.stacks import kernel_sharpness
+from preprocess.series.planning import plan_studies
+from preprocess.series.stacks import kernel_sharpness
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
 

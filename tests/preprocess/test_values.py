@@ -10,7 +10,7 @@ from pydicom.encaps import encapsulate
 
 from cache_schema.errors import StudyRefused
 from preprocess import open_study
-from preprocess.series import plan_studies
+from preprocess.series.planning import plan_studies
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
 

@@ -8,7 +8,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from preprocess.lone_task import Died
+from preprocess.build.isolated_task import Died
 
 HANG_SECONDS = 0.3
 
@@ -26,7 +26,7 @@ def leave() -> None:
 
 
 def hang() -> None:
-    from preprocess.guard import deadline  # here, so that a process that dies another way begins soon
+    from preprocess.build.watchdog import deadline  # here, so that a process that dies another way begins soon
 
     with deadline(HANG_SECONDS):
         sum(range(10**10))  # one call into C that holds the interpreter's lock all the while
@@ -66,7 +66,7 @@ class Deaths:
 
 def die_among_the_sound(workers: int, ways: list[str], sound: int, rounds: int = 1, seed: int = 0) -> Deaths:
     """Run the deadly tasks of `ways`, in any order among the sound ones, on a pool of so many local workers."""
-    from preprocess.cluster import Pool
+    from preprocess.build.cluster import Pool
 
     chance, done = random.Random(seed), Deaths()
     for _ in range(rounds):

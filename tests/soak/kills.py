@@ -13,7 +13,7 @@ from tiny_rsna import files_of
 
 from cache_schema.errors import CspineError
 from cache_schema.verify import verify
-from preprocess.build import build_cache
+from preprocess.build.build_cache import build_cache
 
 PATIENCE_SECONDS = 120
 LEFT_BY_A_KILL = (

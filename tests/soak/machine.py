@@ -19,11 +19,11 @@ from cache_schema import Cache
 from cache_schema.errors import UsageError
 from cache_schema.layout import TARGETS
 from cache_schema.verify import verify
-from preprocess.build import build_cache
+from preprocess.build.build_cache import build_cache
 from preprocess.labels import replace_labels
 
 STUDIES = st.integers(1, 5)
-multiprocessing.set_forkserver_preload(["distributed", "preprocess.build"])
+multiprocessing.set_forkserver_preload(["distributed", "preprocess.build.build_cache"])
 
 
 def _build(source: Path, cache: Path, scheduler: str):

@@ -14,8 +14,8 @@ sys.path[:0] = {paths!r}
 from pathlib import Path
 from mutations import peak_memory_mb
 from cache_schema import CacheWriter
-from preprocess.series import plan_studies
-from preprocess.task import StudyTask, make_study
+from preprocess.series.planning import plan_studies
+from preprocess.build.task import StudyTask, make_study
 source, cache = map(Path, sys.argv[1:])
 CacheWriter(cache)
 plan = plan_studies(source)[0][0]

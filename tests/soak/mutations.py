@@ -12,9 +12,9 @@ from pydicom import uid
 from pydicom.encaps import encapsulate
 
 from cache_schema import Cache
-from preprocess.build import build_cache
+from preprocess.build.build_cache import build_cache
+from preprocess.build.report import BUILD_REASONS
 from preprocess.findings import REASONS
-from preprocess.report import BUILD_REASONS
 
 SYNTAXES = (
     *(uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian, uid.ExplicitVRBigEndian),

@@ -29,8 +29,8 @@ from trainer_faults import Places as TrainerPlaces
 from trainer_faults import plant_trainer_faults
 from trainings import kill_all_stages, write_inputs
 
-from preprocess.build import build_cache
-from preprocess.cluster import local_cluster
+from preprocess.build.build_cache import build_cache
+from preprocess.build.cluster import local_cluster
 
 TRIALS = [
     "faults",

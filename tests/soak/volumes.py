@@ -9,7 +9,7 @@ from dicom_files import STUDY, dataset, write
 from pydicom import uid
 
 from preprocess import open_study
-from preprocess.series import plan_studies
+from preprocess.series.planning import plan_studies
 
 STEPS = (0.5, 0.625, 0.7, 0.8, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0)
 OFFSETS = (0.15, 0.2, 0.25, 0.3, 1 / 3, 0.37, 0.4, 0.62, 0.7, 0.8)

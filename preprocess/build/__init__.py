@@ -1,0 +1,1 @@
+"""The Dask job: plan, task, state for the next build, cluster, report."""

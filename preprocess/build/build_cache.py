@@ -1,0 +1,134 @@
+"""DICOM to a cache: one header pass, then a Dask task a study, then the tables. What is done is skipped."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cache_schema.errors import UsageError
+from cache_schema.layout import is_valid_id
+from cache_schema.writer import CacheWriter
+from preprocess.build.cluster import Pool, check_address
+from preprocess.build.job import BuildJob
+from preprocess.build.report import PASSING_REASONS, build_row
+from preprocess.build.state import (
+    forget_finish,
+    options_digest,
+    recall_finish,
+    remember_finish,
+    studies_digest,
+)
+from preprocess.headers.inventory import find_files
+from preprocess.labels import LabelsTable, check_named, check_same, wanted
+from preprocess.progress import say
+from preprocess.pseudonyms import Pseudonyms
+from preprocess.series.planning import judge
+from preprocess.study_source import segmentation_folder
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """What a build did. studies: in the cache now; refused: studies of the source that are not, and files of no study that
+    cannot be used; files: how many of these are files."""
+
+    published: int
+    skipped: int
+    refused: int
+    studies: int
+    slices: int
+    max_refused: int | None = None
+    files: int = 0
+
+    @property
+    def exit_status(self) -> int:
+        """0 all well, 1 more refused than allowed, 2 nothing could be used, 3 some refused."""
+        if self.refused and not self.published + self.skipped:
+            return 2
+        if self.max_refused is not None and self.refused > self.max_refused:
+            return 1
+        return 3 if self.refused else 0
+
+
+def build_cache(
+    source: str | Path,
+    cache: str | Path,
+    *,
+    segmentations: str | Path | None = None,
+    labels: str | Path | None = None,
+    folds: str | int | Path | None = None,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    limit: int | None = None,
+    max_refused: int | None = None,
+    paths: bool = False,
+    pseudonymise: str | Path | None = None,
+    pixels_only: bool = False,
+    prune: bool = False,
+    tell: Callable[[str], None] = say,
+) -> BuildResult:
+    """Build the cache, or bring it up to date; `tell` gets a line now and then.
+
+    source: the RSNA layout, whose train.csv and segmentations are found, or any tree of DICOM files. folds: a CSV or a
+    number, 5 by default. workers: local processes, one a core by default; scheduler: a running Dask scheduler instead.
+    limit: the first so many studies by id. pixels_only: neither labels nor segmentations are looked for. Studies of an
+    earlier build that the source no longer has stay, and the report says so, or leave with `prune`; what the source has
+    and cannot be used leaves in any case.
+    Raises UsageError and CacheError for what the user can mend; a study that fails is a row of report.csv and an exit
+    status.
+    """
+    source, cache = Path(source), Path(cache)
+    check_address(scheduler)
+    pseudonyms = None if pseudonymise is None else Pseudonyms.read(pseudonymise)
+    labels_given = labels is not None
+    if not pixels_only:
+        segmentations = segmentation_folder(source, segmentations)
+        if labels is None and (source / "train.csv").is_file():
+            labels = source / "train.csv"
+    files, unlisted = find_files(source, without=[cache] if segmentations is None else [cache, segmentations])
+    if not files and not unlisted:
+        raise UsageError("holds no files", where=source, expected="DICOM files")
+    want = wanted(labels, folds, pseudonyms or str)
+    is_new, writer = not cache.exists(), CacheWriter(cache)
+    with writer.locked(lambda: tell(f"another process is changing {cache}; waiting for it")):
+        writer.sweep()
+        old_labels = LabelsTable.read(cache)
+        if old_labels is not None:
+            check_same(old_labels, want, labels_given=labels_given, cache=cache)
+        job = BuildJob(source, writer, segmentations, pseudonyms, options_digest(pseudonyms), limit, paths, prune, tell)
+        fingerprint = job.fingerprint(files, want)
+        finished = recall_finish(writer, fingerprint)
+        if finished and job.all_there(finished.get("content")):
+            good, refused, studies = finished["good"], finished["refused"], finished["studies"]
+            return BuildResult(0, good, refused, studies, 0, max_refused, finished["files"])
+        forget_finish(writer)
+        with Pool(workers, scheduler, tell) as pool:
+            found = job.read_headers(files, pool)
+            found.unread += unlisted
+            uids = {header.study_uid for header in found.headers} - {""}
+            try:
+                if not found.headers and not found.unread:
+                    raise UsageError("holds no DICOM files", where=source)
+                mismatch = check_named(want, {job.name(uid) for uid in uids if is_valid_id(uid)})
+            except UsageError:
+                if is_new:
+                    shutil.rmtree(cache)
+                raise
+            plans, findings = judge(found.headers, found.unread)
+            findings += found.about_others() + job.about_masks(uids)
+            source_ids = {job.name(plan.id) for plan in plans}
+            if limit is not None and len(plans) > limit:
+                plans = plans[:limit]
+                findings = [finding for finding in findings if finding.id <= plans[-1].id]
+            done = job.make(plans, pool)
+        rows, refused = job.judge(findings, done)
+        if mismatch is not None:
+            rows.append(build_row("", "flagged", "labels_mismatch", mismatch))
+        rows, index = job.finish(rows, refused, source_ids, want, old_labels)
+        good, studies = len(plans) - len(done.refused), len(index)
+        files_refused = sum(not is_valid_id(what) for what in refused)
+        if not any(row.reason in PASSING_REASONS for row in rows):
+            content = studies_digest(index)
+            summary = {"good": good, "refused": len(refused), "studies": studies, "files": files_refused}
+            remember_finish(writer, fingerprint, content=content, **summary)
+        skipped = good - done.published
+        return BuildResult(done.published, skipped, len(refused), studies, done.slices, max_refused, files_refused)

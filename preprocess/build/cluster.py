@@ -1,0 +1,216 @@
+"""Many independent tasks on Dask: local processes of one thread each, or the workers of a running scheduler."""
+
+import logging
+import os
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from itertools import islice
+from queue import Empty, SimpleQueue
+from typing import Any
+from uuid import uuid4
+
+from cache_schema.errors import UsageError
+from preprocess.build.isolated_task import Died, run_alone, run_alone_on_worker
+
+CONNECT_SECONDS = 20
+DEAF_TO_INTERRUPTS = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+"""a terminal sends Ctrl-C to every process; workers are stopped by the one that started them, without tracebacks"""
+KEEP_MEMORY = {
+    **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), 1),
+    "MALLOC_ARENA_MAX": 1,
+    "MALLOC_MMAP_THRESHOLD_": 1 << 26,
+    "MALLOC_TRIM_THRESHOLD_": 1 << 27,
+    "MALLOC_TOP_PAD_": 1 << 24,
+}
+"""glibc gives buffers of a slice or a chunk back to the system, Dask asks it to do so sooner still, and touching them
+anew costs more than reading a file into them"""
+LOOK_SECONDS, REPLACE_SECONDS, LONELY_SECONDS = 2, 30, 120
+"""how often to look whether workers are left, how long a local one may stay away, and how long to wait for any: Dask
+starts dead local workers again, but on a busy machine it may leave one out"""
+HANDLING = {
+    "distributed.scheduler.allowed-failures": 0,  # what is lost with a worker is tried again alone
+    # a local worker that died and is just being started again would be given up if it had died so long before as well
+    "distributed.deploy.lost-worker-timeout": "1000 days",
+}
+LONE_TRIES = 3
+"""a process alone dies without its worker; where the worker is lost all the same, as machines are, it was not tried"""
+LOST = object()
+"""in place of the result of a task that was lost with its worker"""
+
+
+def local_cluster(workers: int) -> Any:
+    """A Dask cluster of so many processes of one thread each, on this machine only."""
+    import dask
+    from distributed import LocalCluster
+
+    # Dask looks at every thread's stack each hundredth of a second, for a page that nobody opens
+    settings = {"distributed.nanny.pre-spawn-environ": KEEP_MEMORY, "distributed.worker.profile.enabled": False}
+    with dask.config.set(settings):
+        return LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            processes=True,
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",
+            silence_logs=logging.CRITICAL,
+            preload=[DEAF_TO_INTERRUPTS],
+        )
+
+
+def check_address(scheduler: str | None) -> None:
+    """Raises UsageError for what is no scheduler's address, which Dask would try for a long time."""
+    if scheduler is not None and "://" not in scheduler:
+        raise UsageError("is no address", where=f"--scheduler {scheduler}", expected="tcp://HOST:PORT")
+
+
+class Pool:
+    """Starts its workers with the first task and stops those it started at the end.
+
+    Decoders hold the GIL: local workers are processes with one thread each. One task a thread is under way at any time,
+    so that a dying worker takes few with it: on a busy machine one that waits beside it, and a result not fetched yet.
+    A task that was lost so is tried once more at the end, alone, in a process that nothing else depends on: a child of
+    this process, or of a worker of someone else's scheduler. Only that process says what is the task's own fault.
+    """
+
+    def __init__(self, workers: int | None, scheduler: str | None, tell: Callable[[str], None]):
+        self._workers, self._scheduler, self._tell = workers, scheduler, tell
+        self._stack, self._client, self._cluster, self._memory_limit = ExitStack(), None, None, None
+
+    def __enter__(self) -> "Pool":
+        self._interrupted = False
+        if threading.current_thread() is threading.main_thread():
+            before = signal.signal(signal.SIGINT, self._interrupt)
+            self._stack.callback(signal.signal, signal.SIGINT, before)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def _interrupt(self, *_: object) -> None:
+        self._interrupted = True  # Dask may swallow the exception
+        # a question to the scheduler that was being put is dropped; the user need not hear of its coroutine
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+        raise KeyboardInterrupt
+
+    def run(self, function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[tuple[int, Any]]:
+        """(number of the task, its result) as they come; the result is `Died` where its process died though alone."""
+        lost = []
+        for number, task, result in self._together(function, tasks):
+            if result is LOST:
+                lost.append((number, task))
+            else:
+                yield number, result
+        if lost:
+            self._tell(f"{len(lost)} lost with workers that died; tried once more, one at a time")
+        for number, task in lost:
+            yield number, self._alone(function, task)
+        if self._interrupted:
+            raise KeyboardInterrupt
+
+    def _alone(self, function: Callable[[Any], Any], task: Any) -> Any:
+        import cloudpickle
+
+        work = cloudpickle.dumps((function, task))
+        if not self._scheduler:
+            return run_alone(work, self._memory_limit, {**os.environ, **KEEP_MEMORY})
+        for _ in range(LONE_TRIES):
+            ((_, _, result),) = self._together(run_alone_on_worker, [work])
+            if result is not LOST:
+                return result
+        return Died(f"was lost {LONE_TRIES} times with a worker, though nothing else was under way")
+
+    def _together(self, function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[tuple[int, Any, Any]]:
+        """(number of the task, the task, its result or LOST) as they come."""
+        from distributed import CancelledError
+        from distributed.scheduler import KilledWorker
+
+        client, waiting = self._started(), iter(enumerate(tasks))
+        running, finished, key = {}, SimpleQueue(), uuid4().hex
+
+        def submit(room: int) -> None:
+            for number, task in islice(waiting, max(0, room)):
+                # the key stands in Dask's logs and on its dashboard: it says nothing about the study
+                future = client.submit(function, task, pure=False, key=f"task-{key}-{number}")
+                running[future] = number, task
+                future.add_done_callback(finished.put)
+
+        submit(max(1, self._threads()))
+        while running:
+            future = self._next(finished)
+            try:
+                result = future.result()
+            except KilledWorker:
+                result = LOST
+            except CancelledError as error:
+                raise UsageError(
+                    "the Dask scheduler went away", where=self._scheduler, do="run the same again"
+                ) from error
+            number, task = running.pop(future)
+            future.release()
+            submit(max(1, self._threads()) - len(running))
+            yield number, task, result
+
+    def _next(self, finished: SimpleQueue) -> Any:
+        """The next future to end. Raises UsageError where for `LONELY_SECONDS` there was nobody to work on any."""
+        any_left = all_left = time.monotonic()
+        while not self._interrupted:
+            try:
+                return finished.get(timeout=LOOK_SECONDS)
+            except Empty:
+                now, lost = time.monotonic(), self._wanted - (threads := self._threads())
+                any_left, all_left = now if threads else any_left, now if lost <= 0 else all_left
+                if now - all_left > REPLACE_SECONDS:
+                    self._cluster.scale(len(self._cluster.worker_spec) + lost)
+                    all_left = now
+                elif now - any_left > LONELY_SECONDS:
+                    line = f"no worker has been left for {LONELY_SECONDS} s"
+                    raise UsageError(line, where=self._scheduler, do="run the same again") from None
+        raise KeyboardInterrupt
+
+    @property
+    def _wanted(self) -> int:
+        """Workers of its own; 0 where they are someone else's."""
+        return 0 if self._scheduler else self._workers or os.cpu_count() or 1
+
+    def _threads(self) -> int:
+        """Of all workers; 0 where there are none, or the scheduler does not answer."""
+        client = self._client
+        try:
+            return sum(client.sync(client.scheduler.ncores, callback_timeout=CONNECT_SECONDS).values())
+        except (OSError, TimeoutError):
+            return 0
+
+    def _started(self) -> Any:
+        if self._client is None:
+            import dask
+
+            logging.getLogger("distributed").setLevel(logging.CRITICAL)
+            self._stack.enter_context(dask.config.set(HANDLING))
+            self._client = self._connect() if self._scheduler else self._local()
+            self._tell(f"Dask dashboard: {self._client.dashboard_link}")
+        return self._client
+
+    def _local(self) -> Any:
+        from distributed import Client
+
+        self._cluster = self._stack.enter_context(local_cluster(self._wanted))
+        client = self._stack.enter_context(Client(self._cluster))
+        limits = [worker["memory_limit"] for worker in client.scheduler_info()["workers"].values()]
+        self._memory_limit = min(filter(None, limits), default=None)
+        return client
+
+    def _connect(self) -> Any:
+        from distributed import Client
+
+        try:
+            client = self._stack.enter_context(Client(self._scheduler, timeout=CONNECT_SECONDS))
+            client.wait_for_workers(1, timeout=CONNECT_SECONDS)
+        except (OSError, ValueError, TimeoutError) as error:
+            raise UsageError(
+                "no Dask scheduler with workers answers", where=self._scheduler, expected="tcp://HOST:PORT"
+            ) from error
+        return client

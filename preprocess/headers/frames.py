@@ -1,0 +1,72 @@
+"""The bytes of one frame as they lie in its file, compressed or not, and of the whole file."""
+
+import hashlib
+import os
+from typing import BinaryIO
+
+import google_crc32c
+from pydicom.encaps import generate_fragments, get_frame, parse_basic_offsets
+
+from cache_schema.errors import StudyRefused
+from preprocess.headers.file_header import FileHeader
+from preprocess.headers.transfer_syntaxes import NATIVE_SYNTAXES
+
+_BLOCK = 1 << 20
+
+
+def frame_in(source: BinaryIO, header: FileHeader) -> bytes:
+    """The bytes of one frame of an open file. Raises StudyRefused where frames cannot be told apart."""
+    if header.transfer_syntax in NATIVE_SYNTAXES:
+        length = frame_bytes(header)
+        source.seek(header.pixel_offset + header.frame * length)
+        return source.read(length)
+    source.seek(header.pixel_offset)
+    try:
+        offsets = parse_basic_offsets(source)
+        if header.frames == 1:
+            return b"".join(generate_fragments(source))
+        if offsets and (offsets[0] != 0 or offsets != sorted(set(offsets)) or len(offsets) != header.frames):
+            raise StudyRefused("offset_table", "the table of offsets does not follow the order of the frames")
+        source.seek(header.pixel_offset)
+        return get_frame(source, header.frame, number_of_frames=header.frames)
+    except StudyRefused:
+        raise
+    except Exception as error:  # broken encapsulation ends in ValueError, struct.error, StopIteration and others
+        raise StudyRefused(
+            "frame_header", f"the compressed frames cannot be told apart ({type(error).__name__})"
+        ) from None
+
+
+def frame_bytes(header: FileHeader) -> int:
+    """Of one uncompressed frame."""
+    return header.rows * header.columns * header.bits_allocated // 8
+
+
+def frame_digest(header: FileHeader) -> bytes:
+    """Of the bytes of one frame as they lie in its file, compressed or not. Raises StudyRefused where there is none."""
+    try:
+        with open(header.path, "rb") as file:
+            check_unchanged(file, header)
+            return hashlib.blake2b(frame_in(file, header)).digest()
+    except OSError as error:
+        raise StudyRefused("source_changed", f"a file cannot be read any more ({type(error).__name__})") from None
+
+
+def file_checksum(header: FileHeader) -> int:
+    """CRC-32C of the whole file. Raises StudyRefused where it changed since its header was read, or is gone."""
+    checksum = google_crc32c.Checksum()
+    try:
+        with open(header.path, "rb") as file:
+            check_unchanged(file, header)
+            while block := file.read(_BLOCK):
+                checksum.update(block)
+    except OSError as error:
+        raise StudyRefused("source_changed", f"a file cannot be read any more ({type(error).__name__})") from None
+    return int.from_bytes(checksum.digest(), "big")
+
+
+def check_unchanged(file: BinaryIO, header: FileHeader) -> None:
+    """Raises StudyRefused where the size or time of an open file is not its header's."""
+    status = os.fstat(file.fileno())
+    if (status.st_size, status.st_mtime_ns) != (header.size, header.mtime_ns):
+        raise StudyRefused("source_changed", "a file changed after its header was read")

@@ -1,0 +1,307 @@
+"""Images of one series that are more than one volume: told by their positions and by what their headers say, and parted
+into whole volumes or not at all."""
+
+import os
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations, pairwise
+
+import numpy as np
+
+from preprocess.headers.file_header import FileHeader
+from preprocess.headers.transfer_syntaxes import LOSSY_SYNTAXES
+from preprocess.headers.values import integer
+from preprocess.natural_order import natural_key
+from preprocess.series.drift import in_plane_groups
+from preprocess.series.interleaving import (
+    alternates,
+    distinct,
+    filled,
+    is_regular,
+    lie_between,
+    raggedness,
+    repeats_too_often,
+)
+
+Labels = list[Hashable]
+"""one for each image: those of one label belong together"""
+
+LEAST_COMB = 3
+WHOLE = 0.5
+"""a parting of which no part covers this share of the range parts no volumes, but one volume into pieces"""
+RAGGED = 0.5
+"""share of steps unlike the next one, beyond which a part is no volume but what is left of several"""
+MOST_PARTS = 64
+FAR = 10.0
+"""a pause between values that is so many times the usual one parts one acquisition from the next"""
+MOST_CUTS = 7
+MOST_TURNS = 3
+"""a scan that turns back more often was not made of a few volumes, but numbered oddly"""
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images of one orientation. positions: mm along the normal, (n,) float64."""
+
+    headers: tuple[FileHeader, ...]
+    positions: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.headers)
+
+    def take(self, chosen: Sequence[int]) -> "Images":
+        return Images(tuple(self.headers[i] for i in chosen), self.positions[list(chosen)])
+
+    def parts(self, labels: Labels) -> list["Images"]:
+        """In the order of the first image of each."""
+        members: dict[Hashable, list[int]] = {}
+        for i, label in enumerate(labels):
+            members.setdefault(label, []).append(i)
+        return [self.take(chosen) for chosen in members.values()]
+
+
+def _number_key(value: float | None) -> tuple:
+    return (value is not None, value or 0)
+
+
+def _number(text: str) -> float | None:
+    found = integer(text)
+    return None if found is None else float(found)
+
+
+Read = Callable[[FileHeader], Hashable]
+KEYS: dict[str, tuple[Read, Callable]] = {
+    "series number": (lambda h: h.marks.series_number, _number_key),
+    "lossy compression": (lambda h: h.transfer_syntax in LOSSY_SYNTAXES, _number_key),
+    "transfer syntax": (lambda h: h.transfer_syntax, natural_key),
+    "tube voltage": (lambda h: h.marks.kvp, _number_key),
+    "stack": (lambda h: h.marks.stack, natural_key),
+    "temporal position": (lambda h: h.marks.temporal_index, _number_key),
+    "acquisition": (lambda h: _number(h.acquisition), _number_key),
+    "acquisition time": (lambda h: h.acquisition_time, _number_key),
+    "content time": (lambda h: h.content_time, _number_key),
+    "image type": (lambda h: "\\".join(h.image_type), natural_key),
+    "thickness": (lambda h: h.thickness, _number_key),
+    "folder": (lambda h: os.path.dirname(h.path), natural_key),
+}
+"""What may tell two volumes apart, in the order in which it is asked: how it is read from a header, and how its values
+are sorted. The place within the plane comes before the folder. InstanceNumber is none of them: it says how images were
+sent."""
+
+IN_PLANE = "in-plane origin"
+ABOUT_SENDING = ("transfer syntax", "acquisition", "content time", "image type", "folder")
+"""keys that may differ from slice to slice of one volume: detector rows, reconstruction engines, folders dealt in turn"""
+
+
+def why_mixed(images: Images) -> tuple[str, str] | None:
+    """(reason, message) where images cannot be one volume; None where they can."""
+    if repeats_too_often(images.positions):
+        repeated = len(images) - len(distinct(images.positions))
+        message = f"{repeated} of {len(images)} slices lie at the place of another one, one in ten may"
+        return "too_many_repeats", message
+    if alternates(images.positions, on_grid=_on_grid(images), in_order=_in_order(images)):
+        return "two_volumes", "the distances between slices alternate: two volumes lie in each other"
+    holes = _leaves_holes(images)
+    for name, labels in _all_labels(images):
+        if holes and name in ABOUT_SENDING:
+            continue
+        if any(_interleave(images, few) for few in _few_labels(images, name, labels)):
+            return "two_volumes", f"two volumes lie in each other: each is whole by its {name}"
+    return None
+
+
+def part(images: Images) -> tuple[list[Images], list[Images]] | None:
+    """(the volumes of a mixture, each whole; what is none beside them); None where nothing tells them apart."""
+    single = dict(_all_labels(images))
+    for name, labels in single.items():
+        by_pauses = _volumes(images, images.parts(_by_pauses(labels)))
+        if by_pauses is not None:
+            return by_pauses
+        found = (_volumes(images, parts) for parts in _candidates(images, name, labels))
+        parts = _best([volumes for volumes in found if volumes is not None])
+        if parts is not None:
+            return parts
+    few = {name: labels for name, labels in single.items() if 1 < len(set(labels)) <= len(images) / 2}
+    for one, other in combinations(few.values(), 2):
+        parts = _volumes(images, images.parts(list(zip(one, other, strict=True))))
+        if parts is not None:
+            return parts
+    return None
+
+
+def _volumes(images: Images, parts: list[Images]) -> tuple[list[Images], list[Images]] | None:
+    """The parting, where it counts: each part is a volume, no mixture and not just a piece of one. What is none is set
+    aside: images at one single place (a bolus that is watched, a stray), and what is left of a volume."""
+    if not 1 < len(parts) <= MOST_PARTS:
+        return None
+    volumes = [p for p in parts if _is_whole(p)]
+    if not volumes or max(np.ptp(p.positions) for p in volumes) < WHOLE * np.ptp(images.positions):
+        return None
+    several = [p for p in parts if len(distinct(p.positions)) > 1]
+    return (volumes, [p for p in parts if not _is_whole(p)]) if all(why_mixed(p) is None for p in several) else None
+
+
+def _is_whole(images: Images) -> bool:
+    several = len(distinct(images.positions)) > 1
+    return several and raggedness(images.positions) <= RAGGED and filled(images.positions) >= WHOLE
+
+
+def _best(partings: list[tuple[list[Images], list[Images]]]) -> tuple[list[Images], list[Images]] | None:
+    """The one of the fewest parts, of these the one with the most regular ones; None where two differ in neither, since
+    then nobody can say which slice belongs where."""
+    if not partings:
+        return None
+    ranked = [
+        (len(volumes) + len(aside), sum(not is_regular(p.positions) for p in volumes)) for volumes, aside in partings
+    ]
+    best = [parting for parting, rank in zip(partings, ranked, strict=True) if rank == min(ranked)]
+    members = {frozenset(frozenset(map(id, p.headers)) for p in volumes) for volumes, _ in best}
+    return best[0] if len(members) == 1 else None
+
+
+def _all_labels(images: Images) -> Iterator[tuple[str, Labels]]:
+    """Every key that has more than one value here."""
+    for name, (read, _) in KEYS.items():
+        if name == "folder":
+            yield from _more_than_one(IN_PLANE, in_plane_groups(images.headers, images.positions))
+        yield from _more_than_one(name, [read(header) for header in images.headers])
+
+
+def _more_than_one(name: str, labels: Labels) -> Iterator[tuple[str, Labels]]:
+    if len(set(labels)) > 1:
+        yield name, labels
+
+
+def _candidates(images: Images, name: str, labels: Labels) -> Iterator[list[Images]]:
+    """By the values as they are, and by runs of neighbouring values."""
+    if len(set(labels)) <= len(images) / 2:
+        yield images.parts(labels)
+    if name == IN_PLANE or len(set(labels)) < 4:
+        return
+    order = _in_order_of(name, labels)
+    for cuts in _cuts([labels[i] for i in order], images.positions[order]):
+        yield images.parts(_by_cuts(order, cuts))
+
+
+def _in_order_of(name: str, labels: Labels) -> list[int]:
+    return sorted(range(len(labels)), key=lambda i: KEYS[name][1](labels[i]))
+
+
+def _by_cuts(order: list[int], cuts: list[int]) -> Labels:
+    """The run of each image, where runs of `order` begin at `cuts`."""
+    labels: Labels = [0] * len(order)
+    for place, run in enumerate(np.searchsorted(cuts, np.arange(len(order)), side="right").tolist()):
+        labels[order[place]] = run
+    return labels
+
+
+def _cuts(values: Labels, positions: np.ndarray) -> Iterator[list[int]]:
+    """Where runs of sorted values may begin: after the longest pauses, where the scan turns back, and where a place comes
+    again."""
+    changes = [i for i in range(1, len(values)) if values[i] != values[i - 1]]
+    if all(isinstance(value, float) for value in values):
+        pauses = sorted(changes, key=lambda i: values[i - 1] - values[i])
+        for count in range(1, min(MOST_CUTS, len(pauses)) + 1):
+            yield sorted(pauses[:count])
+    yield from _turns(changes, positions)
+    yield _where_places_repeat(changes, positions)
+
+
+def _turns(changes: list[int], positions: np.ndarray) -> Iterator[list[int]]:
+    """At every turn the images of the value at which it turns may be the last of one run or the first of the next."""
+    turns = _where_it_turns(changes, positions)
+    yield turns
+    place = {at: i for i, at in enumerate(changes)}
+    if turns and all(place[at] for at in turns):
+        yield [changes[place[at] - 1] for at in turns]
+
+
+def _where_it_turns(changes: list[int], positions: np.ndarray) -> list[int]:
+    """Cuts among `changes` after which every run goes one way along z."""
+    cuts, way = [], 0.0
+    for i in changes:
+        step = np.sign(positions[i] - positions[i - 1])
+        if way and step and step != way:
+            cuts.append(i)
+            way = 0.0
+        else:
+            way = step or way
+    return cuts
+
+
+def _where_places_repeat(changes: list[int], positions: np.ndarray) -> list[int]:
+    """Every run visits a place once; none where a run goes back and forth, as in scans whose values are interwoven."""
+    cuts, begin = [], 0
+    for i, end in zip(changes, [*changes[1:], len(positions)], strict=True):
+        run = positions[begin:end]
+        if len(distinct(run)) < len(run):
+            cuts.append(i)
+            begin = i
+    ends = [0, *cuts, len(positions)]
+    return cuts if all(_turns_of(positions[a:b]) <= MOST_TURNS for a, b in pairwise(ends)) else []
+
+
+def _turns_of(positions: np.ndarray) -> int:
+    ways = np.sign(np.diff(positions))
+    return int(np.count_nonzero(np.diff(ways[ways != 0])))
+
+
+def _few_labels(images: Images, name: str, labels: Labels) -> Iterator[Labels]:
+    """The labels where they are few, and their runs between long pauses and between turns of the scan."""
+    if len(set(labels)) <= len(images) / 2:
+        yield labels
+    yield _by_pauses(labels)
+    if name != IN_PLANE:
+        order = _in_order_of(name, labels)
+        changes = [i for i in range(1, len(order)) if labels[order[i]] != labels[order[i - 1]]]
+        for cuts in _turns(changes, images.positions[order]):
+            if len(cuts) <= MOST_TURNS:
+                yield _by_cuts(order, cuts)
+
+
+def _by_pauses(labels: Labels) -> Labels:
+    """Numbers, cut at pauses far longer than the usual one; one label where there is none, or where they are no
+    numbers."""
+    if not all(isinstance(label, float) for label in labels):
+        return [0] * len(labels)
+    values = np.unique(np.array(labels, float))
+    pauses = np.diff(values)
+    cuts = values[1:][pauses > FAR * np.median(pauses)]
+    return np.searchsorted(cuts, np.array(labels, float), side="right").tolist()
+
+
+def _interleave(images: Images, labels: Labels) -> bool:
+    """Whether the images of one of few labels are a regular comb, and those of another one lie between its slices. Where
+    they only fill its gaps they follow one another."""
+    if not 1 < len(set(labels)) <= MOST_PARTS:
+        return False
+    parts = [np.sort(p.positions) for p in images.parts(labels) if len(p) >= LEAST_COMB]
+    whole = WHOLE * np.ptp(images.positions)
+    combs = [p for p in parts if np.ptp(p) >= whole and is_regular(p)]
+    return any(lie_between(other, comb) for comb in combs for other in parts if other is not comb)
+
+
+def _leaves_holes(images: Images) -> bool:
+    """Whether all images together are one comb, numbered in its order, of slices too thin to make two: each second one
+    left out, the others would not touch."""
+    thickness = [header.thickness for header in images.headers if header.thickness]
+    steps = np.diff(np.sort(images.positions))
+    if not thickness or len(steps) < LEAST_COMB or not is_regular(images.positions):
+        return False
+    return float(np.median(thickness)) < 1.5 * float(np.median(steps)) and _in_order(images)
+
+
+def _on_grid(images: Images) -> bool:
+    """Whether all coordinates that differ are whole tenths of a millimetre."""
+    tenths = 10 * np.array([header.position for header in images.headers])
+    moves = np.ptp(tenths, axis=0) > 1e-3
+    return bool((np.abs(tenths - np.rint(tenths))[:, moves] < 1e-3).all())
+
+
+def _in_order(images: Images) -> bool:
+    """Whether the images are numbered in the order of their positions, up or down."""
+    numbers = [header.instance_number for header in images.headers]
+    if None in numbers:
+        return False
+    steps = np.diff(np.array(numbers, float)[np.argsort(images.positions, kind="stable")])
+    return bool((steps > 0).all() or (steps < 0).all())
