@@ -18,15 +18,15 @@ from benchmarks.rounds import machine, print_and_keep, table
 from cache_schema import Cache
 from preprocess.build.build_cache import build_cache
 from preprocess.phantom.generate import write_phantom
-from trainer.autotune import wait
-from trainer.config import DataSettings, load
-from trainer.data.draws import Drawing
+from trainer.data.augment import Drawing
+from trainer.data.image import STD
 from trainer.data.items import triplets, windows
 from trainer.data.loader import Loader
 from trainer.data.order import Training
-from trainer.data.picture import STD
 from trainer.data.resident import Crops
 from trainer.data.source import TRIPLET_CHUNKS_BYTES, Source
+from trainer.settings.settings import DataSettings, load
+from trainer.tuning.autotune import wait
 
 BOX = (100, 110, 400, 410)
 RAM_BYTES = 16 << 30

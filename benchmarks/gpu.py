@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from benchmarks.rounds import print_and_keep
-from trainer.config import CONFIGS, STAGES, stage_file
+from trainer.settings.settings import CONFIGS, STAGES, stage_file
 
 SECONDS = 300
 PYTEST = ["-m", "pytest", "tests/trainer/test_gpu.py", "-s"]

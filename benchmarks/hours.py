@@ -8,9 +8,9 @@ import yaml
 
 from benchmarks.matrix import PLAN, forward_flops, pictures, runs
 from cache_schema.documents import write_whole
-from trainer.identity import run_name
 from trainer.plan.graph import read_plan
 from trainer.plan.schedule import DOUBLING, best_widths, lower_bound, makespan, simulate
+from trainer.runs.identity import run_name
 
 SLOTS = 8
 

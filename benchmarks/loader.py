@@ -24,13 +24,13 @@ from cache_schema import Cache
 from cache_schema.study import Box, square_around
 from preprocess.build.build_cache import build_cache
 from preprocess.series.planning import plan_studies
-from trainer.config import AugmentSettings, DataSettings, load
-from trainer.data.draws import Drawing
+from trainer.data.augment import Drawing
+from trainer.data.image import picture
 from trainer.data.items import Item, triplets, windows
 from trainer.data.loader import Loader
 from trainer.data.order import Place, Training, generator
-from trainer.data.picture import picture
 from trainer.data.source import TRIPLET_CHUNKS_BYTES, Source, assemble, stretch
+from trainer.settings.settings import AugmentSettings, DataSettings, load
 
 STUDIES, SLICES, ROUNDS = 4, 128, 7
 BOX = (100, 110, 400, 410)

@@ -8,10 +8,10 @@ import timm
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from trainer.config import CONFIGS, Settings, load
 from trainer.data.items import adaptive_stride, triplets, whole_studies, windows
 from trainer.inference import distinct
 from trainer.plan.graph import read_plan
+from trainer.settings.settings import CONFIGS, Settings, load
 
 STUDIES, SEGMENTED, SLICES, Z_RANGE, FOLDS = 2019, 87, 352, 0.76, 5
 """reference 13; every study is taken to be as long as their mean"""

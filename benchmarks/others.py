@@ -13,9 +13,9 @@ from scipy.ndimage import gaussian_filter
 from torch.nn.functional import interpolate
 
 from cache_schema.study import Box
-from trainer.config import AugmentSettings
-from trainer.data.picture import MEAN, STD
+from trainer.data.image import MEAN, STD
 from trainer.data.source import Sample
+from trainer.settings.settings import AugmentSettings
 
 SIZE = 512
 SIGMA, ALPHA = 50, 1

@@ -8,9 +8,9 @@ from cache_schema import Cache, CacheWriter
 from cache_schema.tables import write_table
 from preprocess import studies
 from preprocess.phantom.generate import write_phantom
+from trainer.scores.truth import ratio_truth
 from trainer.tables.boxes import segmentation_box
 from trainer.tables.pseudo import pseudo_labels
-from trainer.tables.truth import ratio_truth
 
 
 def write_inputs(folder: Path, count: int, slices: int) -> list[str]:

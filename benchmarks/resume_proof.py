@@ -21,12 +21,12 @@ from torch.utils.data import DataLoader, Dataset
 from cache_schema import Cache
 from preprocess.build.build_cache import build_cache
 from preprocess.phantom.generate import write_phantom
-from trainer.config import AugmentSettings, DataSettings
-from trainer.data.draws import Drawing
+from trainer.data.augment import Drawing
 from trainer.data.items import Item, triplets, windows
 from trainer.data.loader import Loader
 from trainer.data.order import Training
 from trainer.data.source import Source
+from trainer.settings.settings import AugmentSettings, DataSettings
 
 BATCH, EPOCHS, SIZE = 4, 2, 64
 Part = tuple[int, int]

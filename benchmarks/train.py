@@ -25,13 +25,13 @@ from benchmarks.hours import estimate, not_measured, simulated, with_earlier
 from benchmarks.matrix import PLAN, forward_flops
 from benchmarks.phantoms import write_inputs
 from benchmarks.rounds import Cost, Ratio, kept_file, machine, print_and_keep, run_rounds, table
-from trainer.autotune import wait
-from trainer.choice import choose
-from trainer.config import STAGES, Settings, load, stage_file
 from trainer.data.order import Training
 from trainer.inference import predict
-from trainer.inputs import Inputs
 from trainer.loop import Run
+from trainer.runs.inputs import Inputs
+from trainer.settings.settings import STAGES, Settings, load, stage_file
+from trainer.tuning.autotune import wait
+from trainer.tuning.choice import choose
 
 SMALL = "model.name=test_efficientnet_gn model.chunk=8 data.size=64 data.frames=12 data.eval_stride=8 train.batch=4 train.micro_batch=2"
 """a CPU's defaults; nothing about them says what the real networks cost"""

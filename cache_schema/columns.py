@@ -5,10 +5,16 @@ from typing import Any
 
 import pandas as pd
 
-from cache_schema.layout import BOX_BOUNDS, TARGETS
+from cache_schema.layout import BOX_BOUNDS, LEVELS, TARGETS
 from cache_schema.study import StudyRecord
 
 STUDY_BOX = (*BOX_BOUNDS, "z_from", "z_to")
+BOX = list(BOX_BOUNDS)
+FULL_FRAME = "full_frame"
+"""source of a row of study_boxes whose study has no box: the whole frame, and all slices"""
+FRACTURES = tuple(f"{level}_frac" for level in LEVELS)
+DECIMALS = 3
+"""of ratios in pseudo labels: losses take `not exactly 0` as positive, so rounding decides which slices are (reference 3.5)"""
 LABEL_COLUMNS = ("id", *TARGETS, "fold")
 REPORT_COLUMNS = ("id", "file", "severity", "reason", "message")
 

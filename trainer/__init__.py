@@ -11,9 +11,9 @@ def train(**settings: Any) -> Path:
 
     Raises cache_schema.errors.CspineError for what the command line would answer in one line.
     """
-    from trainer.config import load
     from trainer.run import run
-    from trainer.words import flat
+    from trainer.settings.keyvalue import flat
+    from trainer.settings.settings import load
 
     given = [pair for key, value in settings.items() for pair in flat({key: value}).items()]
     return run(load(f"{key}={value}" for key, value in given if value != ""))

@@ -18,10 +18,10 @@ from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
 
 from cache_schema.errors import UsageError
+from trainer.data.image import MEAN, STD
 from trainer.data.items import Item
 from trainer.data.loader import Batch
 from trainer.data.order import Evaluation, Place
-from trainer.data.picture import MEAN, STD
 from trainer.models.sequence import TRIPLET
 from trainer.session import Session
 

@@ -16,15 +16,15 @@ from torch import nn
 from cache_schema.documents import write_whole
 from cache_schema.errors import UsageError
 from cache_schema.tables import write_table
-from trainer import checkpoint, exposure
-from trainer.bank import Bank, BankLoader
-from trainer.choice import Choice, apply, choose
-from trainer.config import Settings
 from trainer.data.items import Item
 from trainer.data.loader import Batch, Loader
 from trainer.data.order import Place, Training
-from trainer.identity import (
-    CONFIG_FILE,
+from trainer.inference import predict
+from trainer.leakage import exposure
+from trainer.optimiser import learning_rate, optimiser_of, set_step
+from trainer.runs import checkpoint
+from trainer.runs.files import CONFIG_FILE, MODEL_FILE
+from trainer.runs.identity import (
     VERSIONS,
     check_weights,
     config_file,
@@ -33,16 +33,16 @@ from trainer.identity import (
     predictions_path,
     recorded_config,
 )
-from trainer.inference import predict
-from trainer.inputs import Inputs
-from trainer.journal import Journal
-from trainer.losses import counts, total
-from trainer.micro_batch import memory_in_one_line, share
-from trainer.optimiser import learning_rate, optimiser_of, set_step
-from trainer.run_folder import make_room, remove_checkpoints, write_config_again
+from trainer.runs.inputs import Inputs
+from trainer.runs.metrics_log import Journal
+from trainer.runs.run_folder import make_room, remove_checkpoints, write_config_again
+from trainer.runs.tracking import Tracking
 from trainer.session import Session
-from trainer.tracking import Tracking
-from trainer.weights import MODEL_FILE
+from trainer.settings.settings import Settings
+from trainer.stages.losses import counts, total
+from trainer.tuning.choice import Choice, apply, choose
+from trainer.tuning.feature_bank import Bank, BankLoader
+from trainer.tuning.micro_batch import memory_in_one_line, share
 
 FOLDER_SECONDS = 60
 """a network file system may show a folder that another machine has made so much later"""
@@ -54,7 +54,7 @@ class Run(Session):
     """One training or prediction in this process."""
 
     def __init__(self, settings: Settings, inputs: Inputs, key: str, seen: pd.DataFrame | None = None):
-        """seen: the exposure that is kept beside the weights (trainer.exposure)."""
+        """seen: the exposure that is kept beside the weights (trainer.leakage.exposure)."""
         super().__init__(settings, inputs, key)
         self.seen = seen
         self.overflows = 0

@@ -1,4 +1,4 @@
-"""The competition's loss, as numbers, and the weights of the other stages' errors. The same weights train (trainer.losses)."""
+"""The competition's loss, as numbers, and the weights of the other stages' errors. The same weights train (trainer.stages.losses)."""
 
 import numpy as np
 from numpy.typing import ArrayLike

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from trainer.config import TrainSettings
+from trainer.settings.settings import TrainSettings
 
 BETAS, EPSILON = (0.9, 0.999), 1e-6
 """reference 8; all parameters decay, biases and norms included"""

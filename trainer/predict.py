@@ -5,7 +5,7 @@ them every study_fracture run, averaged: the path of a plan's tables, over studi
 """
 
 if __name__ == "__main__":
-    from trainer.ending import answer_at_once
+    from trainer.process.ending import answer_at_once
 
     answer_at_once("interrupted")
 
@@ -22,27 +22,21 @@ from cache_schema.documents import write_whole
 from cache_schema.errors import UsageError
 from cache_schema.layout import GROUP, PIXEL_HASH, REPORT
 from cache_schema.tables import read_table, table_meta, write_table
-from trainer import exposure
-from trainer.command import one_of, say, serve
-from trainer.config import Settings, check_keys, validate
-from trainer.ending import leave
-from trainer.identity import (
-    CONFIG_FILE,
-    PREDICTIONS_OF_ALL,
-    check_weights,
-    recorded_config,
-    run_name,
-    weights_config,
-)
-from trainer.inputs import MODEL_FILE
-from trainer.places import check_folder, is_inside
+from trainer.leakage import exposure
+from trainer.process.command import one_of, say, serve
+from trainer.process.ending import leave
 from trainer.run import run
+from trainer.runs.files import CONFIG_FILE, PREDICTIONS_OF_ALL
+from trainer.runs.identity import check_weights, recorded_config, run_name, weights_config
+from trainer.runs.inputs import MODEL_FILE
+from trainer.runs.recorded import changed_since
+from trainer.settings.keyvalue import merge, nearest, parse_assignments
+from trainer.settings.paths import check_folder, is_inside
+from trainer.settings.settings import Settings, check_keys, validate
 from trainer.tables.boxes import report, study_boxes
 from trainer.tables.make import made_with
-from trainer.tables.recorded import changed_since
 from trainer.tables.settings import TableSettings
 from trainer.tables.studies import study_predictions, submission, suspected_slices
-from trainer.words import merge, nearest, parse_assignments
 
 HELP = """usage: python -m trainer.predict source=DICOM_OR_CACHE models=RUNS out=DIR [slices=true] [section.key=value ...]
 

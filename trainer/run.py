@@ -12,16 +12,16 @@ if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 if __name__ == "__main__":
-    from trainer.ending import answer_at_once, end_with_launcher
+    from trainer.process.ending import answer_at_once, end_with_launcher
 
     answer_at_once("interrupted")
     end_with_launcher()
 
 from cache_schema import Cache
-from trainer.command import is_main, one_of, say, serve
-from trainer.config import STAGES, Settings, load, shown
-from trainer.ending import leave
-from trainer.words import assignments
+from trainer.process.command import is_main, one_of, say, serve
+from trainer.process.ending import leave
+from trainer.settings.keyvalue import assignments
+from trainer.settings.settings import STAGES, Settings, load, shown
 
 HELP = f"""usage: accelerate launch trainer/run.py stage={"|".join(STAGES)} [variant=NAME] cache=CACHE out=RUNS
            [mode=train|predict] [show=true] [fold=0|all] [seed=1] [boxes=TABLE|cache] [pseudo=TABLE] [backbone=RUN] [weights=RUN]
@@ -29,7 +29,7 @@ HELP = f"""usage: accelerate launch trainer/run.py stage={"|".join(STAGES)} [var
 
 On one CPU, or one GPU, `python trainer/run.py ...` does the same without the launcher.
 Settings: defaults < configs/<stage>.yaml < its variant < config=FILE < command line; sections are model, data, augment, train.
-show=true prints all of a run's settings and stops; what they mean stands beside them in trainer/config.py.
+show=true prints all of a run's settings and stops; what they mean stands beside them in trainer/settings/settings.py.
 Exit status: 0 done, 1 a check failed, 2 a wrong setting or nothing to do."""
 
 
@@ -37,11 +37,11 @@ def run(settings: Settings, cache: Cache | None = None) -> Path:
     """Trains or predicts, or returns at once where that is already done. Returns the run's folder. Raises CspineError.
 
     cache: the settings' own, opened before, so that several runs are of one index."""
-    from trainer import exposure
-    from trainer.identity import check_weights, is_done, run_key, run_name
-    from trainer.inputs import Inputs
-    from trainer.lease import hold_run
-    from trainer.run_folder import remove_checkpoints, require_files
+    from trainer.leakage import exposure
+    from trainer.runs.identity import check_weights, is_done, run_key, run_name
+    from trainer.runs.inputs import Inputs
+    from trainer.runs.lease import hold_run
+    from trainer.runs.run_folder import remove_checkpoints, require_files
 
     inputs = Inputs(settings, cache)
     predicting = settings.mode == "predict"

@@ -11,16 +11,16 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import GradientAccumulationPlugin, LoggerType, gather_object, set_seed
 
 from cache_schema.errors import StaleStudy, UsageError
-from trainer.command import say
-from trainer.config import Settings
-from trainer.data.draws import Drawing
+from trainer.data.augment import Drawing
 from trainer.data.loader import Loader
 from trainer.data.order import Evaluation, Training
 from trainer.data.readers import Readers, wanted_workers
 from trainer.data.resident import Crops
 from trainer.data.source import TRIPLET_CHUNKS_BYTES, Source, squares
-from trainer.identity import prediction_inputs
-from trainer.inputs import Inputs
+from trainer.process.command import say
+from trainer.runs.identity import prediction_inputs
+from trainer.runs.inputs import Inputs
+from trainer.settings.settings import Settings
 from trainer.stages import STAGES, Stage
 
 THREADS = torch.get_num_threads()

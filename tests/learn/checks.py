@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 
 from cache_schema import LEVELS
+from cache_schema.columns import BOX
 from cache_schema.study import Box, square_around
-from trainer.config import STAGES
 from trainer.data.items import whole_studies
-from trainer.tables.boxes import BOX
-from trainer.tables.scores import HELD_OUT, Score
+from trainer.scores.scores import HELD_OUT, Score
+from trainer.settings.settings import STAGES
 
 KEPT_AT_LEAST = 0.999
 STUDY_AIM = 0.85

@@ -31,7 +31,7 @@ from preprocess.build.build_cache import build_cache
 from preprocess.labels import replace_labels
 from preprocess.phantom.generate import write_phantom
 from trainer.plan.graph import Plan, read_plan
-from trainer.tables.scores import read_scores
+from trainer.scores.scores import read_scores
 from trainer.tables.studies import suspected_slices
 
 ROOT = Path(__file__).resolve().parents[2]

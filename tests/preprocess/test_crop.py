@@ -12,7 +12,7 @@ from cache_schema.tables import write_table
 from cache_schema.verify import verify
 from preprocess.cli import run
 from preprocess.crop import crop_cache
-from trainer.data.draws import Drawing
+from trainer.data.augment import Drawing
 from trainer.data.items import Item
 from trainer.data.order import Evaluation, Place
 from trainer.data.source import Source

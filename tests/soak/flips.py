@@ -10,11 +10,11 @@ from pathlib import Path
 
 from cache_schema import Cache
 from cache_schema.errors import CspineError
-from trainer import damaged
-from trainer.config import load
 from trainer.plan.graph import Plan, read_plan
 from trainer.plan.keys import states
 from trainer.run import run
+from trainer.runs import damaged
+from trainer.settings.settings import load
 from trainer.tables import make
 from trainer.tables.__main__ import main as tables
 

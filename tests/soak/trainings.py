@@ -12,8 +12,8 @@ from pathlib import Path
 
 from safetensors.numpy import load_file
 
-from trainer.config import load
-from trainer.journal import Journal
+from trainer.runs.metrics_log import Journal
+from trainer.settings.settings import load
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))

@@ -7,7 +7,7 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 from cache_schema import Study
-from trainer.weights import DIGEST, sealed
+from trainer.runs.weights import DIGEST, sealed
 
 
 class Inverted:

@@ -12,10 +12,10 @@ from cache_schema import Cache, CacheWriter
 from cache_schema.tables import write_table
 from preprocess import studies
 from preprocess.phantom.generate import write_phantom
-from trainer.config import STAGES
+from trainer.scores.truth import ratio_truth
+from trainer.settings.settings import STAGES
 from trainer.tables.boxes import segmentation_box
 from trainer.tables.pseudo import pseudo_labels
-from trainer.tables.truth import ratio_truth
 
 os.environ["ACCELERATE_USE_CPU"] = "true"
 """on a machine with a GPU too, and in the processes that tests start; test_gpu.py alone goes there"""

@@ -3,11 +3,11 @@
 import cv2
 import numpy as np
 
-from trainer.config import AugmentSettings
-from trainer.data.draws import draw, still
+from trainer.data.augment import draw, still
 from trainer.data.items import Item
 from trainer.data.order import Place
 from trainer.data.source import assemble
+from trainer.settings.settings import AugmentSettings
 
 SIZE = 96
 

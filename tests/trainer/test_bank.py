@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 from cache_schema.errors import UsageError
 from cache_schema.tables import read_table
 from trainer import train
-from trainer.bank import read_features, write_features
+from trainer.tuning.feature_bank import read_features, write_features
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,11 @@ from test_processes import ROOT, torchrun
 from cache_schema import Cache, CacheWriter, Study
 from cache_schema.errors import CacheError, CspineError, UsageError
 from trainer import run, train
-from trainer.config import load
-from trainer.identity import model_key, prediction_inputs, run_key
-from trainer.inputs import Inputs
 from trainer.loop import Run
 from trainer.plan.__main__ import main as plan
+from trainer.runs.identity import model_key, prediction_inputs, run_key
+from trainer.runs.inputs import Inputs
+from trainer.settings.settings import load
 from trainer.tables import export
 
 DAYS = {"train.epochs": 300}

@@ -14,9 +14,10 @@ from accelerate import Accelerator
 from trainings import same_weights
 
 from cache_schema.documents import digest_of
-from trainer import checkpoint, random_states, train
-from trainer.identity import recorded_config
+from trainer import train
 from trainer.loop import Run
+from trainer.runs import checkpoint, random_states
+from trainer.runs.identity import recorded_config
 
 PICKLES = ("random_states_0.pkl", "optimizer.bin", "scaler.pt", "model.safetensors", "random_states_0.safetensors")
 

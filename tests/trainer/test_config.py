@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from cache_schema.errors import UsageError
-from trainer.config import STAGES, Settings, load, stage_file
-from trainer.identity import identity_settings, recorded_config
-from trainer.micro_batch import configured, share
 from trainer.optimiser import learning_rate
 from trainer.run import main
+from trainer.runs.identity import identity_settings, recorded_config
+from trainer.settings.settings import STAGES, Settings, load, stage_file
+from trainer.tuning.micro_batch import configured, share
 
 ROOT = Path(__file__).resolve().parents[2]
 

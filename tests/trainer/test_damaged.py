@@ -15,14 +15,14 @@ from cache_schema import Cache
 from cache_schema.documents import SETTLED_SECONDS
 from cache_schema.errors import CacheError, CspineError, UsageError
 from cache_schema.tables import own_meta, read_table, table_meta, write_table
-from trainer import damaged, exposure
-from trainer.config import load
-from trainer.identity import VERSIONS, check_weights, recorded_config
-from trainer.inputs import digest_rows
+from trainer.leakage import exposure, lineage
 from trainer.plan.keys import DONE, STALE, states
 from trainer.run import run
-from trainer.tables import lineage
-from trainer.weights import DIGEST, require_whole, weights_metadata
+from trainer.runs import damaged
+from trainer.runs.identity import VERSIONS, check_weights, recorded_config
+from trainer.runs.inputs import digest_rows
+from trainer.runs.weights import DIGEST, require_whole, weights_metadata
+from trainer.settings.settings import load
 
 MODEL = "model.safetensors"
 
@@ -220,7 +220,7 @@ def test_a_number_has_one_digest_however_it_is_held():
 
 
 def test_a_log_with_flipped_bits_is_read_as_far_as_it_can_be(made):
-    from trainer.journal import Journal
+    from trainer.runs.metrics_log import Journal
 
     path = run_of(made).output / "metrics.jsonl"
     lines = Journal(path.parent).lines()

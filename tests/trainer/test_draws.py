@@ -4,9 +4,9 @@ import cv2
 import numpy as np
 import pytest
 
-from trainer.config import AugmentSettings
-from trainer.data.draws import _grid_axis, draw, still
+from trainer.data.augment import _grid_axis, draw, still
 from trainer.data.items import Item
+from trainer.settings.settings import AugmentSettings
 
 ITEM = Item(5, "a", 0, 96, 400)
 NOTHING = {"reverse": 0, "flip": 0, "contrast": 0, "affine": 0, "warp": 0, "cutout": 0}

@@ -13,8 +13,7 @@ from distributed import LocalCluster
 from endings import LONG, MARK, ROOT, WAYS, Watched, end_a_plan
 
 from cache_schema import Cache
-from trainer.config import AugmentSettings, DataSettings
-from trainer.data.draws import Drawing
+from trainer.data.augment import Drawing
 from trainer.data.items import triplets
 from trainer.data.loader import Batch, Loader
 from trainer.data.order import Training
@@ -22,8 +21,9 @@ from trainer.data.readers import ReaderDied, Readers
 from trainer.data.source import Source
 from trainer.plan.execute import failure
 from trainer.plan.launch import Outcome, RunOrder, forget, launch
+from trainer.settings.settings import AugmentSettings, DataSettings
 
-CHILD = ROOT / "trainer/plan/child.py"
+CHILD = ROOT / "trainer/process/child.py"
 FAMILY = """
 import os, signal, subprocess, sys
 signal.signal(signal.SIGTERM, signal.SIG_IGN)

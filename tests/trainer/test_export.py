@@ -4,10 +4,10 @@ import numpy as np
 import pandas as pd
 
 from cache_schema import LEVELS, TARGETS, Cache
+from cache_schema.columns import BOX, FRACTURES
 from cache_schema.tables import write_table
 from trainer.tables import export
-from trainer.tables.boxes import BOX, COLUMNS
-from trainer.tables.pseudo import FRACTURES
+from trainer.tables.boxes import COLUMNS
 
 FOLDS = pd.Series({"a": 1, "b": 0})
 

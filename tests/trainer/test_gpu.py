@@ -13,18 +13,18 @@ from scipy.ndimage import map_coordinates
 from cache_schema import Cache
 from cache_schema.tables import read_table
 from trainer import loop, train
-from trainer.choice import Choice
-from trainer.config import AugmentSettings, DataSettings
-from trainer.data.draws import Drawing
+from trainer.data.augment import Drawing
+from trainer.data.image import MEAN, STD, picture
 from trainer.data.items import triplets, windows
 from trainer.data.loader import Loader
 from trainer.data.order import Training
-from trainer.data.picture import MEAN, STD, picture
 from trainer.data.resident import Crops
 from trainer.data.source import Source
-from trainer.identity import recorded_config
-from trainer.journal import Journal
 from trainer.loop import Run
+from trainer.runs.identity import recorded_config
+from trainer.runs.metrics_log import Journal
+from trainer.settings.settings import AugmentSettings, DataSettings
+from trainer.tuning.choice import Choice
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 GPU = torch.device("cuda", 0)

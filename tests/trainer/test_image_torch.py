@@ -11,14 +11,14 @@ from scipy.ndimage import map_coordinates
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from trainer.config import AugmentSettings
-from trainer.data.draws import draw, still
-from trainer.data.graph import by_opencv, by_torch, graph
+from trainer.data.augment import draw, still
+from trainer.data.dali import by_opencv, by_torch, graph
+from trainer.data.image import INTERPOLATION, STD, picture
 from trainer.data.image_torch import PIXELS_A_CALL, warp, warp_bytes, warp_items
 from trainer.data.items import Item
 from trainer.data.order import Place
-from trainer.data.picture import INTERPOLATION, STD, picture
 from trainer.data.source import assemble
+from trainer.settings.settings import AugmentSettings
 
 MODES = ["bilinear", "bicubic"]
 

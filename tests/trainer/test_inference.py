@@ -5,12 +5,12 @@ import pandas as pd
 import pytest
 import torch
 
-from trainer.config import load
 from trainer.data.items import Item, windows
 from trainer.data.order import Evaluation
 from trainer.inference import distinct, predict
-from trainer.inputs import Inputs
+from trainer.runs.inputs import Inputs
 from trainer.session import Session
+from trainer.settings.settings import load
 
 
 def session_for(stage, tiny_cache, tiny_settings, true_boxes, out, *more):

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 from cache_schema import LEVELS, TARGETS
+from trainer.scores.scores import Score
 from trainer.tables.boxes import COLUMNS
-from trainer.tables.scores import Score
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "learn"))
 

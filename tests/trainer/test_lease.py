@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from trainer import lease
-from trainer.lease import INHERITED, Held, hold, holder, lease_file
+from trainer.runs import lease
+from trainer.runs.lease import INHERITED, Held, hold, holder, lease_file
 
 
 def hold_for_ever(path: Path, ready) -> None:

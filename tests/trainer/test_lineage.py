@@ -5,12 +5,14 @@ import pytest
 
 from cache_schema import LEVELS, Cache
 from cache_schema.tables import content_digest, read_table, write_table
-from trainer.config import load
-from trainer.exposure import check_scorable, of_run
-from trainer.inputs import Inputs
+from trainer.leakage import lineage
+from trainer.leakage.exposure import check_scorable, of_run
+from trainer.leakage.lineage import LABEL, SEGMENTATION, ForbiddenScore
 from trainer.run import run
-from trainer.tables import lineage, make
-from trainer.tables.lineage import LABEL, SEGMENTATION, ForbiddenScore
+from trainer.runs.files import EXPOSURE_FILE
+from trainer.runs.inputs import Inputs
+from trainer.settings.settings import load
+from trainer.tables import make
 from trainer.tables.scoring import exposure_report, score_runs
 
 TRAIN, HELD_OUT = ["t1", "t2"], ["s1", "s2"]
@@ -125,7 +127,7 @@ def vertebrae_run(out, cache, fold: int, exposure: pd.DataFrame):
     rows = [(id, z, 1) for id in held_out for z in range(cache.record(id).slices)]
     table = pd.DataFrame(rows, columns=["id", "z_index", "windows"]).assign(**dict.fromkeys(LEVELS, 0.5))
     write_table(run_dir / "predictions.parquet", table, "test", {"run": f"key{fold}", "split": "held_out"})
-    write_table(run_dir / lineage.RUN_FILE, exposure, "test", {"run": f"key{fold}"})
+    write_table(run_dir / EXPOSURE_FILE, exposure, "test", {"run": f"key{fold}"})
     return run_dir
 
 

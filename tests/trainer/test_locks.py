@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from planting import planted
 
-from trainer import locks
-from trainer.lease import Held, hold, holder, lease_file, share
-from trainer.locks import ABANDONED, EXCLUSIVE, alone
+from trainer.runs import locks
+from trainer.runs.lease import Held, hold, holder, lease_file, share
+from trainer.runs.locks import ABANDONED, EXCLUSIVE, alone
 
 WITHOUT = [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP]
 COUNTED = 40

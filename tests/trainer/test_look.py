@@ -9,16 +9,16 @@ import pytest
 
 from cache_schema import LEVELS, Cache, CacheWriter, Study
 from cache_schema.tables import write_table
-from trainer.config import load
 from trainer.data.order import Training
-from trainer.inputs import Inputs
 from trainer.look import learning
 from trainer.look.__main__ import main
 from trainer.look.drawing import GREY, YELLOW, blank
 from trainer.look.plot import Axes, ticks
+from trainer.runs.inputs import Inputs
+from trainer.scores.truth import ratio_truth, union_box
+from trainer.settings.settings import load
 from trainer.stages import STAGES
 from trainer.tables.pseudo import pseudo_labels
-from trainer.tables.truth import ratio_truth, union_box
 
 
 class Painted:

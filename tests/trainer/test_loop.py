@@ -9,13 +9,15 @@ from accelerate.utils import LoggerType
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cache_schema.errors import StaleStudy, UsageError
-from trainer import checkpoint, losses, train
-from trainer.checkpoint import load_weights
-from trainer.config import load
-from trainer.inputs import Inputs
-from trainer.journal import Journal
+from trainer import train
 from trainer.loop import MOST_OVERFLOWS, Run
-from trainer.words import flat
+from trainer.runs import checkpoint
+from trainer.runs.checkpoint import load_weights
+from trainer.runs.inputs import Inputs
+from trainer.runs.metrics_log import Journal
+from trainer.settings.keyvalue import flat
+from trainer.settings.settings import load
+from trainer.stages import losses
 
 
 @pytest.fixture
@@ -142,7 +144,7 @@ def test_predictions_on_a_study_that_was_replaced_meanwhile_are_not_kept(given, 
     def replaced(inputs):
         raise StaleStudy("was replaced in the cache while in use")
 
-    monkeypatch.setattr("trainer.inputs.Inputs.check_fresh", replaced)
+    monkeypatch.setattr("trainer.runs.inputs.Inputs.check_fresh", replaced)
     with pytest.raises(StaleStudy):
         train(**given, mode="predict", split="all")
     assert not (run_dir / "predictions-all.parquet").exists()

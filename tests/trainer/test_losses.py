@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from trainer.losses import (
+from trainer.stages.losses import (
     bbox_loss,
     counts,
     slice_fracture_loss,

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 import torch
 
-from trainer.losses import study_fracture_loss, total
 from trainer.metric import study_weights, weighted_log_loss
-from trainer.tables.baselines import best_constants
+from trainer.scores.baselines import best_constants
+from trainer.stages.losses import study_fracture_loss, total
 
 TARGETS = ["patient_overall", *(f"C{i}" for i in range(1, 8))]
 FOLDS = (

@@ -6,15 +6,15 @@ import yaml
 
 from cache_schema.errors import CspineError
 from trainer import train
-from trainer.autotune import Layout, fastest
-from trainer.choice import tune
-from trainer.config import load
 from trainer.data.items import Item
-from trainer.identity import config_file
-from trainer.inputs import Inputs
 from trainer.loop import Run
-from trainer.micro_batch import find, largest_that_fits
+from trainer.runs.identity import config_file
+from trainer.runs.inputs import Inputs
 from trainer.session import Session
+from trainer.settings.settings import load
+from trainer.tuning.autotune import Layout, fastest
+from trainer.tuning.choice import tune
+from trainer.tuning.micro_batch import find, largest_that_fits
 
 
 def attempt(memory, tried):

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from trainer.config import stage_file
 from trainer.models import (
     Backbone,
     BoxModel,
@@ -17,6 +16,7 @@ from trainer.models import (
 )
 from trainer.models.heads import AttentionPool, fit_steps, max_pool
 from trainer.models.sequence import channels, middle_slices, positions, sinusoid_rows
+from trainer.settings.settings import stage_file
 
 TINY = "test_efficientnet"
 SIDE = 64

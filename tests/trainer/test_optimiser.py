@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.config import TrainSettings
 from trainer.optimiser import optimiser_of, set_step
+from trainer.settings.settings import TrainSettings
 
 B1, B2, EPSILON, DECAY = 0.9, 0.999, 1e-6, 5e-4
 

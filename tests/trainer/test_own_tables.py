@@ -8,9 +8,9 @@ import pytest
 from cache_schema import Cache, CacheWriter
 from cache_schema.errors import UsageError
 from cache_schema.tables import read_table, table_meta, write_table
-from trainer import damaged
-from trainer.config import load
-from trainer.inputs import Inputs
+from trainer.runs import damaged
+from trainer.runs.inputs import Inputs
+from trainer.settings.settings import load
 from trainer.stages import STAGES
 from trainer.tables.__main__ import main
 

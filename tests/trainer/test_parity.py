@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from cache_schema import Cache
-from trainer.config import AugmentSettings
-from trainer.data.draws import Drawing
+from trainer.data.augment import Drawing
+from trainer.data.image import MEAN, STD, picture
 from trainer.data.items import Item
 from trainer.data.order import Place, Training, generator
-from trainer.data.picture import MEAN, STD, picture
 from trainer.data.source import Source
+from trainer.settings.settings import AugmentSettings
 
 SIZE, BOX, FIRST = 512, (120, 150, 400, 417), 12
 """the box's square is 280 x 280: about the middle of what the reference cuts"""

@@ -8,12 +8,12 @@ import torch
 from samples import SIZE, random_samples
 
 from cache_schema.study import square_around
-from trainer.config import DataSettings
 from trainer.data import resident
-from trainer.data.draws import Draw, still
+from trainer.data.augment import Draw, still
+from trainer.data.image import MEAN, STD, picture
 from trainer.data.loader import Loader
-from trainer.data.picture import MEAN, STD, picture
 from trainer.data.source import assemble, stretch
+from trainer.settings.settings import DataSettings
 
 
 def one_by_one(sample, interpolation):

@@ -8,12 +8,12 @@ import torch
 from safetensors.torch import load_file
 from torch.nn.functional import binary_cross_entropy_with_logits as entropy
 
-from trainer.config import load
+from trainer.data.image import picture
 from trainer.data.order import Training
-from trainer.data.picture import picture
 from trainer.data.source import Source
-from trainer.inputs import Inputs
 from trainer.loop import Run
+from trainer.runs.inputs import Inputs
+from trainer.settings.settings import load
 from trainer.stages import STAGES
 
 MORE = ["fold=all", "train.warmup=0", "train.epochs=1", "train.precision=no", "data.loader=plain", "model.dropout=0"]

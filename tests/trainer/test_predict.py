@@ -15,8 +15,8 @@ from cache_schema.tables import read_table, write_table
 from preprocess.phantom.generate import write_phantom
 from trainer import train
 from trainer.predict import main
+from trainer.runs.weights import weights_metadata
 from trainer.tables.settings import TableSettings
-from trainer.weights import weights_metadata
 
 
 @pytest.fixture(scope="module")

@@ -14,14 +14,14 @@ from reading import Failing, Unpicklable, numbers, opencv_threads, too_large
 from cache_schema import Cache
 from cache_schema.errors import CspineError, StaleStudy
 from trainer import train
-from trainer.config import AugmentSettings, DataSettings
-from trainer.data.draws import Drawing
+from trainer.data.augment import Drawing
 from trainer.data.items import windows
 from trainer.data.loader import Loader
 from trainer.data.order import Training
 from trainer.data.reader_process import LARGE
 from trainer.data.readers import BYTES_ASKED, ReaderDied, Readers
 from trainer.data.source import Source
+from trainer.settings.settings import AugmentSettings, DataSettings
 
 TICK = 1 / os.sysconf("SC_CLK_TCK")
 ENOUGH = 0.3

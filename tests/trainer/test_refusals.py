@@ -12,7 +12,7 @@ from planting import planted
 from trainer_faults import COMMANDS, LONG, Places, plant_trainer_faults, quietly
 
 from trainer import run, train
-from trainer.faults import in_one_line
+from trainer.process.faults import in_one_line
 
 ROOT = Path(__file__).resolve().parents[2]
 FEW, MANY = 3, 12

@@ -14,11 +14,12 @@ from accelerate import Accelerator
 from safetensors.numpy import load_file
 from trainings import same_weights
 
-from trainer import checkpoint, train
-from trainer.config import load
-from trainer.inputs import Inputs
-from trainer.journal import Journal
+from trainer import train
 from trainer.loop import Run
+from trainer.runs import checkpoint
+from trainer.runs.inputs import Inputs
+from trainer.runs.metrics_log import Journal
+from trainer.settings.settings import load
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -8,9 +8,9 @@ import pytest
 from cache_schema.errors import UsageError
 from cache_schema.tables import write_table
 from trainer import train
-from trainer.config import load
 from trainer.plan.__main__ import main as plan
-from trainer.run_folder import make_room
+from trainer.runs.run_folder import make_room
+from trainer.settings.settings import load
 
 OWN, OTHERS = "a" * 64, "b" * 64
 FILES = ["config.yaml", "model.safetensors", "predictions.parquet", "exposure.parquet", "metrics.jsonl"]

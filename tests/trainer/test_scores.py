@@ -9,12 +9,12 @@ import pandas as pd
 import pytest
 
 from cache_schema import LEVELS, TARGETS
+from cache_schema.columns import FRACTURES
 from cache_schema.errors import CacheError
 from trainer.metric import study_weights, weighted_log_loss
-from trainer.tables.baselines import best_constants, fit_curve
-from trainer.tables.parts import iou
-from trainer.tables.pseudo import FRACTURES
-from trainer.tables.scores import (
+from trainer.scores.baselines import best_constants, fit_curve
+from trainer.scores.score_terms import iou
+from trainer.scores.scores import (
     Score,
     read_scores,
     render,

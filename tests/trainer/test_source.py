@@ -15,14 +15,14 @@ from cache_schema.errors import CspineError, StaleStudy, UsageError
 from cache_schema.layout import chunk_file
 from cache_schema.store import ChangedStudy
 from cache_schema.study import square_around
-from trainer.config import AugmentSettings, DataSettings
-from trainer.data.draws import Drawing
+from trainer.data.augment import Drawing
 from trainer.data.items import triplets, whole_studies, windows
 from trainer.data.loader import Loader, dali_pictures
 from trainer.data.order import Evaluation, Place, Training
 from trainer.data.readers import wanted_workers
 from trainer.data.resident import Crops, ResidentSource
 from trainer.data.source import Source, stretch
+from trainer.settings.settings import AugmentSettings, DataSettings
 
 AUGMENT, CPU = AugmentSettings(reverse=0.5), torch.device("cpu")
 

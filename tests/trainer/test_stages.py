@@ -11,11 +11,11 @@ from cache_schema import LEVELS, TARGETS, Cache
 from cache_schema.errors import UsageError
 from cache_schema.tables import read_table, write_table
 from trainer import train
-from trainer.config import load
 from trainer.data.order import Evaluation
-from trainer.identity import recorded_config
-from trainer.inputs import Inputs
 from trainer.loop import Run
+from trainer.runs.identity import recorded_config
+from trainer.runs.inputs import Inputs
+from trainer.settings.settings import load
 from trainer.tables import make
 
 
@@ -110,7 +110,7 @@ def test_a_prediction_is_the_same_alone_in_any_batch_and_in_any_order(stage, cha
     settings = load(words)
     run = Run(settings, Inputs(settings), "")
     model = run.stage.model()
-    from trainer.checkpoint import load_weights
+    from trainer.runs.checkpoint import load_weights
 
     load_weights(model, runs[stage][0] / "model.safetensors")
     written = read_table(runs[stage][0] / "predictions.parquet")
@@ -214,7 +214,7 @@ def test_weights_of_another_caches_pixels_are_refused(chain, tiny_cache, tiny_se
 
 
 def test_without_segmentations_stage_1_and_2_say_so(tiny_cache, tiny_settings, tmp_path, monkeypatch):
-    monkeypatch.setattr("trainer.inputs.Inputs.train_ids", lambda self, segmented=False: [])
+    monkeypatch.setattr("trainer.runs.inputs.Inputs.train_ids", lambda self, segmented=False: [])
     with pytest.raises(UsageError, match="no study with a segmentation to train bbox on; build the cache with --segm"):
         train(stage="bbox", cache=tiny_cache, out=tmp_path, config=tiny_settings)
 

@@ -14,8 +14,8 @@ from cache_schema import LEVELS, Cache, CacheWriter
 from cache_schema.tables import read_table, write_table
 from trainer.look.__main__ import main as look
 from trainer.plan.__main__ import main as plan
+from trainer.runs.recorded import rerooted
 from trainer.tables.__main__ import main
-from trainer.tables.recorded import rerooted
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = [

@@ -5,9 +5,10 @@ import pandas as pd
 import pytest
 
 from cache_schema import LEVELS, TARGETS
+from cache_schema.columns import FRACTURES
 from cache_schema.errors import CacheError
 from trainer.tables.boxes import COLUMNS, outliers, report, segmentation_box, study_boxes, z_range
-from trainer.tables.pseudo import FRACTURES, pseudo_labels
+from trainer.tables.pseudo import pseudo_labels
 from trainer.tables.ratios import vertebra_ratios
 from trainer.tables.settings import table_settings
 from trainer.tables.studies import study_predictions, submission

@@ -9,14 +9,14 @@ from pydantic import BaseModel
 
 from cache_schema.errors import UsageError
 from trainer import predict, run, train
-from trainer.config import Settings, load, shown
 from trainer.look import __main__ as look_command
 from trainer.plan import __main__ as plan_command
 from trainer.plan.graph import read_plan
 from trainer.plan.schedule import read_costs
+from trainer.settings.keyvalue import read_yaml, split_files
+from trainer.settings.settings import Settings, load, shown
 from trainer.tables import __main__ as tables_command
 from trainer.tables.settings import TableSettings, table_settings
-from trainer.words import read_yaml, split_files
 
 WORDS = ["stage=bbox", "cache=c", "out=o"]
 

@@ -8,10 +8,11 @@ import pytest
 from cache_schema import Cache, CacheWriter
 from cache_schema.errors import UsageError
 from cache_schema.tables import read_table, write_table
-from trainer import exposure, train
-from trainer.config import load
-from trainer.identity import run_key
-from trainer.inputs import Inputs
+from trainer import train
+from trainer.leakage import exposure
+from trainer.runs.identity import run_key
+from trainer.runs.inputs import Inputs
+from trainer.settings.settings import load
 
 
 @pytest.fixture

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 
 from cache_schema.errors import UsageError
-from trainer.config import DataSettings
-from trainer.data.draws import Draw
+from trainer.data.augment import Draw
+from trainer.data.image import PictureOf
 from trainer.data.order import Place
-from trainer.data.picture import PictureOf
 from trainer.data.readers import Readers, wanted_workers
 from trainer.data.resident import Crops, ResidentSource
 from trainer.data.source import Source
+from trainer.settings.settings import DataSettings
 
 Targets = Callable[[Place, np.ndarray, Draw], dict[str, np.ndarray]]
 """(place, (frames,) z_index, draw) -> the item's targets, each an array of one shape per name"""
@@ -129,7 +129,7 @@ def dali_pictures(
     try:
         from nvidia.dali.plugin.pytorch import feed_ndarray
 
-        from trainer.data.graph import by_opencv, by_torch, graph
+        from trainer.data.dali import by_opencv, by_torch, graph
     except ImportError as error:
         raise UsageError(f"DALI cannot be imported ({error})", do="install it, or give data.loader=plain") from None
     gpu = device.type == "cuda"

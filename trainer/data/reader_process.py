@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from cache_schema.errors import CspineError
-from trainer.plan.child import end_with_parent
+from trainer.process.child import end_with_parent
 
 ALIGNED = 64
 """bytes: where an array may begin in shared memory"""

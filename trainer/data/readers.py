@@ -22,8 +22,8 @@ import numpy as np
 import torch
 
 from cache_schema.errors import CspineError
-from trainer.config import DataSettings
 from trainer.data.reader_process import ALIGNED, Answer, Close, Open, Read, unpacked
+from trainer.settings.settings import DataSettings
 
 START = "from trainer.data.reader_process import main; main()"
 MOST_WORKERS = 6

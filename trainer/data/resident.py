@@ -8,7 +8,7 @@ import torch
 from cache_schema import Cache
 from cache_schema.errors import UsageError
 from cache_schema.study import Box
-from trainer.data.draws import Draw
+from trainer.data.augment import Draw
 from trainer.data.order import Place
 from trainer.data.source import Source, assemble
 

@@ -18,7 +18,7 @@ from cache_schema.errors import CacheError, UsageError
 from cache_schema.layout import CHUNK_SLICES
 from cache_schema.store import ChangedStudy
 from cache_schema.study import Box, square_around
-from trainer.data.draws import Draw, Drawing
+from trainer.data.augment import Draw, Drawing
 from trainer.data.order import Evaluation, Place, Training
 
 OPEN_STUDIES = 256
@@ -31,7 +31,7 @@ TRIPLET_CHUNKS_BYTES = 256 << 20
 
 
 class Sample(NamedTuple):
-    """One item as `trainer.data.graph` and `trainer.data.picture` take it."""
+    """One item as `trainer.data.dali` and `trainer.data.image` take it."""
 
     pixels: np.ndarray
     """(frames, height, width, 1) uint8, stretched and with gain; padding slices 0"""

@@ -1,7 +1,7 @@
 """`python -m trainer.look`: contact sheets of what a model is shown, or figures of the tables that runs made."""
 
 if __name__ == "__main__":
-    from trainer.ending import answer_at_once
+    from trainer.process.ending import answer_at_once
 
     answer_at_once("interrupted")
 
@@ -13,12 +13,12 @@ import numpy as np
 
 from cache_schema import Cache
 from cache_schema.errors import UsageError
-from trainer.command import one_of, say, serve
-from trainer.config import STAGES, Settings, load
-from trainer.ending import leave
-from trainer.identity import run_name
-from trainer.places import check_folder
-from trainer.words import flat, nearest, parse_assignments, whole
+from trainer.process.command import one_of, say, serve
+from trainer.process.ending import leave
+from trainer.runs.identity import run_name
+from trainer.settings.keyvalue import flat, nearest, parse_assignments, whole
+from trainer.settings.paths import check_folder
+from trainer.settings.settings import STAGES, Settings, load
 
 HELP = f"""usage: python -m trainer.look stage={"|".join(STAGES)} [variant=NAME] cache=CACHE out=FOLDER
            [boxes=TABLE|cache] [pseudo=TABLE] [fold=0|all] [seed=1] [config=FILE] [section.key=value ...]
@@ -104,8 +104,8 @@ def _tables(given: dict[str, str]) -> tuple[Path, list[str]]:
 
 def _say_stale(runs: Path, cache: Cache) -> None:
     """Runs of other studies, or of another cache: their boxes and curves are drawn on this one all the same."""
+    from trainer.runs.predictions import held_out_runs
     from trainer.tables.finished import FinishedRuns
-    from trainer.tables.predictions import held_out_runs
 
     finished = FinishedRuns(runs, cache)
     for found in map(finished.judged, held_out_runs(runs)):

@@ -7,11 +7,12 @@ import numpy as np
 import pandas as pd
 
 from cache_schema import Cache, Study
+from cache_schema.columns import BOX, FULL_FRAME
 from cache_schema.study import square_around
 from trainer.look.drawing import GREEN, GREY, PALE, PALETTE, RED, WHITE, YELLOW, blank, outline, shortened, text
 from trainer.look.plot import Axes
-from trainer.tables.boxes import BOX, FULL_FRAME, segmentation_box
-from trainer.tables.parts import iou
+from trainer.scores.score_terms import iou
+from trainer.tables.boxes import segmentation_box
 
 BACKGROUND = (44, 44, 50)
 TILE, GAP, HEADER, TITLE = 300, 8, 42, 58

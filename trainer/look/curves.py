@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 
 from cache_schema import LEVELS, TARGETS, Cache
+from cache_schema.columns import FRACTURES
 from trainer.look.drawing import BLACK, GREY, LEVEL_COLOURS, RED, blank, shortened, text
 from trainer.look.plot import Axes, key
-from trainer.tables.pseudo import FRACTURES
 
 KEPT = (236, 243, 250)
 """the colour behind the kept z-range"""

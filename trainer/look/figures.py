@@ -9,10 +9,10 @@ import pandas as pd
 from cache_schema import Cache
 from cache_schema.errors import CacheError
 from cache_schema.tables import read_table
-from trainer.identity import PREDICTIONS
 from trainer.look import boxes, curves, learning
-from trainer.tables.predictions import held_out_runs, stage_of
-from trainer.tables.runs import mean_over_runs
+from trainer.runs.files import PREDICTIONS
+from trainer.runs.predictions import held_out_runs, stage_of
+from trainer.tables.pooling import mean_over_runs
 
 Pages = Iterator[np.ndarray]
 TABLES = ("study_boxes", "vertebra_ratios", "pseudo_labels", "study_predictions")

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.config import STAGES
-from trainer.journal import METRICS_FILE, Journal
 from trainer.look.drawing import BLACK, GREY, PALETTE, Colour, blank, text
 from trainer.look.plot import Axes, key
-from trainer.tables.scores import HELD_OUT
+from trainer.runs.files import METRICS_FILE
+from trainer.runs.metrics_log import Journal
+from trainer.scores.scores import HELD_OUT
+from trainer.settings.settings import STAGES
 
 TITLE, ROW, WIDTH, LEFT = 44, 300, 1500, 60
 NUMBERS, WORDS = ("value", "baseline_value"), ("metric", "baseline")
@@ -28,7 +29,7 @@ class History:
     fold: str
     loss: dict[int, float]
     scores: dict[int, dict]
-    """step -> the last score there (trainer.tables.scores.Score as a dict)"""
+    """step -> the last score there (trainer.scores.scores.Score as a dict)"""
 
 
 def histories(runs: Path) -> list[History]:

@@ -7,16 +7,16 @@ import numpy as np
 import torch
 
 from cache_schema.errors import UsageError
-from trainer.bank import OneDraw
-from trainer.config import Settings
-from trainer.data.draws import Draw, Drawing
+from trainer.data.augment import Draw, Drawing
+from trainer.data.image import MEAN, STD
 from trainer.data.items import Item
 from trainer.data.loader import Batch
 from trainer.data.order import Evaluation, Training, shuffled
-from trainer.data.picture import MEAN, STD
-from trainer.inputs import Inputs
+from trainer.runs.inputs import Inputs
 from trainer.session import Session
+from trainer.settings.settings import Settings
 from trainer.stages import Stage
+from trainer.tuning.feature_bank import OneDraw
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,7 @@ import cv2
 import numpy as np
 
 from cache_schema import LEVELS, TARGETS
-from trainer.config import Settings
-from trainer.data.draws import Draw
+from trainer.data.augment import Draw
 from trainer.look.drawing import (
     GREY,
     PALE,
@@ -24,6 +23,7 @@ from trainer.look.drawing import (
     text_width,
 )
 from trainer.look.pictures import Shown
+from trainer.settings.settings import Settings
 
 BACKGROUND = (44, 44, 50)
 GAP, HEADER, CAPTION, BARS, TITLE = 8, 24, 20, 84, 58

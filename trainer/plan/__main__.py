@@ -1,7 +1,7 @@
 """`python -m trainer.plan PLAN.yaml cache=CACHE out=RUNS [dry_run=true] [scheduler=tcp://HOST:PORT] [format=sh|slurm|json] ...`"""
 
 if __name__ == "__main__":
-    from trainer.ending import answer_at_once
+    from trainer.process.ending import answer_at_once
 
     answer_at_once("interrupted")
 
@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 from cache_schema.errors import UsageError
-from trainer.command import one_of, serve, take
-from trainer.config import Settings
-from trainer.places import check_folder, refuse_folders
-from trainer.words import nearest, split_files
+from trainer.process.command import one_of, serve, take
+from trainer.settings.keyvalue import nearest, split_files
+from trainer.settings.paths import check_folder, refuse_folders
+from trainer.settings.settings import Settings
 
 HELP = """usage: python -m trainer.plan PLAN.yaml cache=CACHE out=RUNS [dry_run=true] [scheduler=tcp://HOST:PORT]
            [format=sh|slurm|json] [costs=FILE] [only=NODE] [config=FILE] [tables.key=value ...] [section.key=value ...]
@@ -35,6 +35,7 @@ def main(words: list[str]) -> int:
 
 def _main(words: list[str]) -> None:
     from cache_schema import Cache
+    from trainer.leakage.lineage import table_file
     from trainer.plan import formats
     from trainer.plan.coverage import require_fed
     from trainer.plan.execute import run_plan
@@ -43,7 +44,6 @@ def _main(words: list[str]) -> None:
     from trainer.plan.pools import LocalPool
     from trainer.plan.schedule import read_costs
     from trainer.tables import make
-    from trainer.tables.lineage import table_file
 
     known = [*OWN, *Settings.model_fields, "config", "micro_batch", "."]
     file, given = take(words, "PLAN.yaml", known, needed=("cache", "out"))

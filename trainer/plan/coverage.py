@@ -2,9 +2,9 @@
 
 from cache_schema import Cache
 from cache_schema.errors import CspineError, UsageError
-from trainer.config import Settings, load
-from trainer.inputs import Inputs
 from trainer.plan.graph import FEEDERS, Plan
+from trainer.runs.inputs import Inputs
+from trainer.settings.settings import Settings, load
 
 DRAW = "draw other folds: preprocess labels CACHE CSV --folds N"
 

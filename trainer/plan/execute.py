@@ -9,14 +9,14 @@ from pathlib import Path
 
 from cache_schema import Cache
 from cache_schema.errors import CacheError, CspineError
-from trainer.faults import in_one_line
-from trainer.lease import holder, lease_file
 from trainer.plan.graph import Node, Plan
 from trainer.plan.keys import DONE, state, states
 from trainer.plan.launch import Outcome, RunOrder, forget, forget_all, log_file
 from trainer.plan.pools import Pool
 from trainer.plan.schedule import Costs, best_widths, next_node, path_costs
-from trainer.run_folder import remove_checkpoints
+from trainer.process.faults import in_one_line
+from trainer.runs.lease import holder, lease_file
+from trainer.runs.run_folder import remove_checkpoints
 from trainer.tables import make
 
 SAID = ("error: ", "interrupted")

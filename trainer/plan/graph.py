@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cache_schema.errors import UsageError
-from trainer.config import STAGES, full_name, load, names_a_place, stage_layer
-from trainer.identity import run_name
-from trainer.places import beside
+from trainer.runs.identity import run_name
+from trainer.settings.keyvalue import assignments, given_twice, nearest, read_yaml, split_files, whole
+from trainer.settings.paths import beside
+from trainer.settings.settings import STAGES, full_name, load, names_a_place, stage_layer
 from trainer.tables.settings import TableSettings, table_settings
-from trainer.words import assignments, given_twice, nearest, read_yaml, split_files, whole
 
 RUN_KEYS = ("stage", "variant", "folds", "seeds", "set", "processes")
 CHOSEN = ("cache", "out", "mode", "split", "boxes", "pseudo", "backbone", "weights")

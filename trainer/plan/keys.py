@@ -7,19 +7,12 @@ from typing import Any
 
 from cache_schema import TARGETS, Cache
 from cache_schema.errors import CspineError
-from trainer.config import load
-from trainer.damaged import tell
-from trainer.identity import (
-    CONFIG_FILE,
-    VERSIONS,
-    check_done,
-    identity_settings,
-    prediction_settings,
-    recorded_config,
-    run_key,
-)
-from trainer.inputs import Inputs, digest_rows
 from trainer.plan.graph import Node, Plan
+from trainer.runs.damaged import tell
+from trainer.runs.files import CONFIG_FILE
+from trainer.runs.identity import VERSIONS, check_done, identity_settings, prediction_settings, recorded_config, run_key
+from trainer.runs.inputs import Inputs, digest_rows
+from trainer.settings.settings import load
 from trainer.tables import make
 
 HELD_OUT = "held_out"

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from cache_schema.errors import CspineError
-from trainer.lease import INHERITED, Held, hold, lease_file, share
+from trainer.runs.lease import INHERITED, Held, hold, lease_file, share
 
-RUN_SCRIPT = Path(__file__).resolve().parents[1] / "run.py"
-CHILD = Path(__file__).resolve().with_name("child.py")
+PACKAGE = Path(__file__).resolve().parents[1]
+RUN_SCRIPT, CHILD = PACKAGE / "run.py", PACKAGE / "process" / "child.py"
 LAST_LINES, LAST_BYTES = 15, 16384
 STOP_SECONDS = 8.0
 """for all runs together; each ends what it has started within seconds"""

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cache_schema.errors import UsageError
-from trainer.config import CONFIGS
 from trainer.plan.graph import Node, Plan
-from trainer.words import nearest, read_yaml
+from trainer.settings.keyvalue import nearest, read_yaml
+from trainer.settings.settings import CONFIGS
 
 DEFAULT_COSTS = CONFIGS / "costs.yaml"
 DOUBLING = 0.95

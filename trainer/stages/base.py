@@ -7,19 +7,19 @@ import pandas as pd
 import torch
 from torch import nn
 
-from trainer.config import Settings
-from trainer.data.draws import Draw
+from trainer.data.augment import Draw
 from trainer.data.items import Item, adaptive_stride, middles, windows
 from trainer.data.loader import Batch, to_device
 from trainer.data.order import Place
-from trainer.inputs import Inputs
-from trainer.losses import Term
 from trainer.models import Backbone
-from trainer.tables.scores import Score
+from trainer.runs.inputs import Inputs
+from trainer.scores.scores import Score
+from trainer.settings.settings import Settings
+from trainer.stages.losses import Term
 
 
 class Stage(Protocol):
-    """Built from (settings, inputs). Its version, by which finished runs become stale, stands in `trainer.identity`."""
+    """Built from (settings, inputs). Its version, by which finished runs become stale, stands in `trainer.runs.identity`."""
 
     by_block: ClassVar[bool]
     """whether training items overlap so much that they are shuffled by block"""

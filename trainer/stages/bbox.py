@@ -4,19 +4,19 @@ import numpy as np
 import pandas as pd
 import torch
 
+from cache_schema.columns import BOX
 from cache_schema.errors import UsageError
-from trainer.config import Settings
-from trainer.data.draws import Draw
+from trainer.data.augment import Draw
 from trainer.data.items import Item, triplets
 from trainer.data.loader import Batch
 from trainer.data.order import Place
-from trainer.inputs import Inputs
-from trainer.losses import Term, bbox_loss
 from trainer.models import BoxModel
+from trainer.runs.inputs import Inputs
+from trainer.scores.scores import Score, score
+from trainer.scores.truth import box_truth, union_box
+from trainer.settings.settings import Settings
 from trainer.stages.base import backbone
-from trainer.tables.boxes import BOX
-from trainer.tables.scores import Score, score
-from trainer.tables.truth import box_truth, union_box
+from trainer.stages.losses import Term, bbox_loss
 
 
 class BoxStage:

@@ -5,18 +5,18 @@ import pandas as pd
 import torch
 
 from cache_schema import LEVELS
+from cache_schema.columns import FRACTURES
 from cache_schema.errors import UsageError
-from trainer.damaged import tell
-from trainer.data.draws import Draw
+from trainer.data.augment import Draw
 from trainer.data.items import Item, middles
 from trainer.data.loader import Batch
 from trainer.data.order import Place
-from trainer.inputs import FROM_RUNS
-from trainer.losses import Term, slice_fracture_loss
 from trainer.models import SliceFractureModel
+from trainer.runs.damaged import tell
+from trainer.runs.inputs import FROM_RUNS
+from trainer.scores.scores import Score, score
 from trainer.stages.base import WindowStage, average, backbone, slice_rows
-from trainer.tables.pseudo import FRACTURES
-from trainer.tables.scores import Score, score
+from trainer.stages.losses import Term, slice_fracture_loss
 
 
 class SliceFractureStage(WindowStage):

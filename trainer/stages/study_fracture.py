@@ -5,17 +5,17 @@ import pandas as pd
 import torch
 
 from cache_schema import TARGETS
-from trainer.checkpoint import read_tensors
-from trainer.config import Settings
-from trainer.data.draws import Draw
+from trainer.data.augment import Draw
 from trainer.data.items import Item, whole_studies
 from trainer.data.loader import Batch
 from trainer.data.order import Place
-from trainer.inputs import Inputs
-from trainer.losses import Term, study_fracture_loss
 from trainer.models import Backbone, StudyFractureModel, backbone_weights
-from trainer.tables.scores import Score, score
-from trainer.weights import MODEL_FILE
+from trainer.runs.checkpoint import read_tensors
+from trainer.runs.files import MODEL_FILE
+from trainer.runs.inputs import Inputs
+from trainer.scores.scores import Score, score
+from trainer.settings.settings import Settings
+from trainer.stages.losses import Term, study_fracture_loss
 
 
 class StudyFractureStage:

@@ -5,14 +5,14 @@ import pandas as pd
 import torch
 
 from cache_schema import LEVELS
-from trainer.data.draws import Draw
+from trainer.data.augment import Draw
 from trainer.data.loader import Batch
 from trainer.data.order import Place
-from trainer.losses import Term, vertebra_loss
 from trainer.models import VertebraModel
+from trainer.scores.scores import Score, score
+from trainer.scores.truth import ratio_truth
 from trainer.stages.base import WindowStage, average, backbone, slice_rows
-from trainer.tables.scores import Score, score
-from trainer.tables.truth import ratio_truth
+from trainer.stages.losses import Term, vertebra_loss
 
 
 class VertebraStage(WindowStage):

@@ -1,7 +1,7 @@
 """`python -m trainer.tables RUNS cache=CACHE [export=rsna22]`: every table that the finished runs allow, and the scores."""
 
 if __name__ == "__main__":
-    from trainer.ending import answer_at_once
+    from trainer.process.ending import answer_at_once
 
     answer_at_once("interrupted")
 
@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 from cache_schema.errors import UsageError
-from trainer.command import one_of, serve, take
-from trainer.places import check_folder
+from trainer.process.command import one_of, serve, take
+from trainer.settings.paths import check_folder
 
 HELP = """usage: python -m trainer.tables RUNS cache=CACHE [export=rsna22] [tables.key=value ...]
 

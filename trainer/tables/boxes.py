@@ -5,19 +5,15 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from cache_schema.columns import STUDY_BOX
+from cache_schema.columns import BOX, FULL_FRAME, STUDY_BOX
 from cache_schema.errors import CacheError
-from cache_schema.layout import BOX_BOUNDS
-from trainer.tables.runs import pooled
+from trainer.tables.pooling import pooled
 
 PRESENCE = 0.5
 """rows at or below this probability do not shape the box"""
 ROLLING_ROWS, ROLLING_MINIMUM = 5, 3
 Z_PRESENCE = 0.1
 """the z-range spans the rows whose rolling mean exceeds this"""
-BOX = list(BOX_BOUNDS)
-FULL_FRAME = "full_frame"
-"""source of a row whose study has no box: the whole frame, and all slices"""
 COLUMNS = ["id", *STUDY_BOX, "source", "runs"]
 OUTLIER_DEVIATIONS = 4.0
 OUTLIER_SPREAD = 0.05

@@ -10,12 +10,11 @@ import numpy as np
 import pandas as pd
 
 from cache_schema import LEVELS, TARGETS, Cache
+from cache_schema.columns import BOX, DECIMALS, FRACTURES, FULL_FRAME
 from cache_schema.documents import write_whole
 from cache_schema.errors import UsageError
 from cache_schema.tables import read_table
 from trainer.data.items import triplets
-from trainer.tables.boxes import BOX, FULL_FRAME
-from trainer.tables.pseudo import DECIMALS, FRACTURES
 
 FORMATS = ("rsna22",)
 FRAME = 512

@@ -10,14 +10,14 @@ import pandas as pd
 from cache_schema import Cache
 from cache_schema.errors import CspineError
 from cache_schema.tables import read_table, table_meta
-from trainer import exposure
-from trainer.config import Settings
-from trainer.identity import CONFIG_FILE, PREDICTIONS, VERSIONS, prediction_settings, run_key, run_name
-from trainer.inputs import Inputs
-from trainer.tables import lineage
-from trainer.tables.predictions import held_out_runs, require_predictions, stage_of
-from trainer.tables.recorded import Recorded, recorded_of
-from trainer.weights import MODEL_FILE, require_whole
+from trainer.leakage import exposure, lineage
+from trainer.runs.files import CONFIG_FILE, EXPOSURE_FILE, MODEL_FILE, PREDICTIONS
+from trainer.runs.identity import VERSIONS, prediction_settings, run_key, run_name
+from trainer.runs.inputs import Inputs
+from trainer.runs.predictions import held_out_runs, require_predictions, stage_of
+from trainer.runs.recorded import Recorded, recorded_of
+from trainer.runs.weights import require_whole
+from trainer.settings.settings import Settings
 
 WORDS = {
     "pixel_hash": "other pixels",
@@ -167,7 +167,7 @@ class FinishedRuns:
 def seen_by(run_dir: Path) -> pd.DataFrame:
     """The exposure of a run under RUNS; `unknown` of predictions that lie there by themselves. Raises CacheError where it is
     gone or damaged."""
-    if not any((run_dir / name).exists() for name in (CONFIG_FILE, MODEL_FILE, lineage.RUN_FILE)):
+    if not any((run_dir / name).exists() for name in (CONFIG_FILE, MODEL_FILE, EXPOSURE_FILE)):
         return lineage.unknown(run_name(run_dir), PREDICTIONS)
     return exposure.of_finished(run_dir)
 

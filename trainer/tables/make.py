@@ -12,13 +12,15 @@ from cache_schema import TARGETS, Cache
 from cache_schema.documents import write_whole
 from cache_schema.errors import CacheError, CspineError, UsageError
 from cache_schema.tables import content_digest, own_meta, read_table, table_meta, write_table
-from trainer.config import STAGES
-from trainer.damaged import tell
-from trainer.identity import PREDICTIONS, run_name
-from trainer.inputs import digest_rows
-from trainer.tables import boxes, lineage, pseudo, ratios, scoring, studies
+from trainer.leakage import lineage
+from trainer.runs.damaged import tell
+from trainer.runs.files import PREDICTIONS
+from trainer.runs.identity import run_name
+from trainer.runs.inputs import digest_rows
+from trainer.scores.scores import read_scores, render, render_levels, write_scores
+from trainer.settings.settings import STAGES
+from trainer.tables import boxes, pseudo, ratios, scoring, studies
 from trainer.tables.finished import FinishedRuns, Pool, seen_by
-from trainer.tables.scores import read_scores, render, render_levels, write_scores
 from trainer.tables.settings import TableSettings
 
 VERSION = "2"

@@ -4,10 +4,7 @@ import numpy as np
 import pandas as pd
 
 from cache_schema import LEVELS
-
-DECIMALS = 3
-"""the losses take `not exactly 0` as positive, so rounding decides which slices are (reference 3.5)"""
-FRACTURES = tuple(f"{level}_frac" for level in LEVELS)
+from cache_schema.columns import DECIMALS, FRACTURES
 
 
 def pseudo_labels(ratios: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:

@@ -3,7 +3,7 @@
 import pandas as pd
 
 from cache_schema import LEVELS
-from trainer.tables.runs import pooled
+from trainer.tables.pooling import pooled
 
 
 def vertebra_ratios(predictions: list[pd.DataFrame]) -> pd.DataFrame:

@@ -8,11 +8,14 @@ import pandas as pd
 from cache_schema import TARGETS, Cache
 from cache_schema.errors import CacheError, CspineError
 from cache_schema.tables import read_table
-from trainer.identity import PREDICTIONS, run_name
-from trainer.tables import lineage, ratios, runs, studies
+from trainer.leakage import lineage
+from trainer.runs.files import PREDICTIONS
+from trainer.runs.identity import run_name
+from trainer.scores.scores import HELD_OUT, MAKE_AGAIN, Score, score_folds
+from trainer.scores.truth import box_truth, ratio_truth
+from trainer.tables import pooling as runs
+from trainer.tables import ratios, studies
 from trainer.tables.finished import seen_by
-from trainer.tables.scores import HELD_OUT, MAKE_AGAIN, Score, score_folds
-from trainer.tables.truth import box_truth, ratio_truth
 
 HELD_OUT_UNSEGMENTED = "held_out_unsegmented"
 EXPOSED_FILE = "segmentation_exposure.csv"

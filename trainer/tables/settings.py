@@ -6,9 +6,9 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field, ValidationError
 
 from cache_schema.errors import UsageError
-from trainer.config import Section
+from trainer.settings.keyvalue import nearest
+from trainer.settings.settings import Section
 from trainer.tables.boxes import PRESENCE, ROLLING_ROWS, Z_PRESENCE
-from trainer.words import nearest
 
 
 class TableSettings(Section):

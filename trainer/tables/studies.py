@@ -3,8 +3,8 @@
 import pandas as pd
 
 from cache_schema import LEVELS, TARGETS
-from trainer.tables.pseudo import FRACTURES
-from trainer.tables.runs import mean_over_runs
+from cache_schema.columns import FRACTURES
+from trainer.tables.pooling import mean_over_runs
 
 
 def study_predictions(predictions: list[pd.DataFrame], labels: pd.DataFrame) -> pd.DataFrame:

@@ -1,0 +1,1 @@
+"""How a command of this package begins, speaks and ends."""

@@ -1,0 +1,136 @@
+"""What the commands of this package share: help, one clear line for what the user can mend, and the exit status."""
+
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from cache_schema.errors import CspineError, UsageError
+from cache_schema.output import OUTPUT, drop_output, lost_output, open_output
+from cache_schema.places import check_place
+from trainer.process.ending import answered
+from trainer.process.faults import in_one_line, quiet_threads
+from trainer.settings.keyvalue import assignments, at_home, nearest
+
+INTERRUPTED, READER_GONE = 130, 1
+ADDRESSES = ("scheduler",)
+"""keys whose values are addresses, not paths"""
+SECONDS_BEHIND = 10
+"""that another process than the main one waits with a mistake: a launcher ends all of them with the first"""
+ASSIGNMENT = re.compile(r"-*[A-Za-z_][A-Za-z0-9_.]*=")
+
+
+def say(line: str, file: object = None) -> None:
+    """Once, from the main process of however many there are."""
+    if is_main():
+        print(line, file=file, flush=True)
+
+
+def is_main() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def serve(words: list[str], help: str, act: Callable[[list[str]], object], interrupted: str) -> int:
+    """Runs a command. Returns its exit status: what `act` returns where that is a number, else 0; what a CspineError
+    deserves; 2 with one line for what the machine refuses; 1 without a word where the reader of its output has gone; 130 or
+    143 with the line `interrupted`."""
+    open_output()
+    told: list[int] = []
+    try:
+        with answered(lambda: _tell(interrupted, everyone=False)) as told, quiet_threads():
+            status = _served(words, help, act)
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) or (told and isinstance(error, Exception)):
+            _tell(interrupted, everyone=False)
+            status = 128 + told[0] if told else INTERRUPTED
+        else:
+            status = _failed(error, _scans(words))
+    if (lost := lost_output()) is None:
+        return status
+    lost.filename = OUTPUT
+    return _failed(lost, None)
+
+
+def _served(words: list[str], help: str, act: Callable[[list[str]], object]) -> int:
+    if not words or {"-h", "--help", "help"} & set(words):
+        say(help)
+        return 0 if words else 2
+    _check_places(words)
+    found = act(words)
+    return found if isinstance(found, int) else 0
+
+
+def _failed(error: BaseException, scans: Path | None) -> int:
+    """The exit status, once the line is said. Raises the error where it is a mistake in the program."""
+    if isinstance(error, OSError) and error.filename == OUTPUT:
+        drop_output()
+        if isinstance(error, BrokenPipeError):
+            return READER_GONE
+    line = in_one_line(error, scans)
+    if line is None:
+        raise error
+    return _fail(line)
+
+
+def _fail(line: CspineError) -> int:
+    for_all = isinstance(line, UsageError)  # else what one process alone may have met
+    _tell(f"error: {line}", everyone=not for_all)
+    if for_all and not is_main():
+        time.sleep(SECONDS_BEHIND)
+    return line.exit_status
+
+
+def _tell(line: str, *, everyone: bool = True) -> None:
+    """On standard error; a full disk may hold that, too."""
+    with suppress(OSError):
+        if everyone or is_main():
+            print(line, file=sys.stderr, flush=True)
+
+
+def _scans(words: Iterable[str]) -> Path | None:
+    """The folder of DICOM files that a command was given."""
+    given = [word.partition("=")[2] for word in words if word.lstrip("-").startswith("source=")]
+    return Path(at_home(given[0])) if given else None
+
+
+def _check_places(words: Iterable[str]) -> None:
+    """No word may be an address but the value of a key that asks for one; a key without a rule here has this one."""
+    for word in words:
+        key, _, value = word.partition("=")
+        if key not in ADDRESSES:
+            for part in (word, *value.split(",")):
+                check_place(part)
+
+
+def take(words: Iterable[str], place: str, known: Iterable[str], needed: Iterable[str]) -> tuple[str, dict[str, str]]:
+    """`PLACE key=value ...` -> (the place, key -> value). Raises UsageError for anything else.
+
+    place: what the first is called. known: keys, and sections as `name.`; with `.` any key of any section.
+    """
+    words, known = list(words), list(known)
+    places = [word for word in words if not ASSIGNMENT.match(word)]
+    if len(places) != 1:
+        raise UsageError(f"{len(places)} places given", expected=f"one {place}", do="see --help")
+    given = assignments(word for word in words if ASSIGNMENT.match(word))
+    for key in given:
+        section = key.partition(".")[0] + "." if "." in key else None
+        if key not in known and section not in known and not (section and "." in known):
+            names = [name for name in known if not name.endswith(".")]
+            raise UsageError(f"no setting {key}", do=nearest(key, names))
+    for key in needed:
+        if key not in given:
+            raise UsageError(f"no {key} given", expected=f"{key}={key.upper()}", do="see --help")
+    return at_home(places[0]), given
+
+
+def one_of(given: dict[str, str], key: str, choices: tuple[str, ...]) -> str:
+    """given[key], by default the first choice. Raises UsageError where it is none of them."""
+    value = given.get(key, choices[0])
+    if value not in choices:
+        near = nearest(value, choices)
+        do = near if near.startswith("did") else None
+        raise UsageError(f"{key}={value} does not fit", expected=" or ".join(choices), do=do)
+    return value

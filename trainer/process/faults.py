@@ -1,0 +1,71 @@
+"""What the machine refuses, in one line, from whichever process meets it: of a full disk no traceback is of use."""
+
+import errno
+import os
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cache_schema.errors import CspineError, reason_of
+from trainer.settings.paths import is_inside
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+TORCH_WRITING = re.compile(
+    r"PytorchStreamWriter failed writing|inline_container\.cc|iostream error|unable to write to file"
+)
+"""torch's own words, as a RuntimeError, where a file of its cannot be written"""
+
+
+def in_one_line(error: BaseException, source: Path | None = None) -> CspineError | None:
+    """An error that a user may meet, as the line to show. None where it is a mistake in the program.
+
+    source: a folder below which nothing is named: names of scans may be names of patients.
+    """
+    if isinstance(error, CspineError):
+        return error
+    if isinstance(error, OSError):
+        return _refused(error, source)
+    if isinstance(error, MemoryError):
+        return CspineError("there is not enough memory", do="end other programs, or use a machine with more")
+    if isinstance(error, UnicodeError):
+        return CspineError(
+            f"a name or a text is not UTF-8 ({type(error).__name__})", do="name folders and files in UTF-8"
+        )
+    if isinstance(error, RuntimeError) and TORCH_WRITING.search(str(error)):
+        return CspineError("a file could not be written: the disk may be full", do="make room, then run the same again")
+    return None
+
+
+def _refused(error: OSError, source: Path | None) -> CspineError:
+    do = "make room, then run the same again" if error.errno in FULL else None
+    file = error.filename
+    if isinstance(file, str | bytes | os.PathLike):
+        where = Path(os.fsdecode(file))
+        if source is not None and where != source and is_inside(where, source):
+            return CspineError(f"{reason_of(error)}, of something below it", where=source, do=do)
+        return CspineError(reason_of(error), where=where, do=do)
+    return CspineError(f"a file or a connection failed ({_words(error)})", do=do)
+
+
+def _words(error: OSError) -> str:
+    """Of one that names no file; what others raise in the system's name may have no number, only words."""
+    text = " ".join(str(error).split())
+    return reason_of(error) if error.errno is not None or not text else text[:200]
+
+
+@contextmanager
+def quiet_threads() -> Iterator[None]:
+    """A thread that keeps its error for whoever asks, as TensorBoard's writer does, prints no traceback of its own."""
+    before = threading.excepthook
+
+    def hook(given: threading.ExceptHookArgs) -> None:
+        if getattr(given.thread, "exception", None) is not given.exc_value:
+            before(given)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before

@@ -1,0 +1,1 @@
+"""Truth, baselines, score terms, and scores with bounds."""

@@ -1,0 +1,96 @@
+"""How the CNN runs on a GPU: memory layout and compilation, whichever is fastest here. No weight depends on it but by rounding."""
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from statistics import median
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from trainer.models import Backbone
+from trainer.settings.settings import Settings
+
+SECONDS = 60
+"""after which no further layout is tried; one compilation may run over"""
+WARM_UPS, PASSES = 2, 5
+
+
+class Layout(NamedTuple):
+    channels_last: bool = False
+    compiled: bool = False
+
+    def __str__(self) -> str:
+        parts = ["channels last" if self.channels_last else "channels first", "compiled" if self.compiled else "eager"]
+        return ", ".join(parts)
+
+
+LAYOUTS = (Layout(channels_last=True), Layout(channels_last=True, compiled=True), Layout())
+"""in the order in which they are tried, and preferred when equally fast; the compiler chooses layouts of its own. Channels
+first comes last: cuDNN took most of the minute to find algorithms for depthwise convolutions there"""
+
+
+def fastest(
+    layouts: Sequence[Layout],
+    measure: Callable[[Layout], float],
+    tell: Callable[[str], None] = print,
+    seconds: float = SECONDS,
+) -> Layout:
+    """The layout with the least time of those tried within `seconds`; one that fails is left out, the first may not.
+
+    measure: seconds that one pass takes.
+    """
+    ends = time.monotonic() + seconds
+    found = {layouts[0]: measure(layouts[0])}
+    for layout in layouts[1:]:
+        if time.monotonic() > ends:
+            tell(f"autotune: {layout} not tried, {seconds:.0f} s are over")
+            continue
+        try:
+            found[layout] = measure(layout)
+        except Exception as error:  # a compiler may fail in any way, and there is always the layout that works
+            tell(f"autotune: {layout} does not work here ({type(error).__name__})")
+    best = min(found, key=found.__getitem__)
+    tell("autotune: " + "; ".join(f"{layout} {found[layout] * 1e3:.1f} ms" for layout in found) + f": {best}")
+    return best
+
+
+def seconds_per_pass(
+    backbone: Backbone, images: Tensor, layout: Layout, autocast: Callable[[], AbstractContextManager]
+) -> float:
+    """Of a copy of this CNN over these pictures, forward, and backward where it is trained; the median of a few."""
+    trial = copy.deepcopy(backbone)
+    trial.lay_out(layout.channels_last, layout.compiled)
+    trained = any(parameter.requires_grad for parameter in trial.parameters())
+    took = []
+    for _ in range(WARM_UPS + PASSES):
+        wait(images.device)
+        began = time.perf_counter()
+        with torch.set_grad_enabled(trained):
+            with autocast():
+                features = trial(images)
+            if trained:
+                features.sum().backward()
+        wait(images.device)
+        took.append(time.perf_counter() - began)
+        trial.zero_grad(set_to_none=True)
+    return median(took[WARM_UPS:])
+
+
+def pictures_at_once(settings: Settings, micro_batch: int) -> int:
+    """How many pictures one pass of the CNN takes in training (reference 6)."""
+    triplets = settings.data.frames // 3
+    return {
+        "bbox": micro_batch,
+        "vertebrae": triplets,
+        "slice_fracture": micro_batch * triplets,
+        "study_fracture": settings.model.chunk,
+    }[settings.stage]
+
+
+def wait(device: torch.device) -> None:
+    """For the device to have done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,154 @@
+"""Features of K augmented draws of every study, kept on disk for stage 4: `data.bank=K`.
+
+Its CNN is frozen, so what it makes of a picture never changes; epoch e is shown draw e mod K. A bank pays for several
+heads, or longer training, on one backbone. Kept under OUT/bank, float32, each file named by the digest of all it depends
+on; whatever is not there is made before the first step.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cache_schema.documents import write_whole
+from cache_schema.errors import CacheError
+from trainer.data.augment import Draw, Drawing
+from trainer.data.items import Item
+from trainer.data.loader import Batch, Loader, to_device
+from trainer.data.order import Evaluation, Place, Training
+from trainer.models import StudyFractureModel
+from trainer.runs.damaged import tell
+from trainer.runs.files import MODEL_FILE
+from trainer.runs.weights import weights_digest
+from trainer.session import Session
+
+BANK = "bank"
+VERSION = 3
+"""raised when the same inputs give other features"""
+DIGEST_BYTES = hashlib.sha256().digest_size
+
+
+class Bank:
+    """The features of one run's training items. Files may be shared by runs of the same `out`."""
+
+    def __init__(self, session: Session, items: Sequence[Item]):
+        settings = session.settings
+        self.session, self.items = session, items
+        self.draws, self.folder = settings.data.bank, settings.out / BANK
+        picture = settings.data.model_dump(include={"size", "crop", "interpolation", "intensity", "thin"})
+        same_for_all = {
+            "version": VERSION,
+            "backbone": weights_digest(settings.backbone / MODEL_FILE),
+            "pixel_hash": session.inputs.cache.pixel_hash,
+            "picture": picture,
+            "augment": settings.augment.model_dump(),
+            "seed": settings.seed,
+            "precision": session.accelerator.mixed_precision,
+        }
+        self._common = json.dumps(same_for_all, sort_keys=True)
+        ids = sorted({item.id for item in items})
+        self._boxes = session.inputs.crop_boxes(ids) or {}
+
+    def path(self, draw: int, item: Item) -> Path:
+        """Where the features of one item under one draw are, or will be."""
+        content = self.session.inputs.index.at[item.id, "content_digest"]
+        own = [self._common, content, self._boxes.get(item.id), item, draw]
+        key = hashlib.sha256(json.dumps(own, default=int).encode()).hexdigest()
+        return self.folder / key[:2] / f"{key}.npy"
+
+    def read(self, place: Place) -> torch.Tensor:
+        """(triplets, width) float32 of the item under the draw that its epoch is shown; made again where they are damaged."""
+        draw = place.epoch % self.draws
+        path = self.path(draw, place.item)
+        if (features := read_features(path)) is None:
+            tell(f"{path}: is gone or does not match its digest; it is made again")
+            self._make(self.model, draw, [place.item])
+            features = read_features(path)
+        if features is None:
+            raise CacheError("is damaged again as soon as it is written", where=path, do="look at the disk")
+        return torch.from_numpy(features)
+
+    def fill(self, model: StudyFractureModel) -> None:
+        """Makes what is missing; processes share the work. All processes call it."""
+        self.model = model
+        session, train = self.session, self.session.settings.train
+        accelerator = session.accelerator
+        for draw in range(min(self.draws, train.epochs)):
+            accelerator.wait_for_everyone()  # or one would list what another is about to write
+            missing = [item for item in self.items if not self.path(draw, item).is_file()]
+            accelerator.wait_for_everyone()
+            own = missing[accelerator.process_index :: accelerator.num_processes]
+            if missing:
+                session.say(f"bank: features of draw {draw + 1} of {self.draws} for {len(missing)} studies")
+            if own:
+                self._make(model, draw, own)
+        accelerator.wait_for_everyone()
+
+    def _make(self, model: StudyFractureModel, draw: int, items: Sequence[Item]) -> None:
+        session, batch = self.session, self.session.settings.train.eval_batch
+        schedule = Evaluation(items, batch)
+        ids = sorted({item.id for item in items})
+        drawing = OneDraw(**vars(session.drawing()), draw=draw)
+        for found in session.loader(schedule, batch, drawing, ids, limit=schedule.steps * batch):
+            with torch.no_grad(), session.accelerator.autocast():
+                features = model.encode(found.images).cpu().split(found.triplets)
+            for place, each in zip(found.places, features, strict=True):
+                if place.counts:
+                    write_features(self.path(draw, place.item), each.numpy())
+
+
+class BankLoader(Loader):
+    """Batches whose pictures are features already, in a training's order."""
+
+    def __init__(self, session: Session, bank: Bank, schedule: Training, batch: int):
+        loader = session.loader(
+            schedule, batch, session.drawing(), sorted({item.id for item in bank.items}), targets=True
+        )
+        super().__init__(loader.source, batch, loader.settings, loader.device, loader.targets)
+        self.bank = bank
+
+    def __iter__(self) -> Iterator[Batch]:
+        k = 0
+        while True:
+            places = [self.source.schedule[k + i] for i in range(self.batch)]
+            features = [self.bank.read(place) for place in places]
+            yield self._with_targets(
+                to_device(torch.cat(features), self.device), [len(each) for each in features], places
+            )
+            k += self.batch
+
+
+@dataclass(frozen=True)
+class OneDraw(Drawing):
+    """The same draw whatever the epoch."""
+
+    draw: int = 0
+
+    def __call__(self, epoch: int, item: Item) -> Draw:
+        return super().__call__(self.draw, item)
+
+
+def write_features(path: Path, features: np.ndarray) -> None:
+    """With a digest at the end. Whole or not at all: runs that share a bank may write the same file at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = BytesIO()
+    np.save(data, features, allow_pickle=False)
+    write_whole(path, data.getvalue() + hashlib.sha256(data.getvalue()).digest())
+
+
+def read_features(path: Path) -> np.ndarray | None:
+    """None where there are none, or what is there is not what was written."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    data, digest = data[:-DIGEST_BYTES], data[-DIGEST_BYTES:]
+    try:
+        return np.load(BytesIO(data), allow_pickle=False) if hashlib.sha256(data).digest() == digest else None
+    except ValueError:  # a pickle in the place of numbers
+        return None
