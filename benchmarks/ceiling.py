@@ -1,6 +1,6 @@
 """How many items a second the loader can give without a network, from disk, RAM and GPU memory: `python -m benchmarks.ceiling`.
 
-On the GPU where there is one, with reading processes; there the pictures are compared with the CPU's as well.
+On the GPU where there is one, with reading processes; there the images are compared with the CPU's as well.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from benchmarks.rounds import machine, print_and_keep, table
 from cache_schema import Cache
 from preprocess.build.build_cache import build_cache
 from preprocess.phantom.generate import write_phantom
-from trainer.data.augment import Drawing
+from trainer.data.augment import Augmentation
 from trainer.data.image import STD
 from trainer.data.items import triplets, windows
 from trainer.data.loader import Loader
@@ -38,10 +38,10 @@ def loader(cache: Path, kind: str, resident: str, device: torch.device, workers:
     stage, batch = KINDS[kind]
     studies = [(row.id, int(row.slices)) for row in Cache(cache).index.itertuples()]
     items = windows(studies, 96, 12) if kind == "windows" else triplets(studies, every=1)
-    drawing = Drawing(512, 1, load([f"stage={stage}", "cache=.", "out=."], must_exist=False).augment)
+    augmentation = Augmentation(512, 1, load([f"stage={stage}", "cache=.", "out=."], must_exist=False).augment)
     keep = {"disk": TRIPLET_CHUNKS_BYTES if kind == "triplets" else 0, "ram": RAM_BYTES, "gpu": 0}[resident]
     schedule = Training(items, 1, batch, by_block=kind == "triplets")
-    source = Source(cache, schedule, drawing, dict.fromkeys(Cache(cache).ids, BOX), keep_bytes=keep)
+    source = Source(cache, schedule, augmentation, dict.fromkeys(Cache(cache).ids, BOX), keep_bytes=keep)
     crops = Crops(Cache(cache), device) if resident == "gpu" else None
     return Loader(source, batch, DataSettings(workers=workers, resident=resident), device, crops=crops)
 
@@ -54,13 +54,13 @@ def pace(found: Loader, seconds: float) -> float:
     wait(found.device)
     count, began = 0, time.perf_counter()
     while time.perf_counter() - began < seconds:
-        count += len(next(batches).places)
+        count += len(next(batches).entries)
     wait(found.device)
     return count / (time.perf_counter() - began)
 
 
 def levels_apart(cache: Path, kind: str, device: torch.device) -> tuple[float, float]:
-    """(largest, share over one) difference in grey levels between the device's pictures and the CPU's."""
+    """(largest, share over one) difference in grey levels between the device's images and the CPU's."""
     cpu = next(iter(loader(cache, kind, "disk", torch.device("cpu"), 0))).images.float().numpy()
     there = next(iter(loader(cache, kind, "disk", device, 0))).images.float().cpu().numpy()
     apart = np.abs(cpu - there) * STD[:, None, None]
@@ -97,7 +97,7 @@ def report(given: argparse.Namespace, gpu: str | None) -> Iterator[str]:
         yield table("items a second without a network", ("items", "source", "a second"), rows)
         if gpu:
             apart = [(kind, *(f"{value:.4f}" for value in levels_apart(cache, kind, device))) for kind in KINDS]
-            yield table("GPU's pictures against the CPU's, grey levels", ("items", "largest", "share over 1.3"), apart)
+            yield table("GPU's images against the CPU's, grey levels", ("items", "largest", "share over 1.3"), apart)
 
 
 if __name__ == "__main__":

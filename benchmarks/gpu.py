@@ -22,7 +22,7 @@ from trainer.settings.settings import CONFIGS, STAGES, stage_file
 SECONDS = 300
 PYTEST = ["-m", "pytest", "tests/trainer/test_gpu.py", "-s"]
 MODULES = {
-    "images": [*PYTEST, "-x", "-k", "pictures"],
+    "images": [*PYTEST, "-x", "-k", "images"],
     "tests": PYTEST,
     "ceiling": ["-m", "benchmarks.ceiling", "--keep", "--seconds", "4"],
     "train": [

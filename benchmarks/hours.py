@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from benchmarks.matrix import PLAN, forward_flops, pictures, runs
+from benchmarks.matrix import PLAN, forward_flops, image_count, runs
 from cache_schema.documents import write_whole
 from trainer.plan.graph import read_plan
 from trainer.plan.schedule import DOUBLING, best_widths, lower_bound, makespan, simulate
@@ -35,7 +35,7 @@ def not_measured(rates: Rates) -> list[str]:
 def run_seconds(rates: Rates) -> dict[str, float]:
     """node name -> seconds of each training of the reference's plan on one such device."""
     return {
-        run_name(run.run_dir): pictures(run).flops(forward_flops(run.model.name, run.data.size))
+        run_name(run.run_dir): image_count(run).flops(forward_flops(run.model.name, run.data.size))
         / rates[f"{run.stage} {run.variant}"]
         for run in runs()
     }
@@ -47,7 +47,7 @@ def estimate(rates: Rates) -> str:
     for name, seconds in run_seconds(rates).items():
         kind = name.partition("/")[0]
         hours[kind] = hours.get(kind, 0.0) + seconds / 3600
-    operations = sum(pictures(run).flops(forward_flops(run.model.name, run.data.size)) for run in runs())
+    operations = sum(image_count(run).flops(forward_flops(run.model.name, run.data.size)) for run in runs())
     each = ", ".join(f"{kind} {value:.3g}" for kind, value in hours.items())
     return f"{PLAN.name}: {operations / 1e18:.1f} EFLOP, {sum(hours.values()):.4g} hours on one such device ({each})"
 

@@ -24,11 +24,11 @@ from cache_schema import Cache
 from cache_schema.study import Box, square_around
 from preprocess.build.build_cache import build_cache
 from preprocess.series.planning import plan_studies
-from trainer.data.augment import Drawing
-from trainer.data.image import picture
+from trainer.data.augment import Augmentation
+from trainer.data.image import make_image
 from trainer.data.items import Item, triplets, windows
 from trainer.data.loader import Loader
-from trainer.data.order import Place, Training, generator
+from trainer.data.order import ScheduledItem, Training, generator
 from trainer.data.source import TRIPLET_CHUNKS_BYTES, Source, assemble, stretch
 from trainer.settings.settings import AugmentSettings, DataSettings, load
 
@@ -44,8 +44,8 @@ class Cycle:
     def __init__(self, items: Sequence[Item]):
         self.items = items
 
-    def __getitem__(self, k: int) -> Place:
-        return Place(0, self.items[k % len(self.items)])
+    def __getitem__(self, k: int) -> ScheduledItem:
+        return ScheduledItem(0, self.items[k % len(self.items)])
 
 
 @dataclass
@@ -56,16 +56,16 @@ class Ways:
     """DICOM files by study, head to feet"""
     png: Path
     source: Source
-    places: Callable[[], list[Place]]
+    entries: Callable[[], list[ScheduledItem]]
     """the items of the round"""
     batch: int
     warp_of: Callable[[Item], str]
     box: Box | None
 
     def __post_init__(self):
-        self.albumentations = Albumentations(self.source.drawing.augment)
+        self.albumentations = Albumentations(self.source.augmentation.augment)
         self.cache = Cache(self.source.cache)
-        settings = DataSettings(size=self.source.drawing.size)
+        settings = DataSettings(size=self.source.augmentation.size)
         self._loader = iter(Loader(self.source, self.batch, settings, torch.device("cpu")))
 
     def ways(self) -> dict[str, Callable[[], Cost]]:
@@ -87,48 +87,48 @@ class Ways:
             if process_time() - spent < 0.002:
                 return
 
-    def _each(self, way: Callable[[Place], object]) -> Callable[[], Cost]:
-        places = self.places
-        return lambda: cost_of(lambda: [way(place) for place in places()], self.batch)
+    def _each(self, way: Callable[[ScheduledItem], object]) -> Callable[[], Cost]:
+        entries = self.entries
+        return lambda: cost_of(lambda: [way(entry) for entry in entries()], self.batch)
 
     def _slices(self, item: Item) -> range:
         return range(item.start, item.start + item.frames)
 
-    def _reference(self, place: Place) -> np.ndarray:
-        item = place.item
+    def _reference(self, entry: ScheduledItem) -> np.ndarray:
+        item = entry.item
         slices = decoded([self.files[item.id][z] for z in self._slices(item)], self.box)
         return self.albumentations.reference(slices, self.warp_of(item), item.key)
 
-    def _albumentations(self, place: Place) -> np.ndarray:
-        item = place.item
+    def _albumentations(self, entry: ScheduledItem) -> np.ndarray:
+        item = entry.item
         slices = self.cache.read(item.id, item.start, item.start + item.frames)
         return self.albumentations(cropped(slices, self.box), self.warp_of(item))
 
-    def _png(self, place: Place) -> np.ndarray:
-        item = place.item
+    def _png(self, entry: ScheduledItem) -> np.ndarray:
+        item = entry.item
         slices = from_png(self.png / item.id, item.start, item.start + item.frames)
         return self.albumentations(cropped(slices, self.box), self.warp_of(item))
 
-    def _plain(self, place: Place) -> np.ndarray:
-        return with_opencv(self.source.sample(place))
+    def _plain(self, entry: ScheduledItem) -> np.ndarray:
+        return with_opencv(self.source.sample(entry))
 
     def split(self) -> dict[str, float]:
         """CPU milliseconds an item of the steps of this path, done one after another."""
-        spent = dict.fromkeys(("read", "stretch", "draw", "picture"), 0.0)
-        places = self.places()
-        for place in places:
-            item, clock = place.item, _Clock(spent)
-            draw = self.source.drawing(0, item)
-            clock("draw")
+        spent = dict.fromkeys(("read", "stretch", "params", "image"), 0.0)
+        entries = self.entries()
+        for entry in entries:
+            item, clock = entry.item, _Clock(spent)
+            params = self.source.augmentation(0, item)
+            clock("params")
             study = self.cache.study(item.id)
             box = self.box and square_around(self.box, study.record.rows, study.record.columns)
             pixels = self.source.reader.read(item.id, item.start, item.start + item.frames, box)
             clock("read")
-            pixels = stretch(pixels, pixels.min(axis=(1, 2)), pixels.max(axis=(1, 2)), draw.gain)
+            pixels = stretch(pixels, pixels.min(axis=(1, 2)), pixels.max(axis=(1, 2)), params.gain)
             clock("stretch")
-            picture(assemble(pixels, draw), self.source.drawing.size)
-            clock("picture")
-        return {name: ms / len(places) for name, ms in spent.items()}
+            make_image(assemble(pixels, params), self.source.augmentation.size)
+            clock("image")
+        return {name: ms / len(entries) for name, ms in spent.items()}
 
 
 class _Clock:
@@ -145,7 +145,7 @@ def write_inputs(folder: Path, studies: int, slices: int) -> tuple[Path, dict[st
     """(cache, DICOM files by study) of JPEG Lossless phantoms; their pixels as PNG files in `png` too."""
     source = write_sources(folder, studies, slices)["sv1"]
     build_cache(source, folder / "cache", folds=2, tell=lambda line: None)
-    files = {plan.id: [Path(place.path) for place in plan.slices] for plan in plan_studies(source)[0]}
+    files = {plan.id: [Path(entry.path) for entry in plan.slices] for plan in plan_studies(source)[0]}
     cache = Cache(folder / "cache")
     for id in cache.ids:
         (folder / "png" / id).mkdir(parents=True)
@@ -154,30 +154,32 @@ def write_inputs(folder: Path, studies: int, slices: int) -> tuple[Path, dict[st
     return cache.path, files
 
 
-def warp_of(drawing: Drawing, item: Item) -> str:
-    """Which of its last geometric augmentations an item is drawn with in the first epoch."""
-    happens, which = generator(drawing.seed, 0, item.key, 3).random(11)[9:]
-    return "none" if happens >= drawing.augment.warp else "grid" if which < 0.5 else "affine"
+def warp_of(augmentation: Augmentation, item: Item) -> str:
+    """Which of its last geometric augmentations an item gets in the first epoch."""
+    happens, which = generator(augmentation.seed, 0, item.key, 3).random(11)[9:]
+    return "none" if happens >= augmentation.augment.warp else "grid" if which < 0.5 else "affine"
 
 
 def window_ways(cache: Path, files: dict[str, list[Path]], png: Path) -> Ways:
-    drawing = Drawing(512, 1, _augment("vertebrae"))
+    augmentation = Augmentation(512, 1, _augment("vertebrae"))
     lengths = [(row.id, int(row.slices)) for row in Cache(cache).index.itertuples() if row.slices >= 96]
     wanted, chosen = ["none", "none", "grid", "affine"], []
     for item in windows(lengths, 96, 4):
-        if (kind := warp_of(drawing, item)) in wanted:
+        if (kind := warp_of(augmentation, item)) in wanted:
             wanted.remove(kind)
             chosen.append(item)
     cycle = Cycle(chosen)
-    source = Source(cache, cycle, drawing, dict.fromkeys(Cache(cache).ids, BOX))
-    return Ways(files, png, source, lambda: [cycle[k] for k in range(4)], 4, lambda item: warp_of(drawing, item), BOX)
+    source = Source(cache, cycle, augmentation, dict.fromkeys(Cache(cache).ids, BOX))
+    return Ways(
+        files, png, source, lambda: [cycle[k] for k in range(4)], 4, lambda item: warp_of(augmentation, item), BOX
+    )
 
 
 def triplet_ways(cache: Path, files: dict[str, list[Path]], png: Path) -> Ways:
-    drawing = Drawing(512, 1, _augment("bbox"))
+    augmentation = Augmentation(512, 1, _augment("bbox"))
     lengths = [(row.id, int(row.slices)) for row in Cache(cache).index.itertuples()]
     schedule = Training(triplets(lengths, every=1), 1, TRIPLETS_A_ROUND, by_block=True)
-    source = Source(cache, schedule, drawing, keep_bytes=TRIPLET_CHUNKS_BYTES)
+    source = Source(cache, schedule, augmentation, keep_bytes=TRIPLET_CHUNKS_BYTES)
     some = [schedule[k] for k in range(TRIPLETS_A_ROUND)]
     return Ways(files, png, source, lambda: some, TRIPLETS_A_ROUND, lambda item: "none", None)
 
@@ -191,12 +193,12 @@ def _augment(stage: str) -> AugmentSettings:
 def reading_a_triplet(ways: Ways) -> float:
     """CPU milliseconds of reading, without stretching, amortised over an epoch in one process that begins with nothing."""
     schedule, source = ways.source.schedule, ways.source
-    reader = Source(source.cache, schedule, source.drawing, keep_bytes=TRIPLET_CHUNKS_BYTES).reader
+    reader = Source(source.cache, schedule, source.augmentation, keep_bytes=TRIPLET_CHUNKS_BYTES).reader
     count = schedule.steps_per_epoch * schedule.batch
-    places = [schedule[k] for k in range(count)]
+    entries = [schedule[k] for k in range(count)]
     began = process_time()
-    for place in places:
-        reader.read(place.item.id, place.item.start, place.item.start + 3, None)
+    for entry in entries:
+        reader.read(entry.item.id, entry.item.start, entry.item.start + 3, None)
     return (process_time() - began) * 1e3 / count
 
 
@@ -238,7 +240,7 @@ def report(studies: int, slices: int, rounds: int) -> Iterator[str]:
     one = Ratio("random triplet: CPU-ms of reading, amortised over an epoch", reading, at_most=1)
     yield table("ratios", ("what", "median", "range", "aim", "met"), [ratio.row() for ratio in [*ratios, one]])
     yield table("CPU-ms an item (a window has 96 slices, a triplet 3)", ("what", "CPU-ms"), rows)
-    yield table("this path's steps, CPU-ms an item", ("what", "read", "stretch", "draw", "picture", "rest"), splits)
+    yield table("this path's steps, CPU-ms an item", ("what", "read", "stretch", "params", "image", "rest"), splits)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What the reference's 83 trainings ask for, in pictures and floating-point operations; nothing of it is measured."""
+"""What the reference's 83 trainings ask for, in images and floating-point operations; nothing of it is measured."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,14 +19,14 @@ PLAN = CONFIGS / "plan" / "rsna22.yaml"
 
 
 @dataclass(frozen=True)
-class Pictures:
+class ImageCount:
     """That go through a CNN, of one run: forward and backward, and forward only."""
 
     trained: float
     shown: float
 
     def flops(self, forward: float) -> float:
-        """forward: floating-point operations of one picture; backward takes twice as many."""
+        """forward: floating-point operations of one image; backward takes twice as many."""
         return forward * (3 * self.trained + self.shown)
 
 
@@ -36,7 +36,7 @@ def runs() -> list[Settings]:
     return [load(node.words, must_exist=False) for node in plan.runs]
 
 
-def pictures(settings: Settings) -> Pictures:
+def image_count(settings: Settings) -> ImageCount:
     """Of one training with its evaluations and its prediction of the held-out fold."""
     data, train, stage = settings.data, settings.train, settings.stage
     every = STUDIES if stage in ("slice_fracture", "study_fracture") else SEGMENTED
@@ -57,15 +57,15 @@ def pictures(settings: Settings) -> Pictures:
     if settings.fold != "all":
         evaluations = (train.epochs - 1) // train.evaluate_every if train.evaluate_every else 0
         held_out = evaluated * (STUDIES / FOLDS + evaluations * every / FOLDS)
-    return Pictures(0, seen + held_out) if stage == "study_fracture" else Pictures(seen, held_out)
+    return ImageCount(0, seen + held_out) if stage == "study_fracture" else ImageCount(seen, held_out)
 
 
 @lru_cache
 def forward_flops(name: str, size: int) -> int:
-    """Of one picture through a timm model without its classifier; a multiplication and its addition are two."""
+    """Of one image through a timm model without its classifier; a multiplication and its addition are two."""
     with torch.device("meta"):
         net = timm.create_model(name, num_classes=0).eval()
-        picture = torch.zeros(1, 3, size, size)
+        image = torch.zeros(1, 3, size, size)
     with torch.no_grad(), FlopCounterMode(display=False) as counted:
-        net(picture)
+        net(image)
     return counted.get_total_flops()

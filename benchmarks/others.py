@@ -1,4 +1,4 @@
-"""Pictures as people make them without this project: from DICOM as the reference does, with albumentations from arrays or PNG files,
+"""Images as people make them without this project: from DICOM as the reference does, with albumentations from arrays or PNG files,
 and with a few lines of OpenCV and NumPy.
 """
 
@@ -52,7 +52,7 @@ def cropped(slices: np.ndarray, box: Box | None) -> np.ndarray:
 
 
 class Albumentations:
-    """The augmentations of the settings with albumentations, one draw for all pictures of an item; `warp` names the last geometric one."""
+    """The settings' augmentations with albumentations, the same for all images of an item; `warp` names the last geometric one."""
 
     def __init__(self, settings: AugmentSettings):
         s = settings
@@ -87,7 +87,7 @@ class Albumentations:
         return self.normalised(images)
 
     def reference(self, slices: np.ndarray, warp: str, seed: int) -> np.ndarray:
-        """The same in the reference's order, with its elastic field where it has the random affine, made anew for every picture."""
+        """The same in the reference's order, with its elastic field where it has the random affine, made anew for every image."""
         images = np.ascontiguousarray(slices.reshape(-1, 3, SIZE, SIZE).transpose(0, 2, 3, 1))
         images = self._compose[warp](images=images)["images"]
         if warp == "affine":

@@ -1,7 +1,7 @@
 """Whether a stopped epoch goes on where it was: `python -m benchmarks.resume_proof`.
 
 Two epochs are read in one go, then again with stops: twice inside the first, then in the second; every part by a process of its
-own. What differs is counted item by item, over which item it is and the bytes of its picture. Beside it stands the same for
+own. What differs is counted item by item, over which item it is and the bytes of its image. Beside it stands the same for
 Accelerate's own way: a prepared DataLoader with augmentation by torch's generators, `save_state`, and in a new process
 `load_state` and `skip_first_batches`.
 """
@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from cache_schema import Cache
 from preprocess.build.build_cache import build_cache
 from preprocess.phantom.generate import write_phantom
-from trainer.data.augment import Drawing
+from trainer.data.augment import Augmentation
 from trainer.data.items import Item, triplets, windows
 from trainer.data.loader import Loader
 from trainer.data.order import Training
@@ -32,7 +32,7 @@ BATCH, EPOCHS, SIZE = 4, 2, 64
 Part = tuple[int, int]
 """first step and the one after the last, counted over all epochs"""
 Shown = list[tuple[str, str]]
-"""each item shown, and a digest of its picture"""
+"""each item shown, and a digest of its image"""
 Reader = Callable[[Path, Path, Part], Shown]
 """(cache, folder for checkpoints, part) -> what was shown"""
 
@@ -57,12 +57,12 @@ def read_windows(cache: Path, folder: Path, part: Part) -> Shown:
 def _read(cache: Path, kind: str, part: Part) -> Shown:
     first, last = part
     schedule = Training(items_of(cache, kind), 1, BATCH, step=first, by_block=kind == "triplets")
-    drawing = Drawing(SIZE, 1, AugmentSettings(reverse=0.5), thin=0.6)
-    source = Source(cache, schedule, drawing, limit=(last - first) * BATCH)
+    augmentation = Augmentation(SIZE, 1, AugmentSettings(reverse=0.5), thin=0.6)
+    source = Source(cache, schedule, augmentation, limit=(last - first) * BATCH)
     shown = []
     for batch in Loader(source, BATCH, DataSettings(size=SIZE), torch.device("cpu")):
-        for place, image in zip(batch.places, torch.split(batch.images, batch.triplets), strict=True):
-            shown.append(_shown(place.item, image))
+        for entry, image in zip(batch.entries, torch.split(batch.images, batch.triplets), strict=True):
+            shown.append(_shown(entry.item, image))
     return shown
 
 
@@ -70,15 +70,15 @@ class Augmented(Dataset):
     """Items as a Dataset usually shows them: the numbers of its augmentation come from torch's global generator."""
 
     def __init__(self, cache: Path):
-        self.items, self.source = items_of(cache, "windows"), Source(cache, [], Drawing(SIZE))
+        self.items, self.source = items_of(cache, "windows"), Source(cache, [], Augmentation(SIZE))
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, k: int) -> tuple[int, torch.Tensor]:
-        from trainer.data.order import Place
+        from trainer.data.order import ScheduledItem
 
-        pixels = torch.from_numpy(self.source.sample(Place(0, self.items[k])).pixels).float()
+        pixels = torch.from_numpy(self.source.sample(ScheduledItem(0, self.items[k])).pixels).float()
         return k, pixels[:, ::8, ::8, 0] * (0.8 + 0.4 * torch.rand(()))
 
 
@@ -98,8 +98,8 @@ def accelerates_way(cache: Path, folder: Path, part: Part) -> Shown:
     while step < last:
         loader.set_epoch(epoch)
         batches = accelerator.skip_first_batches(loader, skipped) if skipped else loader
-        for keys, pictures in batches:
-            shown += [_shown(int(key), picture) for key, picture in zip(keys, pictures, strict=True)]
+        for keys, images in batches:
+            shown += [_shown(int(key), image) for key, image in zip(keys, images, strict=True)]
             step += 1
             if step == last:
                 break
@@ -118,7 +118,7 @@ def stops(steps: int) -> list[int]:
 
 
 def differing(read: Reader, cache: Path, folder: Path, steps: int) -> tuple[int, int, int]:
-    """Between one go and parts: (pictures that differ, those that are of another item, pictures)."""
+    """Between one go and parts: (images that differ, those that are of another item, images)."""
     whole = _in_a_process(read, cache, folder / "whole", (0, EPOCHS * steps))
     parts: Shown = []
     for part in _parts(stops(steps), EPOCHS * steps):

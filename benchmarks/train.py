@@ -47,14 +47,14 @@ class Measured:
     real: list[float]
     """seconds per optimiser step, one a round"""
     kept: list[float]
-    pictures: int
+    images: int
     """in one step, on average"""
     flops: float
     """of the CNN in one step: three times those of its forward pass, once where it is frozen. Recurrence and heads,
     under 1 % at full size, are left out"""
     peak_gib: float
     predicted: float
-    """pictures per second in prediction"""
+    """images per second in prediction"""
 
     @property
     def name(self) -> str:
@@ -62,8 +62,8 @@ class Measured:
 
     @property
     def pace(self) -> float:
-        """Pictures per second."""
-        return self.pictures / median(self.real)
+        """Images per second."""
+        return self.images / median(self.real)
 
     def line(self) -> str:
         step, kept = median(self.real), median(self.kept)
@@ -161,7 +161,7 @@ def _measured(run: Run, steps: int, seconds: float, rounds: int) -> Measured:
     model, optimiser, micro, passes = run.prepare(model, choice)
     model.train()
     schedule = Training(items, settings.seed, train.batch, by_block=run.stage.by_block)
-    loader = run.loader(schedule, micro, run.drawing(), ids, targets=True, keep_chunks=run.stage.by_block)
+    loader = run.loader(schedule, micro, run.augmentation(), ids, targets=True, keep_chunks=run.stage.by_block)
     batches = iter(loader)
     shown = [0, 0]
     real, first = _counting(batches, shown), next(batches)
@@ -190,7 +190,7 @@ def _measured(run: Run, steps: int, seconds: float, rounds: int) -> Measured:
         settings,
         f"{choice.micro_batch} at once" + ", channels last" * choice.channels_last + ", compiled" * choice.compiled,
         [cost.wall_ms / 1e3 for cost in costs["real"]],
-        # as if the kept batch had as many pictures as the others have on average
+        # as if the kept batch had as many images as the others have on average
         [cost.wall_ms / 1e3 * each / (len(first.images) * passes) for cost in costs["kept"]],
         round(each),
         each * forward * (1 if settings.stage == "study_fracture" else 3),
@@ -200,7 +200,7 @@ def _measured(run: Run, steps: int, seconds: float, rounds: int) -> Measured:
 
 
 def _counting(batches: Iterator, shown: list[int]) -> Iterator:
-    """The same batches; shown: pictures and batches so far."""
+    """The same batches; shown: images and batches so far."""
     for batch in batches:
         shown[0] += len(batch.images)
         shown[1] += 1
@@ -208,7 +208,7 @@ def _counting(batches: Iterator, shown: list[int]) -> Iterator:
 
 
 def _prediction_rate(run: Run, model: nn.Module) -> float:
-    """Pictures per second of the trainer's own prediction, tables and all."""
+    """Images per second of the trainer's own prediction, tables and all."""
     seen = []
     watch = run.accelerator.unwrap_model(model).backbone.register_forward_hook(
         lambda module, given, made: seen.append(len(made))
@@ -260,7 +260,7 @@ def report(found: list[Measured], reachable: float) -> str:
 
 
 def is_full_size(settings: Settings) -> bool:
-    """Whether network and picture are those of the project's own settings."""
+    """Whether network and image are those of the project's own settings."""
     words = [f"cache={settings.cache}", "boxes=b", "pseudo=p"]
     full = settings_of(settings.stage, settings.variant, words, settings.out)
     return (settings.model.name, settings.data.size) == (full.model.name, full.data.size)

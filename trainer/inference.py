@@ -2,7 +2,7 @@
 
 The CNN is what costs. Slice windows overlap, and where the starts of two are equal modulo 3 they share triplets: each
 distinct triplet (study, three slices) goes through the CNN once, and windows are put together from features. A triplet's
-picture does not depend on its window, since slices are stretched one by one and nothing is augmented.
+image does not depend on its window, since slices are stretched one by one and nothing is augmented.
 """
 
 from collections import deque
@@ -21,7 +21,7 @@ from cache_schema.errors import UsageError
 from trainer.data.image import MEAN, STD
 from trainer.data.items import Item
 from trainer.data.loader import Batch
-from trainer.data.order import Evaluation, Place
+from trainer.data.order import Evaluation, ScheduledItem
 from trainer.models.sequence import TRIPLET
 from trainer.session import Session
 
@@ -43,7 +43,7 @@ def predict(session: Session, model: nn.Module, *, scored_only: bool = False) ->
         # batch norm's running statistics are each process's own; the main process's are the ones that are saved
         for buffer in model.buffers():
             broadcast(buffer)
-    batches = encoded_windows(session, model, items) if stage.overlapping else pictures(session, items)
+    batches = encoded_windows(session, model, items) if stage.overlapping else image_batches(session, items)
     rows = []
     with torch.no_grad():
         for batch in batches:
@@ -63,17 +63,17 @@ def predict(session: Session, model: nn.Module, *, scored_only: bool = False) ->
     return table if session.is_main else None
 
 
-def pictures(session: Session, items: Sequence[Item]) -> Iterator[Batch]:
+def image_batches(session: Session, items: Sequence[Item]) -> Iterator[Batch]:
     """This process's share of the items, as they are."""
     accelerator, batch = session.accelerator, session.settings.train.eval_batch
     schedule = Evaluation(items, batch, accelerator.process_index, accelerator.num_processes)
-    yield from session.loader(schedule, batch, session.still(), _ids(items), limit=schedule.steps * batch)
+    yield from session.loader(schedule, batch, session.no_augmentation(), _ids(items), limit=schedule.steps * batch)
 
 
 def encoded_windows(session: Session, model: nn.Module, items: Sequence[Item]) -> Iterator[Batch]:
-    """Batches of windows whose pictures are features already; each process takes whole studies.
+    """Batches of windows whose images are features already; each process takes whole studies.
 
-    One pass of the CNN takes as many pictures as `train.eval_batch` windows have, and features are kept by study.
+    One pass of the CNN takes as many images as `train.eval_batch` windows have, and features are kept by study.
     """
     accelerator, train = session.accelerator, session.settings.train
     studies = [list(windows) for _, windows in groupby(items, key=lambda item: item.id)]
@@ -91,8 +91,10 @@ def encoded_windows(session: Session, model: nn.Module, items: Sequence[Item]) -
     limit = schedule.steps * batch
     encoder = _Encoder(session, model, batch)
     features: dict[tuple[str, int], Tensor] = {}
-    for found in session.loader(schedule, batch, session.still(), _ids(triplets), limit=limit, keep_chunks=True):
-        starts = [(place.item.id, place.item.start) for place in found.places]
+    for found in session.loader(
+        schedule, batch, session.no_augmentation(), _ids(triplets), limit=limit, keep_chunks=True
+    ):
+        starts = [(entry.item.id, entry.item.start) for entry in found.entries]
         features.update(zip(starts, encoder(found.images), strict=True))
         while own and (own[0][0].id, distinct(own[0])[-1].start) in features:
             windows = own.popleft()
@@ -108,20 +110,20 @@ def distinct(windows: Sequence[Item]) -> list[Item]:
 
 
 class _Encoder:
-    """Pictures -> features under the session's precision."""
+    """Images -> features under the session's precision."""
 
     def __init__(self, session: Session, model: nn.Module, batch: int):
-        """batch: pictures in one pass."""
+        """batch: images in one pass."""
         self.session, self.model, self.batch = session, model, batch
 
     @cached_property
     def blank(self) -> Tensor:
         """(width,) float32: of three slices beyond a study's end, as a window shows them."""
-        picture = torch.from_numpy((-MEAN / STD).astype(np.float16))[:, None, None]
+        image = torch.from_numpy((-MEAN / STD).astype(np.float16))[:, None, None]
         size, device = self.session.settings.data.size, self.session.accelerator.device
         # on a GPU as many as in any other pass: a CNN that is compiled, or has its algorithms tried out, sees one shape only
         count = self.batch if device.type == "cuda" else 1
-        return self(picture.expand(count, TRIPLET, size, size).to(device))[0]
+        return self(image.expand(count, TRIPLET, size, size).to(device))[0]
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
@@ -133,9 +135,9 @@ class _Encoder:
 def _put_together(windows: Sequence[Item], features: dict[tuple[str, int], Tensor], encoder: "_Encoder") -> Batch:
     found = [features.get((window.id, start)) for window in windows for start in _starts(window)]
     rows = [encoder.blank if each is None else each for each in found]
-    places = [Place(0, window) for window in windows]
+    entries = [ScheduledItem(0, window) for window in windows]
     lengths = [_triplets(window) for window in windows]
-    return Batch(torch.stack(rows), lengths, places, [window.z_index() for window in windows], {})
+    return Batch(torch.stack(rows), lengths, entries, [window.z_index() for window in windows], {})
 
 
 def _triplets(window: Item) -> int:

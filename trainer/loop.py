@@ -18,7 +18,7 @@ from cache_schema.errors import UsageError
 from cache_schema.tables import write_table
 from trainer.data.items import Item
 from trainer.data.loader import Batch, Loader
-from trainer.data.order import Place, Training
+from trainer.data.order import ScheduledItem, Training
 from trainer.inference import predict
 from trainer.leakage import exposure
 from trainer.optimiser import learning_rate, optimiser_of, set_step
@@ -182,7 +182,7 @@ class Run(Session):
         losses, shown, norm = [], [], torch.zeros(())
         for _ in range(passes):
             batch = next(batches)
-            shown.append(batch.places)
+            shown.append(batch.entries)
             with accelerator.accumulate(model):
                 terms = self.stage.loss(self.stage.forward(model, batch), batch.targets)
                 # divided by the count over all processes, so that the mean over processes is the mean over all items
@@ -199,19 +199,19 @@ class Run(Session):
         self.overflows = self.overflows + 1 if optimiser.step_was_skipped else 0
         return {"loss": sum(losses) / passes, "gradient_norm": float(norm), "lr": rate}
 
-    def _require_finite(self, losses: list[float], norm: float, shown: list[list[Place]], step: int) -> None:
+    def _require_finite(self, losses: list[float], norm: float, shown: list[list[ScheduledItem]], step: int) -> None:
         """Raises UsageError, in all processes, before weights are spoiled; names the items of the passes in question.
 
         In fp16 a gradient may overflow now and then: that step is skipped and the loss scale lowered.
         """
-        bad = [places for loss, places in zip(losses, shown, strict=True) if not math.isfinite(loss)]
+        bad = [entries for loss, entries in zip(losses, shown, strict=True) if not math.isfinite(loss)]
         what = f"the loss is {sum(losses)}"
         if not bad and not math.isfinite(norm):
             if self.accelerator.scaler is not None and self.overflows < MOST_OVERFLOWS:
                 return
             bad, what = shown, f"the gradient's norm is {norm}"
         if bad:
-            items = gather_object([f"{place.item.id} z {place.item.start}" for places in bad for place in places])
+            items = gather_object([f"{entry.item.id} z {entry.item.start}" for entries in bad for entry in entries])
             where = ", ".join(sorted(set(items)))
             raise UsageError(f"{what} at step {step + 1}", where=where, do="look at these items, or lower train.lr")
 
@@ -295,13 +295,13 @@ class Run(Session):
         self.tracking.open(step)
 
     def _batches(self, model: nn.Module, schedule: Training, micro: int, ids: list[str]) -> Loader:
-        """Pictures for the network; with data.bank= their features, after those that are not yet kept were made."""
+        """Images for the network; with data.bank= their features, after those that are not yet kept were made."""
         if self.settings.data.bank:
             bank = Bank(self, schedule.items)
             bank.fill(self.accelerator.unwrap_model(model))
             return BankLoader(self, bank, schedule, micro)
-        drawing, by_block = self.drawing(), self.stage.by_block
-        return self.loader(schedule, micro, drawing, ids, targets=True, keep_chunks=by_block)
+        augmentation, by_block = self.augmentation(), self.stage.by_block
+        return self.loader(schedule, micro, augmentation, ids, targets=True, keep_chunks=by_block)
 
     def _metadata(self) -> dict[str, str]:
         settings = self.settings

@@ -11,7 +11,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import GradientAccumulationPlugin, LoggerType, gather_object, set_seed
 
 from cache_schema.errors import StaleStudy, UsageError
-from trainer.data.augment import Drawing
+from trainer.data.augment import Augmentation
 from trainer.data.loader import Loader
 from trainer.data.order import Evaluation, Training
 from trainer.data.readers import Readers, wanted_workers
@@ -81,20 +81,20 @@ class Session:
         resident = self.settings.data.resident == "gpu" and self.accelerator.device.type == "cuda"
         return Crops(self.inputs.cache, self.accelerator.device) if resident else None
 
-    def drawing(self) -> Drawing:
-        """How training items are drawn."""
+    def augmentation(self) -> Augmentation:
+        """How training items are augmented."""
         settings = self.settings
-        return Drawing(settings.data.size, settings.seed, settings.augment, settings.data.thin)
+        return Augmentation(settings.data.size, settings.seed, settings.augment, settings.data.thin)
 
-    def still(self) -> Drawing:
+    def no_augmentation(self) -> Augmentation:
         """Without augmentation."""
-        return Drawing(self.settings.data.size)
+        return Augmentation(self.settings.data.size)
 
     def loader(
         self,
         schedule: Training | Evaluation,
         batch: int,
-        drawing: Drawing,
+        augmentation: Augmentation,
         ids: list[str],
         *,
         limit: int | None = None,
@@ -108,7 +108,7 @@ class Session:
         data = self.settings.data
         kept = int(data.ram_gb * 2**30) if data.resident == "ram" else TRIPLET_CHUNKS_BYTES if keep_chunks else 0
         boxes, skip = self.inputs.crop_boxes(ids), data.on_error == "skip" and isinstance(schedule, Training)
-        source = Source(self.inputs.cache, schedule, drawing, boxes, data.intensity, kept, limit, skip)
+        source = Source(self.inputs.cache, schedule, augmentation, boxes, data.intensity, kept, limit, skip)
         device, wanted = self.accelerator.device, self.stage.targets if targets else None
         return Loader(source, batch, data, device, wanted, self.crops, self.readers)
 

@@ -19,7 +19,7 @@ def rates():
 def test_the_reference_s_matrix_is_83_trainings_and_close_to_the_operations_that_its_description_counts():
     runs = matrix.runs()
     assert len(runs) == 83
-    operations = sum(matrix.pictures(run).flops(matrix.forward_flops(run.model.name, run.data.size)) for run in runs)
+    operations = sum(matrix.image_count(run).flops(matrix.forward_flops(run.model.name, run.data.size)) for run in runs)
     assert operations == pytest.approx(9.6e18, rel=0.1)
 
 

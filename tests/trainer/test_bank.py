@@ -1,4 +1,4 @@
-"""Features kept on disk stand for the pictures they were made from."""
+"""Features kept on disk stand for the images they were made from."""
 
 import hashlib
 from pathlib import Path
@@ -28,15 +28,15 @@ def kept(out):
 
 
 def test_a_bank_of_as_many_draws_as_epochs_changes_nothing_and_is_used_again(given, tmp_path, capsys):
-    plain, banked = (train(out=tmp_path / str(draws), **given, **{"data.bank": draws}) for draws in (0, 3))
+    plain, banked = (train(out=tmp_path / str(count), **given, **{"data.bank": count}) for count in (0, 3))
     expected, found = (load_file(run / "model.safetensors") for run in (plain, banked))
     assert max(np.abs(found[name] - expected[name]).max() for name in expected) < 1e-5
     tables = [read_table(run / "predictions.parquet").drop(columns="id") for run in (plain, banked)]
     assert np.abs(tables[0] - tables[1]).to_numpy().max() < 1e-5
     files = kept(banked.parents[1])
-    assert len(files) == 3 * 3  # studies, draws
+    assert len(files) == 3 * 3  # studies, augmentations
     assert np.load(next((tmp_path / "3/bank").glob("*/*.npy"))).dtype == np.float32
-    assert capsys.readouterr().out.count("bank: features of draw") == 3
+    assert capsys.readouterr().out.count("bank: features of augmentation") == 3
     train(out=tmp_path / "3", **given, **{"data.bank": 3, "train.lr": 1e-3})
     assert kept(tmp_path / "3") == files and "bank: features" not in capsys.readouterr().out
     train(out=tmp_path / "3", **given, **{"data.bank": 2, "seed": 2})

@@ -13,7 +13,7 @@ from distributed import LocalCluster
 from endings import LONG, MARK, ROOT, WAYS, Watched, end_a_plan
 
 from cache_schema import Cache
-from trainer.data.augment import Drawing
+from trainer.data.augment import Augmentation
 from trainer.data.items import triplets
 from trainer.data.loader import Batch, Loader
 from trainer.data.order import Training
@@ -83,7 +83,7 @@ def test_shared_memory_is_cleared_although_that_begins_slowly(tmp_path):
 def loading(cache: Path, loader: str, readers: Readers) -> Iterator[Batch]:
     """Without end."""
     lengths = [(row.id, int(row.slices)) for row in Cache(cache).index.itertuples()]
-    source = Source(cache, Training(triplets(lengths, every=3), 1, 4), Drawing(64, 5, AugmentSettings()))
+    source = Source(cache, Training(triplets(lengths, every=3), 1, 4), Augmentation(64, 5, AugmentSettings()))
     settings = DataSettings(size=64, loader=loader)
     return iter(Loader(source, 2, settings, torch.device("cpu"), readers=readers))
 

@@ -1,4 +1,4 @@
-"""What only a GPU can show: DALI's GPU branch against the CPU's pictures, and training, resuming and predicting there."""
+"""What only a GPU can show: DALI's GPU branch against the CPU's images, and training, resuming and predicting there."""
 
 import os
 
@@ -13,8 +13,8 @@ from scipy.ndimage import map_coordinates
 from cache_schema import Cache
 from cache_schema.tables import read_table
 from trainer import loop, train
-from trainer.data.augment import Drawing
-from trainer.data.image import MEAN, STD, picture
+from trainer.data.augment import Augmentation
+from trainer.data.image import MEAN, STD, make_image
 from trainer.data.items import triplets, windows
 from trainer.data.loader import Loader
 from trainer.data.order import Training
@@ -46,7 +46,7 @@ def choose_the_device_again():
 
 
 def levels(images):
-    """Grey levels of normalised pictures."""
+    """Grey levels of normalised images."""
     return images.float().cpu().numpy() * (STD[:, None, None]) + MEAN[:, None, None]
 
 
@@ -66,7 +66,7 @@ def exact(sample):
 
 
 @pytest.mark.parametrize("frames", [3, 12])
-def test_its_pictures_are_exact(frames):
+def test_its_images_are_exact(frames):
     """After many white ones, whose memory they get: what looks beyond the crop is black for all that."""
     source = random_samples(8, frames, white=24)
     *_, batch = Loader(source, 8, DataSettings(size=SIZE, workers=0), GPU)
@@ -80,18 +80,18 @@ def test_its_pictures_are_exact(frames):
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-def test_its_pictures_are_those_of_the_plain_loader(interpolation):
+def test_its_images_are_those_of_the_plain_loader(interpolation):
     source = random_samples(8, 12)
     settings = DataSettings(size=SIZE, interpolation=interpolation, workers=0)
     (batch,) = Loader(source, 8, settings, GPU)
-    plain = np.concatenate([picture(sample, SIZE, interpolation) for sample in source.samples])
+    plain = np.concatenate([make_image(sample, SIZE, interpolation) for sample in source.samples])
     apart = np.abs(levels(batch.images) - levels(torch.from_numpy(plain)))
     print(f"{interpolation}: grey levels apart: {apart.max():.2f} at most, {apart.mean():.4f} on average")
     assert apart.mean() < 0.05 and np.quantile(apart, 0.999) < 2
 
 
 @pytest.mark.parametrize("kind", ["triplets", "windows"])
-def test_disk_reading_processes_and_its_own_memory_give_the_same_pictures(kind, tiny_cache):
+def test_disk_reading_processes_and_its_own_memory_give_the_same_images(kind, tiny_cache):
     cache = Cache(tiny_cache)
     studies = [(row.id, int(row.slices)) for row in cache.index.itertuples()]
     items = triplets(studies, every=3) if kind == "triplets" else windows(studies, 12, 9)
@@ -99,7 +99,11 @@ def test_disk_reading_processes_and_its_own_memory_give_the_same_pictures(kind, 
 
     def shown(device, workers=0, resident="disk"):
         source = Source(
-            tiny_cache, Training(items, 1, 4), Drawing(64, 5, AugmentSettings(reverse=0.5), thin=0.6), boxes, limit=12
+            tiny_cache,
+            Training(items, 1, 4),
+            Augmentation(64, 5, AugmentSettings(reverse=0.5), thin=0.6),
+            boxes,
+            limit=12,
         )
         crops = Crops(cache, device) if resident == "gpu" else None
         settings = DataSettings(size=64, workers=workers, resident=resident)
@@ -127,7 +131,7 @@ def given(tiny_cache, tiny_settings, true_boxes, pseudo):
     common |= {
         "train.autotune": "false",
         "data.workers": "0",
-    }  # processes of their own are started by the test of pictures
+    }  # processes of their own are started by the test of images
     return {
         "bbox": dict(stage="bbox", **common),
         "vertebrae": dict(stage="vertebrae", variant="04A", **common, **{"model.dropout": "0"}),
@@ -214,8 +218,8 @@ def test_a_layout_trains_as_any_other(name, compiled, given, tmp_path, monkeypat
     assert load_file(made[0] / "model.safetensors").keys() == load_file(made[1] / "model.safetensors").keys()
 
 
-def test_a_feature_bank_stands_for_the_pictures(given, tmp_path):
+def test_a_feature_bank_stands_for_the_images(given, tmp_path):
     backbone = train(out=tmp_path, **given["slice_fracture"], **{"train.precision": "no"})
     settings = dict(given["study_fracture"], backbone=backbone, **{"train.precision": "no"})
-    plain, banked = (losses(train(out=tmp_path / str(draws), **settings, **{"data.bank": draws})) for draws in (0, 1))
+    plain, banked = (losses(train(out=tmp_path / str(count), **settings, **{"data.bank": count})) for count in (0, 1))
     assert np.allclose(plain, banked, rtol=1e-3)

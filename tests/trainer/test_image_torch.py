@@ -11,12 +11,12 @@ from scipy.ndimage import map_coordinates
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from trainer.data.augment import draw, still
+from trainer.data.augment import augment_params, no_augmentation
 from trainer.data.dali import by_opencv, by_torch, graph
-from trainer.data.image import INTERPOLATION, STD, picture
+from trainer.data.image import INTERPOLATION, STD, make_image
 from trainer.data.image_torch import PIXELS_A_CALL, warp, warp_bytes, warp_items
 from trainer.data.items import Item
-from trainer.data.order import Place
+from trainer.data.order import ScheduledItem
 from trainer.data.source import assemble
 from trainer.settings.settings import AugmentSettings
 
@@ -100,14 +100,14 @@ def test_what_lies_outside_is_black_however_far(mode):
 
 
 def items(shapes, seed=0, still_ones=False):
-    """Samples of these (frames, height, width), drawn as training does."""
-    random, samples, places = np.random.default_rng(seed), [], []
+    """Samples of these (frames, height, width), augmented as in training."""
+    random, samples, entries = np.random.default_rng(seed), [], []
     for k, shape in enumerate(shapes):
         item = Item(k, "a", 0, shape[0], 400)
-        drawn = still(SIZE) if still_ones else draw(0, 0, item, AugmentSettings(), SIZE)
-        samples.append(assemble(smooth(random, *shape), drawn, k))
-        places.append(Place(0, item))
-    return Samples(samples, places)
+        params = no_augmentation(SIZE) if still_ones else augment_params(0, 0, item, AugmentSettings(), SIZE)
+        samples.append(assemble(smooth(random, *shape), params, k))
+        entries.append(ScheduledItem(0, item))
+    return Samples(samples, entries)
 
 
 def run(source, images, mode="bilinear"):
@@ -140,7 +140,7 @@ def test_the_graph_of_a_gpu_shows_what_a_cpu_s_shows(kind, mode):
     found, expected = run(source, by_torch, mode), run(source, by_opencv, mode)
     assert [image.shape for image in found] == [image.shape for image in expected]
     assert all(image.dtype == np.float16 for image in found)
-    assert all(np.array_equal(e, picture(s, SIZE, mode)) for e, s in zip(expected, source.samples, strict=True))
+    assert all(np.array_equal(e, make_image(s, SIZE, mode)) for e, s in zip(expected, source.samples, strict=True))
     apart = levels_apart(found, expected)
     assert apart.mean() < 1e-3 and np.quantile(apart, 0.999) < 0.1, (apart.mean(), apart.max())
 

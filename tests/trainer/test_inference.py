@@ -25,7 +25,7 @@ def plainly(session, model):
     items, batch = session.stage.eval_items(ids), session.settings.train.eval_batch
     schedule, rows = Evaluation(items, batch), []
     with torch.no_grad():
-        for found in session.loader(schedule, batch, session.still(), ids, limit=schedule.steps * batch):
+        for found in session.loader(schedule, batch, session.no_augmentation(), ids, limit=schedule.steps * batch):
             rows.append(session.stage.rows(session.stage.forward(model.eval(), found), found))
     return session.stage.table(pd.concat(rows, ignore_index=True))
 
@@ -47,12 +47,12 @@ def test_predictions_are_those_of_every_window_by_itself(
     stage, more, factor, tiny_cache, tiny_settings, true_boxes, tmp_path, capsys
 ):
     session = session_for(stage, tiny_cache, tiny_settings, true_boxes, tmp_path, *more)
-    model, pictures = session.stage.model(), []
-    model.backbone.register_forward_hook(lambda module, given, made: pictures.append(len(made)))
+    model, passes = session.stage.model(), []
+    model.backbone.register_forward_hook(lambda module, given, made: passes.append(len(made)))
     table = predict(session, model)
     assert factor in capsys.readouterr().out
     largest = session.settings.train.eval_batch * session.settings.data.frames // 3
-    assert max(pictures) <= largest
+    assert max(passes) <= largest
     expected = plainly(session, model)
     assert table["id"].tolist() == expected["id"].tolist() and table["z_index"].tolist() == expected["z_index"].tolist()
     found, expected = (each.drop(columns=["id", "z_index"]).to_numpy(float) for each in (table, expected))

@@ -1,4 +1,4 @@
-"""The four networks against reference section 6, on small pictures and with random weights."""
+"""The four networks against reference section 6, on small images and with random weights."""
 
 import math
 
@@ -237,7 +237,7 @@ def test_chunks_of_one_shape_give_what_one_pass_gives(study_model):
 
 
 def test_chunks_are_filled_up_in_whatever_precision_pictures_come(study_model):
-    """float16 pictures under an autocast to bfloat16, which does not join them."""
+    """float16 images under an autocast to bfloat16, which does not join them."""
     images = torch.randn(5, 3, SIDE, SIDE).half()
     expected = study_model.encode(images.float())
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -270,7 +270,7 @@ def test_the_references_batch_norm_drift_is_a_switch():
     sizes, before = [], {k: v.clone() for k, v in model.backbone.state_dict().items()}
     model.backbone.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
     assert model.encode(torch.randn(9, 3, SIDE, SIDE)).shape[0] == 9
-    assert sizes == [4, 4, 2], "a lone picture is doubled, since it has no spread of its own"
+    assert sizes == [4, 4, 2], "a lone image is doubled, since it has no spread of its own"
     moved = [k for k, v in model.backbone.state_dict().items() if not torch.equal(before[k], v)]
     assert moved and all("running" in k or "num_batches" in k for k in moved)
     assert not model.eval().backbone.training

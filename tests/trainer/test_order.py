@@ -54,7 +54,7 @@ def test_an_evaluation_counts_every_item_once_over_all_ranks(world, batch):
     seen = []
     for rank in range(world):
         schedule = Evaluation(ITEMS, batch, rank, world)
-        places = [schedule[k] for k in range(schedule.steps * batch)]
-        assert len(places) % batch == 0
-        seen += [place.item.key for place in places if place.counts]
+        entries = [schedule[k] for k in range(schedule.steps * batch)]
+        assert len(entries) % batch == 0
+        seen += [entry.item.key for entry in entries if entry.counts]
     assert sorted(seen) == list(range(len(ITEMS)))

@@ -1,4 +1,4 @@
-"""The whole picture against the reference's order of operations: from HU in floating point, a pass of its own for every augmentation."""
+"""The whole image against the reference's order of operations: from HU in floating point, a pass of its own for every augmentation."""
 
 import albumentations as A
 import cv2
@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from cache_schema import Cache
-from trainer.data.augment import Drawing
-from trainer.data.image import MEAN, STD, picture
+from trainer.data.augment import Augmentation
+from trainer.data.image import MEAN, STD, make_image
 from trainer.data.items import Item
-from trainer.data.order import Place, Training, generator
+from trainer.data.order import ScheduledItem, Training, generator
 from trainer.data.source import Source
 from trainer.settings.settings import AugmentSettings
 
@@ -89,8 +89,10 @@ def levels_apart(study, tiny_cache, key, settings, interpolation):
     """(difference in grey levels of every pixel, which of them the reference takes from inside its frames)."""
     id, hu = study
     item = Item(key, id, FIRST, 3, 30)
-    source = Source(tiny_cache, Training([item], 1, 1), Drawing(SIZE, 7, settings), {id: BOX})
-    ours = picture(source.sample(Place(0, item)), SIZE, interpolation)[0].astype(np.float32).transpose(1, 2, 0)
+    source = Source(tiny_cache, Training([item], 1, 1), Augmentation(SIZE, 7, settings), {id: BOX})
+    ours = (
+        make_image(source.sample(ScheduledItem(0, item)), SIZE, interpolation)[0].astype(np.float32).transpose(1, 2, 0)
+    )
     theirs, inside = reference(hu, generator(7, 0, key, 3).random(49), settings, interpolation)
     return np.abs(ours - theirs) * STD, inside
 

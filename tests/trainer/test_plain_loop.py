@@ -1,4 +1,4 @@
-"""One optimiser step of each stage is what a few lines of plain PyTorch make of the same pictures: no Accelerate, no DALI."""
+"""One optimiser step of each stage is what a few lines of plain PyTorch make of the same images: no Accelerate, no DALI."""
 
 import json
 import math
@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch.nn.functional import binary_cross_entropy_with_logits as entropy
 
-from trainer.data.image import picture
+from trainer.data.image import make_image
 from trainer.data.order import Training
 from trainer.data.source import Source
 from trainer.loop import Run
@@ -67,8 +67,8 @@ def plain_step(settings):
     torch.manual_seed(settings.seed)
     ids = inputs.train_ids(segmented=inputs.segmented)
     schedule = Training(stage.train_items(ids), settings.seed, settings.train.batch, by_block=stage.by_block)
-    drawing = Run(settings, inputs, "").drawing()
-    source = Source(settings.cache, schedule, drawing, inputs.crop_boxes(ids))
+    augmentation = Run(settings, inputs, "").augmentation()
+    source = Source(settings.cache, schedule, augmentation, inputs.crop_boxes(ids))
     torch.manual_seed(settings.seed)
     model = stage.model().train()
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
@@ -77,10 +77,10 @@ def plain_step(settings):
     losses, half = [], settings.train.batch // 2
     for first in (0, half):
         x, rows = [], []
-        for place in [schedule[k] for k in range(first, first + half)]:
-            draw = drawing(place.epoch, place.item)
-            x.append(torch.from_numpy(picture(source.sample(place), settings.data.size)).float())
-            rows.append(stage.targets(place, place.item.z_index(draw.step, draw.phase), draw))
+        for entry in [schedule[k] for k in range(first, first + half)]:
+            params = augmentation(entry.epoch, entry.item)
+            x.append(torch.from_numpy(make_image(source.sample(entry), settings.data.size)).float())
+            rows.append(stage.targets(entry, entry.item.z_index(params.step, params.phase), params))
         x = x if name == "study_fracture" else torch.cat(x) if name == "bbox" else torch.stack(x)
         targets = {key: torch.stack([torch.tensor(row[key]) for row in rows]).float() for key in rows[0]}
         loss = loss_of(name, model, x, targets)

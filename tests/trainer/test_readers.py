@@ -14,7 +14,7 @@ from reading import Failing, Unpicklable, numbers, opencv_threads, too_large
 from cache_schema import Cache
 from cache_schema.errors import CspineError, StaleStudy
 from trainer import train
-from trainer.data.augment import Drawing
+from trainer.data.augment import Augmentation
 from trainer.data.items import windows
 from trainer.data.loader import Loader
 from trainer.data.order import Training
@@ -153,7 +153,7 @@ def test_closing_ends_the_processes(own):
 
 def source_of(cache: Path) -> Source:
     studies = [(row.id, int(row.slices)) for row in Cache(cache).index.itertuples()]
-    return Source(cache, Training(windows(studies, 24, 3), 1, 4), Drawing(512, 5, AugmentSettings()))
+    return Source(cache, Training(windows(studies, 24, 3), 1, 4), Augmentation(512, 5, AugmentSettings()))
 
 
 @pytest.mark.parametrize("loader", ["dali", "plain"])

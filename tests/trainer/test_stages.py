@@ -121,7 +121,7 @@ def test_a_prediction_is_the_same_alone_in_any_batch_and_in_any_order(stage, cha
 
         items = run.stage.eval_items(ids)
         schedule = Evaluation(items, batch)
-        loader = run.loader(schedule, batch, run.still(), ids, limit=schedule.steps * batch)
+        loader = run.loader(schedule, batch, run.no_augmentation(), ids, limit=schedule.steps * batch)
         model.eval()
         with torch.no_grad():
             return run.stage.table(

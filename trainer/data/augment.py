@@ -1,4 +1,4 @@
-"""With which augmentation numbers an item is shown: a pure function of (seed, epoch, item). DALI only moves the pixels.
+"""The augmentation parameters of an item: a pure function of (seed, epoch, item). DALI only moves the pixels.
 
 Coordinates are continuous, in pixels of the square output frame: pixel i covers [i, i + 1), its centre is i + 0.5. The reference's
 libraries work on pixel indices; the half pixel between the two is put in here, once (`_from_index`).
@@ -22,8 +22,8 @@ LONGEST_STEP = 4
 
 
 @dataclass(frozen=True)
-class Draw:
-    """One item's numbers, the same for all its frames."""
+class AugmentParams:
+    """One item's augmentation parameters, the same for all its frames."""
 
     size: int
     matrix: np.ndarray
@@ -32,7 +32,7 @@ class Draw:
     """(size,) float32: where each output column looks, before `matrix`; its own centre without grid distortion"""
     axis_y: np.ndarray
     holes: np.ndarray
-    """(n, 4) int: x0 y0 x1 y1 of the cut-outs, exclusive ends"""
+    """(n, 4) int: x0 y0 x1 y1 of the cutouts, exclusive ends"""
     gain: float = 1.0
     reverse: bool = False
     step: int = 1
@@ -55,14 +55,16 @@ class Draw:
         return np.clip(np.concatenate([moved.min(0), moved.max(0)]), 0, self.size)
 
 
-def still(size: int) -> Draw:
+def no_augmentation(size: int) -> AugmentParams:
     """No augmentation: resize only."""
     centres = np.arange(size, dtype=np.float32) + 0.5
-    return Draw(size, np.eye(2, 3), centres, centres, np.zeros((0, 4), int))
+    return AugmentParams(size, np.eye(2, 3), centres, centres, np.zeros((0, 4), int))
 
 
-def draw(seed: int, epoch: int, item: Item, settings: AugmentSettings, size: int, thin: float = 0.0) -> Draw:
-    """The numbers of one item. The count of random numbers is fixed, so switching one augmentation off moves no other."""
+def augment_params(
+    seed: int, epoch: int, item: Item, settings: AugmentSettings, size: int, thin: float = 0.0
+) -> AugmentParams:
+    """The parameters of one item. The count of random numbers is fixed, so switching one augmentation off moves no other."""
     u = generator(seed, epoch, item.key, 3).random(33 + 2 * settings.holes)
     chain = np.eye(3)
     if u[1] < settings.flip:
@@ -79,7 +81,7 @@ def draw(seed: int, epoch: int, item: Item, settings: AugmentSettings, size: int
     holes = _holes(u[33:].reshape(-1, 2), settings, size) if u[0] < settings.cutout else np.zeros((0, 4), int)
     step, phase = _thinning(u[29:32], item, thin)
     reverse = bool(u[32] < settings.reverse) if item.frames == 3 else False
-    return Draw(size, np.linalg.inv(chain)[:2], axis_x, axis_y, holes, float(gain), reverse, step, phase)
+    return AugmentParams(size, np.linalg.inv(chain)[:2], axis_x, axis_y, holes, float(gain), reverse, step, phase)
 
 
 def _from_index(matrix: np.ndarray) -> np.ndarray:
@@ -140,15 +142,17 @@ def _thinning(u: np.ndarray, item: Item, probability: float) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """How a list of items is drawn: augmented by `seed`, or still where `seed` is None."""
+class Augmentation:
+    """How a list of items is augmented: by `seed`, or not at all where `seed` is None."""
 
     size: int
     seed: int | None = None
     augment: AugmentSettings = field(default_factory=AugmentSettings)
     thin: float = 0.0
 
-    def __call__(self, epoch: int, item: Item) -> Draw:
+    def __call__(self, epoch: int, item: Item) -> AugmentParams:
         return (
-            still(self.size) if self.seed is None else draw(self.seed, epoch, item, self.augment, self.size, self.thin)
+            no_augmentation(self.size)
+            if self.seed is None
+            else augment_params(self.seed, epoch, item, self.augment, self.size, self.thin)
         )

@@ -1,5 +1,5 @@
 """The DALI graph: the only file that names DALI operators. One definition for triplets, windows and studies. Images are moved by
-torch, on any device; on a CPU `picture` makes them with OpenCV, the same and in less time.
+torch, on any device; on a CPU `make_image` makes them with OpenCV, the same and in less time.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali.python_function_plugin import current_dali_stream
 from torch.utils import dlpack
 
-from trainer.data.image import MEAN, STD, picture
+from trainer.data.image import MEAN, STD, make_image
 from trainer.data.image_torch import warp_items
 from trainer.data.resident import ResidentSource
 from trainer.data.source import Sample
@@ -43,26 +43,26 @@ def graph(source: Any, size: int, interpolation: str, device: str, images: Image
             dtype=[types.UINT8, *NUMBERS["dtype"]],
             ndim=[4, *NUMBERS["ndim"]],
         )
-    *draw, key = numbers
-    return images(pixels, draw, size, interpolation, device), key
+    *params, key = numbers
+    return images(pixels, params, size, interpolation, device), key
 
 
-def by_opencv(pixels: Any, draw: list[Any], size: int, interpolation: str, device: str) -> Any:
+def by_opencv(pixels: Any, params: list[Any], size: int, interpolation: str, device: str) -> Any:
     """On a CPU."""
 
     def shown(*sample: np.ndarray) -> np.ndarray:
-        return picture(Sample(*sample, key=None), size, interpolation)
+        return make_image(Sample(*sample, key=None), size, interpolation)
 
-    return fn.python_function(pixels, *draw, function=shown, output_layouts="FCHW", device=device)
+    return fn.python_function(pixels, *params, function=shown, output_layouts="FCHW", device=device)
 
 
-def by_torch(pixels: Any, draw: list[Any], size: int, interpolation: str, device: str) -> Any:
+def by_torch(pixels: Any, params: list[Any], size: int, interpolation: str, device: str) -> Any:
     """On any device."""
 
     def there(node: Any) -> Any:
         return node.gpu() if device == "gpu" else node
 
-    matrix, axis_x, axis_y, hole_start, hole_shape = draw
+    matrix, axis_x, axis_y, hole_start, hole_shape = params
     given = map(there, (pixels, matrix, axis_x, axis_y))
     # the function computes on DALI's own stream: neither waits for the other
     how = {"batch_processing": True, "synchronize_stream": False, "output_layouts": "FHWC", "device": device}

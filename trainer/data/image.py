@@ -1,4 +1,4 @@
-"""The picture that a network is shown, with OpenCV and tables: what DALI's graph computes on a CPU, and the plain loader."""
+"""The image that a network is shown, with OpenCV and tables: what DALI's graph computes on a CPU, and the plain loader."""
 
 from dataclasses import dataclass
 
@@ -17,8 +17,8 @@ TOGETHER = 4
 """slices moved at once, as the channels of one image: OpenCV then takes a third of the time, for the same pixels"""
 
 
-def picture(sample: Sample, size: int, interpolation: str = "bilinear") -> np.ndarray:
-    """A sample -> (frames / 3, 3, size, size) float16: map, cut-outs, normalisation."""
+def make_image(sample: Sample, size: int, interpolation: str = "bilinear") -> np.ndarray:
+    """A sample -> (frames / 3, 3, size, size) float16: map, cutouts, normalisation."""
     (a, b, c), (d, e, f) = sample.matrix
     map_x = a * sample.axis_x + b * sample.axis_y + (c - np.float32(0.5))
     map_y = d * sample.axis_x + e * sample.axis_y + (f - np.float32(0.5))
@@ -37,8 +37,8 @@ def picture(sample: Sample, size: int, interpolation: str = "bilinear") -> np.nd
 
 
 @dataclass
-class PictureOf:
-    """k -> (the source's k-th picture, (1,) int64 the key of its item)."""
+class ImageReader:
+    """k -> (the source's k-th image, (1,) int64 the key of its item)."""
 
     source: Source
     size: int
@@ -46,7 +46,7 @@ class PictureOf:
 
     def __call__(self, k: int) -> tuple[np.ndarray, np.ndarray]:
         sample = self.source.read(k)
-        return picture(sample, self.size, self.interpolation), sample.key
+        return make_image(sample, self.size, self.interpolation), sample.key
 
 
 def _moved(frames: np.ndarray, map_x: np.ndarray, map_y: np.ndarray, interpolation: int) -> list[np.ndarray]:

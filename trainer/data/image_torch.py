@@ -17,7 +17,7 @@ def graph_bytes(items: int, frames: int, size: int, crop_pixels: int) -> int:
     """What the DALI graph takes of a GPU's memory at most beside the batch that the network has, reckoned from its buffers.
 
     crop_pixels: of the largest slice that is read. An operator's output lives until the next has read it; they are counted
-    as if all did: pixels as read, moved and with cut-outs in uint8, normalised in float16. Then one call of `warp`, and the
+    as if all did: pixels as read, moved and with cutouts in uint8, normalised in float16. Then one call of `warp`, and the
     normalised batch that is handed over.
     """
     slices, image = items * frames, size * size

@@ -15,7 +15,7 @@ STUDY_MARGIN = 2
 
 
 class Item(NamedTuple):
-    """`frames` slices of one study from `start` on. `key` is unique in its list and seeds the item's draw."""
+    """`frames` slices of one study from `start` on. `key` is unique in its list and seeds the item's augmentation."""
 
     key: int
     id: str

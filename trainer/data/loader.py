@@ -15,17 +15,17 @@ import numpy as np
 import torch
 
 from cache_schema.errors import UsageError
-from trainer.data.augment import Draw
-from trainer.data.image import PictureOf
-from trainer.data.order import Place
+from trainer.data.augment import AugmentParams
+from trainer.data.image import ImageReader
+from trainer.data.order import ScheduledItem
 from trainer.data.readers import Readers, wanted_workers
 from trainer.data.resident import Crops, ResidentSource
 from trainer.data.source import Source
 from trainer.settings.settings import DataSettings
 
-Targets = Callable[[Place, np.ndarray, Draw], dict[str, np.ndarray]]
-"""(place, (frames,) z_index, draw) -> the item's targets, each an array of one shape per name"""
-Pictures = Iterator[tuple[torch.Tensor, list[int], list[int]]]
+Targets = Callable[[ScheduledItem, np.ndarray, AugmentParams], dict[str, np.ndarray]]
+"""(scheduled item, (frames,) z_index, augmentation parameters) -> the item's targets, each an array of one shape per name"""
+ImageBatches = Iterator[tuple[torch.Tensor, list[int], list[int]]]
 """batches of (sum of triplets, 3, size, size) float16 on the device, the triplets of each item, and the items' keys"""
 
 
@@ -35,7 +35,7 @@ class Batch:
     """(sum of triplets, 3, size, size) float16, the items one after another; or their features, (sum of triplets, width) float32"""
     triplets: list[int]
     """triplets of each item"""
-    places: list[Place]
+    entries: list[ScheduledItem]
     z_index: list[np.ndarray]
     """per item (3 * triplets,) slice indices, -1 where padded"""
     targets: dict[str, torch.Tensor]
@@ -43,7 +43,7 @@ class Batch:
 
     def windows(self) -> torch.Tensor:
         """(items, triplets, 3, size, size), or (items, triplets, width) of features: for items of one length."""
-        return self.images.view(len(self.places), -1, *self.images.shape[1:])
+        return self.images.view(len(self.entries), -1, *self.images.shape[1:])
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -73,58 +73,58 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         source, k = self.source, 0
-        for images, triplets, keys in self._pictures():
-            places = [self._read(source.schedule[k + i], key) for i, key in enumerate(keys)]
-            yield self._with_targets(images, triplets, places)
+        for images, triplets, keys in self._image_batches():
+            entries = [self._read(source.schedule[k + i], key) for i, key in enumerate(keys)]
+            yield self._with_targets(images, triplets, entries)
             k += self.batch
             if source.limit is not None and k >= source.limit:
                 return
 
-    def _pictures(self) -> Pictures:
+    def _image_batches(self) -> ImageBatches:
         source, batch, settings, device = self.source, self.batch, self.settings, self.device
         if settings.resident == "gpu":
             if settings.loader != "dali":
                 raise UsageError("data.resident=gpu belongs to data.loader=dali", do="give data.resident=ram or disk")
             if self.crops is None:
                 raise UsageError("data.resident=gpu needs a GPU", do="give data.resident=ram or disk")
-            yield from dali_pictures(ResidentSource(source, self.crops), batch, settings, device, None)
+            yield from dali_batches(ResidentSource(source, self.crops), batch, settings, device, None)
             return
-        pictures = {"dali": dali_pictures, "plain": plain_pictures}[settings.loader]
+        make_batches = {"dali": dali_batches, "plain": plain_batches}[settings.loader]
         with ExitStack() as opened:
             readers = self.readers
             if readers is None and (workers := wanted_workers(settings, device)):
                 readers = opened.enter_context(closing(Readers(workers)))
-            yield from pictures(source, batch, settings, device, readers)
+            yield from make_batches(source, batch, settings, device, readers)
 
-    def _read(self, place: Place, key: int) -> Place:
+    def _read(self, entry: ScheduledItem, key: int) -> ScheduledItem:
         """What was read in its place; an item that could not be is counted and named."""
-        while place.item.key != key:
+        while entry.item.key != key:
             self.skipped += 1
-            item = place.item
+            item = entry.item
             line = f"{item.id}: slices {item.start} to {min(item.slices, item.start + item.frames) - 1} cannot be read and are skipped"
             print(f"{line} ({self.skipped} so far); preprocess verify names the damage", file=sys.stderr, flush=True)
-            place = self.source.schedule.instead(place)
-        return place
+            entry = self.source.schedule.instead(entry)
+        return entry
 
-    def _with_targets(self, images: torch.Tensor, triplets: list[int], places: list[Place]) -> Batch:
-        draws = [self.source.draw(place) for place in places]
-        z_index = [place.item.z_index(draw.step, draw.phase) for place, draw in zip(places, draws, strict=True)]
+    def _with_targets(self, images: torch.Tensor, triplets: list[int], entries: list[ScheduledItem]) -> Batch:
+        params = [self.source.params(entry) for entry in entries]
+        z_index = [entry.item.z_index(each.step, each.phase) for entry, each in zip(entries, params, strict=True)]
         targets = {}
         if self.targets is not None:
-            rows = [self.targets(*row) for row in zip(places, z_index, draws, strict=True)]
+            rows = [self.targets(*row) for row in zip(entries, z_index, params, strict=True)]
             targets = {name: torch.from_numpy(np.stack([np.float32(row[name]) for row in rows])) for name in rows[0]}
         return Batch(
             images,
             triplets,
-            places,
+            entries,
             z_index,
             {name: to_device(value, self.device) for name, value in targets.items()},
         )
 
 
-def dali_pictures(
+def dali_batches(
     source: Source | ResidentSource, batch: int, settings: DataSettings, device: torch.device, readers: Readers | None
-) -> Pictures:
+) -> ImageBatches:
     """readers: processes that read; None: this one does. A ResidentSource has its pixels on this device."""
     try:
         from nvidia.dali.plugin.pytorch import feed_ndarray
@@ -173,11 +173,11 @@ def _read_ahead(source: Source, batch: int, readers: Readers, opened: ExitStack)
     return following
 
 
-def plain_pictures(
+def plain_batches(
     source: Source, batch: int, settings: DataSettings, device: torch.device, readers: Readers | None
-) -> Pictures:
-    """The same without DALI, for machines that cannot have it; readers make the pictures too."""
-    make = PictureOf(source, settings.size, settings.interpolation)
+) -> ImageBatches:
+    """The same without DALI, for machines that cannot have it; readers make the images too."""
+    make = ImageReader(source, settings.size, settings.interpolation)
     with ExitStack() as opened:
         made: Iterator[Any] = map(make, range(source.limit) if source.limit is not None else count())
         if readers is not None:

@@ -35,7 +35,7 @@ def block_shuffled(count: int, seed: int, epoch: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Place:
+class ScheduledItem:
     """What one rank reads as its k-th item."""
 
     epoch: int
@@ -61,17 +61,17 @@ class Training:
     def steps_per_epoch(self) -> int:
         return len(self.items) // self.batch
 
-    def __getitem__(self, k: int) -> Place:
+    def __getitem__(self, k: int) -> ScheduledItem:
         """The k-th item of this rank after `step`."""
         step, turn = divmod(k, self.batch // self.world)
         epoch, step = divmod(self.step + step, self.steps_per_epoch)
         order = _order(len(self.items), self.seed, epoch, self.by_block)
-        return Place(epoch, self.items[order[step * self.batch + turn * self.world + self.rank]])
+        return ScheduledItem(epoch, self.items[order[step * self.batch + turn * self.world + self.rank]])
 
-    def instead(self, place: Place) -> Place:
-        """The item that takes the place of one that cannot be read, drawn among all: its neighbours lie in the same chunks."""
-        return Place(
-            place.epoch, self.items[generator(self.seed, place.epoch, place.item.key, 4).integers(len(self.items))]
+    def instead(self, entry: ScheduledItem) -> ScheduledItem:
+        """The item shown instead of one that cannot be read, chosen at random among all: its neighbours lie in the same chunks."""
+        return ScheduledItem(
+            entry.epoch, self.items[generator(self.seed, entry.epoch, entry.item.key, 4).integers(len(self.items))]
         )
 
 
@@ -89,9 +89,9 @@ class Evaluation:
     def steps(self) -> int:
         return -(-len(self.items) // (self.batch * self.world))
 
-    def __getitem__(self, k: int) -> Place:
+    def __getitem__(self, k: int) -> ScheduledItem:
         position = k * self.world + self.rank
-        return Place(0, self.items[min(position, len(self.items) - 1)], position < len(self.items))
+        return ScheduledItem(0, self.items[min(position, len(self.items) - 1)], position < len(self.items))
 
 
 @lru_cache(maxsize=4)

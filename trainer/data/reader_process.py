@@ -58,7 +58,7 @@ class Answer(NamedTuple):
     error: Exception | None = None
 
 
-class Place(NamedTuple):
+class SharedArray(NamedTuple):
     """Where an array lies in shared memory."""
 
     offset: int
@@ -77,7 +77,7 @@ def packed(results: Sequence[Sequence[np.ndarray]], memory: mmap.mmap, offset: i
                 row.append(array)
                 continue
             np.ndarray(array.shape, array.dtype, memory, start)[...] = array
-            row.append(Place(start, array.shape, array.dtype.str))
+            row.append(SharedArray(start, array.shape, array.dtype.str))
             offset = start + array.nbytes
         made.append(row)
     return made
@@ -86,7 +86,8 @@ def packed(results: Sequence[Sequence[np.ndarray]], memory: mmap.mmap, offset: i
 def unpacked(row: Sequence[Any], memory: mmap.mmap) -> list[np.ndarray]:
     """The arrays; those in shared memory are what lies there now."""
     return [
-        np.ndarray(each.shape, each.dtype, memory, each.offset) if isinstance(each, Place) else each for each in row
+        np.ndarray(each.shape, each.dtype, memory, each.offset) if isinstance(each, SharedArray) else each
+        for each in row
     ]
 
 

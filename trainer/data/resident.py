@@ -8,8 +8,8 @@ import torch
 from cache_schema import Cache
 from cache_schema.errors import UsageError
 from cache_schema.study import Box
-from trainer.data.augment import Draw
-from trainer.data.order import Place
+from trainer.data.augment import AugmentParams
+from trainer.data.order import ScheduledItem
 from trainer.data.source import Source, assemble
 
 SHARE = 0.7
@@ -62,28 +62,28 @@ class ResidentSource:
             found = self._frames(*self._at(info))
         return found if found.is_cuda else found.numpy()
 
-    def _frames(self, place: Place, draw: Draw) -> torch.Tensor:
-        item, square = place.item, self._squares[place.item.id]
-        index = item.z_index(draw.step, draw.phase)
+    def _frames(self, entry: ScheduledItem, params: AugmentParams) -> torch.Tensor:
+        item, square = entry.item, self._squares[entry.item.id]
+        index = item.z_index(params.step, params.phase)
         found = self.crops.frames(item.id, square, index[index >= 0])
-        if self.source.intensity == "per_slice" or draw.gain != 1:
-            found = stretch(found, draw.gain, self.source.intensity == "per_slice")
+        if self.source.intensity == "per_slice" or params.gain != 1:
+            found = stretch(found, params.gain, self.source.intensity == "per_slice")
         if len(found) < item.frames:
             found = torch.cat([found, found.new_zeros(item.frames - len(found), *found.shape[1:])])
-        return (found.flip(0) if draw.reverse else found)[..., None].contiguous()
+        return (found.flip(0) if params.reverse else found)[..., None].contiguous()
 
     def numbers(self, info: Any) -> tuple[np.ndarray, ...]:
         """All of a Sample but the pixels."""
-        place, draw = self._at(info)
-        x0, y0, x1, y1 = self._squares[place.item.id]
-        return tuple(assemble(np.empty((0, y1 - y0, x1 - x0), np.uint8), draw, place.item.key)[1:])
+        entry, params = self._at(info)
+        x0, y0, x1, y1 = self._squares[entry.item.id]
+        return tuple(assemble(np.empty((0, y1 - y0, x1 - x0), np.uint8), params, entry.item.key)[1:])
 
-    def _at(self, info: Any) -> tuple[Place, Draw]:
+    def _at(self, info: Any) -> tuple[ScheduledItem, AugmentParams]:
         k = info.idx_in_epoch
         if self.source.limit is not None and k >= self.source.limit:
             raise StopIteration
-        place = self.source.schedule[k]
-        return place, self.source.draw(place)
+        entry = self.source.schedule[k]
+        return entry, self.source.params(entry)
 
 
 def _stream_after_all(device: torch.device) -> torch.cuda.Stream | None:

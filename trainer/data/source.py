@@ -1,4 +1,4 @@
-"""item -> pixels: the slices of an item, cropped at native resolution and stretched, with the numbers of its draw.
+"""item -> pixels: the slices of an item, cropped at native resolution and stretched, with its augmentation parameters.
 
 Everything is opened on first use, so a Source travels to reading processes as a few small tables.
 """
@@ -18,13 +18,13 @@ from cache_schema.errors import CacheError, UsageError
 from cache_schema.layout import CHUNK_SLICES
 from cache_schema.store import ChangedStudy
 from cache_schema.study import Box, square_around
-from trainer.data.augment import Draw, Drawing
-from trainer.data.order import Evaluation, Place, Training
+from trainer.data.augment import Augmentation, AugmentParams
+from trainer.data.order import Evaluation, ScheduledItem, Training
 
 OPEN_STUDIES = 256
 MOST_SKIPPED = 20
 """items in a row that cannot be read before even `skip` gives up"""
-DRAWS_KEPT = 1024
+PARAMS_KEPT = 1024
 """by each process: more items than are made ready before the network has them"""
 TRIPLET_CHUNKS_BYTES = 256 << 20
 """decoded chunks a reading process keeps for random triplets: twice what one shuffle buffer touches (trainer.data.order)"""
@@ -42,7 +42,7 @@ class Sample(NamedTuple):
     axis_y: np.ndarray
     """(size, 1) float32"""
     hole_start: np.ndarray
-    """(2 n,) float32: y x of each cut-out, in pixels; one empty hole where there is none"""
+    """(2 n,) float32: y x of each cutout, in pixels; one empty hole where there is none"""
     hole_shape: np.ndarray
     key: np.ndarray
     """(1,) int64: `Item.key` of what was read"""
@@ -113,7 +113,7 @@ class Source:
     cache: Cache | Path
     """one that is open, or where to find it"""
     schedule: Training | Evaluation
-    drawing: Drawing
+    augmentation: Augmentation
     boxes: dict[str, Box] | None = None
     """native study boxes by id; None for whole slices"""
     intensity: str = "per_slice"
@@ -129,7 +129,7 @@ class Source:
 
     def _begin(self) -> None:
         """What each process has of its own."""
-        self._drawn = _Recent(DRAWS_KEPT, lambda draw: 1)
+        self._params = _Recent(PARAMS_KEPT, lambda kept: 1)
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("_drawn", "reader", "squares")
@@ -147,15 +147,15 @@ class Source:
 
     def read(self, k: int) -> Sample:
         """The k-th sample."""
-        place = self.schedule[k]
+        entry = self.schedule[k]
         for _ in range(MOST_SKIPPED if self.skip else 0):
             try:
-                return self.sample(place)
+                return self.sample(entry)
             except ChangedStudy:
                 raise
             except CacheError:
-                place = self.schedule.instead(place)
-        return self.sample(place)
+                entry = self.schedule.instead(entry)
+        return self.sample(entry)
 
     @cached_property
     def squares(self) -> dict[str, Box]:
@@ -169,41 +169,41 @@ class Source:
         """Bytes that the pixels of one item take at most."""
         return max((y1 - y0) * (x1 - x0) for x0, y0, x1, y1 in self.squares.values()) * self.most_frames()
 
-    def sample(self, place: Place) -> Sample:
-        draw = self.draw(place)
-        return assemble(self.pixels(place, draw), draw, place.item.key)
+    def sample(self, entry: ScheduledItem) -> Sample:
+        params = self.params(entry)
+        return assemble(self.pixels(entry, params), params, entry.item.key)
 
-    def draw(self, place: Place) -> Draw:
+    def params(self, entry: ScheduledItem) -> AugmentParams:
         """How the item is shown there; computed once where the same process asks for its pixels and then for its targets."""
-        return self._drawn.get((place.epoch, place.item), lambda: self.drawing(place.epoch, place.item))
+        return self._params.get((entry.epoch, entry.item), lambda: self.augmentation(entry.epoch, entry.item))
 
     @cached_property
     def reader(self) -> Reader:
         """This process's own."""
         return Reader(self._opened, self.keep_bytes)
 
-    def pixels(self, place: Place, draw: Draw) -> np.ndarray:
-        """(frames, h, w) uint8: cropped, stretched and with the draw's gain; padding 0."""
-        item, study = place.item, self.reader.study(place.item.id)
-        index = item.z_index(draw.step, draw.phase)
+    def pixels(self, entry: ScheduledItem, params: AugmentParams) -> np.ndarray:
+        """(frames, h, w) uint8: cropped, stretched and with the gain; padding 0."""
+        item, study = entry.item, self.reader.study(entry.item.id)
+        index = item.z_index(params.step, params.phase)
         there = index[index >= 0]
         if self.boxes is None and study.record.origin is not None:
             raise UsageError(
                 "holds only a part of each slice", where=item.id, do="use the whole cache, or a variant that crops"
             )
         box = None if self.boxes is None else self.squares[item.id]
-        found = self.reader.read(item.id, int(there[0]), int(there[-1]) + 1, box)[:: draw.step]
+        found = self.reader.read(item.id, int(there[0]), int(there[-1]) + 1, box)[:: params.step]
         if self.intensity == "fixed":
             low, high = np.zeros(len(found), int), np.full(len(found), 255)
         elif box is None:
             low, high = study.value_range[there].T
         else:
             low, high = found.min(axis=(1, 2)), found.max(axis=(1, 2))
-        if self.intensity == "per_slice" or draw.gain != 1:
-            found = stretch(found, low, high, draw.gain)
+        if self.intensity == "per_slice" or params.gain != 1:
+            found = stretch(found, low, high, params.gain)
         if len(found) < item.frames:
             found = np.concatenate([found, np.zeros((item.frames - len(found), *found.shape[1:]), np.uint8)])
-        return found[::-1] if draw.reverse else found
+        return found[::-1] if params.reverse else found
 
 
 def squares(cache: Cache, ids: Iterable[str], boxes: dict[str, Box] | None) -> dict[str, Box]:
@@ -216,14 +216,14 @@ def squares(cache: Cache, ids: Iterable[str], boxes: dict[str, Box] | None) -> d
     return found
 
 
-def assemble(pixels: np.ndarray, draw: Draw, key: int = 0) -> Sample:
-    """(frames, h, w) uint8 and a draw -> a sample."""
-    holes = draw.holes if len(draw.holes) else np.zeros((1, 4), int)
+def assemble(pixels: np.ndarray, params: AugmentParams, key: int = 0) -> Sample:
+    """(frames, h, w) uint8 and augmentation parameters -> a sample."""
+    holes = params.holes if len(params.holes) else np.zeros((1, 4), int)
     return Sample(
         np.ascontiguousarray(pixels)[..., None],
-        draw.map_from_crop(*pixels.shape[1:]),
-        draw.axis_x[None].astype(np.float32),
-        draw.axis_y[:, None].astype(np.float32),
+        params.map_from_crop(*pixels.shape[1:]),
+        params.axis_x[None].astype(np.float32),
+        params.axis_y[:, None].astype(np.float32),
         np.float32(holes[:, [1, 0]]).ravel(),
         np.float32(holes[:, [3, 2]] - holes[:, [1, 0]]).ravel(),
         np.int64([key]),

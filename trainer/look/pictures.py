@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from cache_schema.errors import UsageError
-from trainer.data.augment import Draw, Drawing
+from trainer.data.augment import Augmentation, AugmentParams
 from trainer.data.image import MEAN, STD
 from trainer.data.items import Item
 from trainer.data.loader import Batch
@@ -16,7 +16,7 @@ from trainer.runs.inputs import Inputs
 from trainer.session import Session
 from trainer.settings.settings import Settings
 from trainer.stages import Stage
-from trainer.tuning.feature_bank import OneDraw
+from trainer.tuning.feature_bank import OneAugmentation
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Shown:
     """One item as its model sees it."""
 
     item: Item
-    draw: Draw
+    params: AugmentParams
     z_index: np.ndarray
     """(frames,) in the order shown, -1 where padded"""
     frames: np.ndarray
@@ -54,12 +54,14 @@ def shown(settings: Settings, *, epoch: int, count: int, still: bool) -> Iterato
         items = _some(stage.eval_items(ids))
         count = min(count, len(items))
         chosen = sorted(shuffled(len(items), settings.seed, epoch)[:count])
-        schedule = Evaluation([items[place] for place in chosen], 1)
-    drawing = session.still() if still else session.drawing()
+        schedule = Evaluation([items[k] for k in chosen], 1)
+    augmentation = session.no_augmentation() if still else session.augmentation()
     if settings.data.bank and not still:
-        drawing = OneDraw(**vars(drawing), draw=epoch % settings.data.bank)
-    for batch in session.loader(schedule, 1, drawing, ids, limit=count, targets=training, keep_chunks=stage.by_block):
-        yield _shown(batch, drawing, stage, training)
+        augmentation = OneAugmentation(**vars(augmentation), number=epoch % settings.data.bank)
+    for batch in session.loader(
+        schedule, 1, augmentation, ids, limit=count, targets=training, keep_chunks=stage.by_block
+    ):
+        yield _shown(batch, augmentation, stage, training)
 
 
 def grey_levels(images: torch.Tensor) -> np.ndarray:
@@ -68,14 +70,14 @@ def grey_levels(images: torch.Tensor) -> np.ndarray:
     return np.clip(np.rint(levels), 0, 255).astype(np.uint8).reshape(-1, *images.shape[2:])
 
 
-def _shown(batch: Batch, drawing: Drawing, stage: Stage, training: bool) -> Shown:
-    (place,), (z_index,) = batch.places, batch.z_index
-    draw = drawing(place.epoch, place.item)
+def _shown(batch: Batch, augmentation: Augmentation, stage: Stage, training: bool) -> Shown:
+    (entry,), (z_index,) = batch.entries, batch.z_index
+    params = augmentation(entry.epoch, entry.item)
     if training:
         targets = {name: value[0].cpu().numpy() for name, value in batch.targets.items()}
     else:
-        targets = stage.targets(place, z_index, draw) if _has_targets(stage, place.item.id) else {}
-    return Shown(place.item, draw, z_index[::-1] if draw.reverse else z_index, grey_levels(batch.images), targets)
+        targets = stage.targets(entry, z_index, params) if _has_targets(stage, entry.item.id) else {}
+    return Shown(entry.item, params, z_index[::-1] if params.reverse else z_index, grey_levels(batch.images), targets)
 
 
 def _has_targets(stage: Stage, id: str) -> bool:

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from cache_schema import LEVELS, TARGETS
-from trainer.data.augment import Draw
+from trainer.data.augment import AugmentParams
 from trainer.look.drawing import (
     GREY,
     PALE,
@@ -56,7 +56,7 @@ def sheets(items: Iterable[Shown], settings: Settings, *, heading: str, tile: in
 def triplet_block(item: Shown, tile: int, slices: int) -> np.ndarray:
     """Stage 1: the three slices, each with the target box."""
     canvas = _item_canvas(3, tile, CAPTION)
-    box, size = item.targets.get("box"), item.draw.size
+    box, size = item.targets.get("box"), item.params.size
     for place in range(3):
         picture = _tile(canvas, place, tile, item, place)
         if box is not None and item.targets["has_box"] > 0:
@@ -110,17 +110,17 @@ BLOCKS: dict[str, Callable[[Shown, int, int], np.ndarray]] = {
 }
 
 
-def describe(draw: Draw) -> str:
-    """The parts of a draw that a picture does not show by itself."""
+def describe(params: AugmentParams) -> str:
+    """The parts of an augmentation that an image does not show by itself."""
     words = []
-    if np.linalg.det(draw.matrix[:, :2]) < 0:
+    if np.linalg.det(params.matrix[:, :2]) < 0:
         words.append("mirrored")
-    if draw.gain != 1:
-        words.append(f"contrast x {draw.gain:.2f}")
-    if draw.reverse:
+    if params.gain != 1:
+        words.append(f"contrast x {params.gain:.2f}")
+    if params.reverse:
         words.append("slices reversed")
-    if draw.step > 1:
-        words.append(f"every {draw.step} slices")
+    if params.step > 1:
+        words.append(f"every {params.step} slices")
     return ", ".join(words)
 
 
@@ -153,7 +153,7 @@ def _header(canvas: np.ndarray, item: Shown, words: str) -> None:
     padded = len(item.z_index) - len(z)
     about = [f"z {z.min()}-{z.max()} of {item.item.slices}"]
     about += [f"{padded} padded"] if padded else []
-    about += [describe(item.draw)] if describe(item.draw) else []
+    about += [describe(item.params)] if describe(item.params) else []
     id = shortened(item.item.id, 0.36 * width)
     x = text(canvas, id, 0, HEADER - 8, colour=WHITE, bold=True)
     text(canvas, "  ".join(about), x + 14, HEADER - 8, colour=PALE)

@@ -15,7 +15,7 @@ PREFIX = "backbone."
 
 
 class Backbone(nn.Module):
-    """Pictures to features, averaged over the plane.
+    """Images to features, averaged over the plane.
 
     name: timm model with its pretrained tag, such as `resnest50d.in1k`.
     pretrained: fetch the tag's weights from timm's hub. weights_file: take them from this local file instead.

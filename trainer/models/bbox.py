@@ -14,6 +14,6 @@ class BoxModel(nn.Module):
         self.presence = Head(backbone.width, 1)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """(B, 3, S, S) -> box (B, 4): x0 y0 x1 y1 in units of the picture's side, unbounded; presence (B,): logits."""
+        """(B, 3, S, S) -> box (B, 4): x0 y0 x1 y1 in units of the image's side, unbounded; presence (B,): logits."""
         features = self.backbone(images)
         return {"box": self.box(features), "presence": self.presence(features).squeeze(-1)}

@@ -51,5 +51,5 @@ class SliceFractureModel(nn.Module):
         }
 
     def forward(self, x: Tensor, relative: Tensor | None = None) -> dict[str, Tensor]:
-        """Pictures (B, T, 3, S, S), or their features (B, T, width) -> as `sequence`, float32."""
+        """Images (B, T, 3, S, S), or their features (B, T, width) -> as `sequence`, float32."""
         return self.sequence(x if x.ndim == 3 else self.encode(x), relative)

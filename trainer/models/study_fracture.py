@@ -13,7 +13,7 @@ from trainer.models.sequence import BiLSTM
 
 class StudyFractureModel(nn.Module):
     """steps: sequence length, longer studies are interpolated and shorter ones padded to it.
-    chunk: pictures in one pass of the CNN.
+    chunk: images in one pass of the CNN.
     batch_norm: `eval` freezes its statistics with the weights; `train` uses each chunk's own during training and lets
     the kept ones drift, as the reference does (its Q4).
     mask_pool: leave padding out of the LSTM and the max pool; the reference runs over it (its Q29).
@@ -45,10 +45,10 @@ class StudyFractureModel(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """(N, 3, S, S) -> (N, width) float32 without gradients, `chunk` pictures at a time.
+        """(N, 3, S, S) -> (N, width) float32 without gradients, `chunk` images at a time.
 
         The last chunk is filled up with zeros, so that a compiled CNN meets one shape. Where batch norm takes a chunk's
-        own statistics filling up would change them: there a chunk keeps its length, and a lone picture is doubled.
+        own statistics filling up would change them: there a chunk keeps its length, and a lone image is doubled.
         """
         features = []
         for part in images.split(self.chunk):
@@ -74,6 +74,6 @@ class StudyFractureModel(nn.Module):
         return self.logits(self.dropout(torch.cat([peak, self.attention(hidden, mask)], dim=-1)))
 
     def forward(self, x: Tensor, lengths: list[int]) -> Tensor:
-        """Pictures (sum F, 3, S, S) of all studies one after another, or their features (sum F, width); F_i of each
+        """Images (sum F, 3, S, S) of all studies one after another, or their features (sum F, width); F_i of each
         -> (B, 8) logits float32. Lengths as a tensor would lie on the device, and the host would wait for it."""
         return self.classify(list((x if x.ndim == 2 else self.encode(x)).split(lengths)))

@@ -46,5 +46,5 @@ class VertebraModel(nn.Module):
         return self.ratios(self.dropout(self.rnn(torch.cat([by_slice, position, channel], dim=-1))))
 
     def forward(self, x: Tensor, relative: Tensor | None = None) -> Tensor:
-        """Pictures (B, T, 3, S, S), or their features (B, T, width) -> (B, 3T, 7) float32."""
+        """Images (B, T, 3, S, S), or their features (B, T, width) -> (B, 3T, 7) float32."""
         return self.sequence(x if x.ndim == 3 else self.encode(x), relative)

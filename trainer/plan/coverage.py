@@ -6,7 +6,7 @@ from trainer.plan.graph import FEEDERS, Plan
 from trainer.runs.inputs import Inputs
 from trainer.settings.settings import Settings, load
 
-DRAW = "draw other folds: preprocess labels CACHE CSV --folds N"
+NEW_FOLDS = "draw other folds: preprocess labels CACHE CSV --folds N"
 
 
 def require_fed(plan: Plan, cache: Cache) -> None:
@@ -45,7 +45,7 @@ def _folds_needed(settings: Settings, inputs: Inputs) -> dict[str, set[int]]:
         outside = "" if settings.fold == "all" else f" outside fold {settings.fold}"
         if inputs.segmented:
             line, do = f"no study with a segmentation{outside} to train {settings.stage} on", "build the cache with"
-            raise UsageError(line, where=inputs.cache.path, do=f"{do} --segmentations DIR, or {DRAW}")
-        raise UsageError(f"no study with a fold{outside} to train on", where=inputs.cache.path, do=DRAW)
+            raise UsageError(line, where=inputs.cache.path, do=f"{do} --segmentations DIR, or {NEW_FOLDS}")
+        raise UsageError(f"no study with a fold{outside} to train on", where=inputs.cache.path, do=NEW_FOLDS)
     ids = {"study_boxes": inputs.read_ids(), "pseudo_labels": trained}
     return {table: set(inputs.labels.loc[own, "fold"].astype(int)) for table, own in ids.items()}

@@ -133,7 +133,7 @@ def weights_config(run: Path) -> tuple[dict[str, str], dict[str, Any]]:
 
 
 def check_weights(settings: Settings, pixel_hash: str, run: Path, *, stage: str) -> str:
-    """The key of a finished run that fits: of this stage and these pictures, these pixels (of a cache), and this fold.
+    """The key of a finished run that fits: of this stage and these images, these pixels (of a cache), and this fold.
 
     Raises UsageError naming what differs, and as `weights_config`; Damaged where tensors or metadata do not match their
     digest. Another fold's weights have seen what this fold holds out.

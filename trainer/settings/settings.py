@@ -48,12 +48,12 @@ class ModelSettings(Section):
     mask_pool: bool = False
     """study_fracture only. true: LSTM and max pool leave padded steps out (the reference runs over them, Q29)"""
     chunk: int = Field(64, ge=2, le=10_000)
-    """study_fracture only: pictures in one pass of the frozen CNN"""
+    """study_fracture only: images in one pass of the frozen CNN"""
 
 
 class DataSettings(Section):
     size: int = Field(512, ge=32, le=4096)
-    """side of the square picture, in pixels"""
+    """side of the square image, in pixels"""
     frames: int = Field(96, ge=3, le=3000, multiple_of=3)
     """slices in a slice window"""
     stride: Annotated[int, Field(ge=1, le=3000)] | Literal["adaptive"] = 12
@@ -67,7 +67,7 @@ class DataSettings(Section):
     intensity: Literal["per_slice", "fixed"] = "per_slice"
     """per_slice: stretch each slice's crop to 0..255 as the reference does; fixed: keep the cache's window"""
     loader: Literal["dali", "plain"] = "dali"
-    """plain: the same pictures by OpenCV, where DALI cannot be had"""
+    """plain: the same images by OpenCV, where DALI cannot be had"""
     workers: Annotated[int, Field(ge=0, le=256)] | Literal["auto"] = "auto"
     """reading processes per training process; 0 reads in the training process. auto: on a GPU up to six, of the cores that
     training leaves; 0 on a CPU"""
@@ -77,11 +77,11 @@ class DataSettings(Section):
     on_error: Literal["stop", "skip"] = "stop"
     """a training item that cannot be read: stop, or show another in its place and count it; evaluation always stops"""
     bank: int = Field(0, ge=0, le=1000)
-    """study_fracture only: features of this many augmented draws are kept on disk, and epoch e is shown draw e mod bank; 0: none"""
+    """study_fracture only: features of this many augmentations are kept on disk, and epoch e is shown augmentation e mod bank; 0: none"""
 
 
 class AugmentSettings(Section):
-    """Probabilities and ranges of reference section 5; one draw per item, the same for all its frames."""
+    """Probabilities and ranges of reference section 5; drawn once per item, the same for all its frames."""
 
     reverse: float = Field(0.0, ge=0, le=1)
     """probability of reversing the three slices of a triplet (reference Q1)"""
@@ -98,7 +98,7 @@ class AugmentSettings(Section):
     cutout: float = Field(1.0, ge=0, le=1)
     holes: int = Field(8, ge=0, le=1000)
     hole_size: float = Field(0.1, ge=0, le=1)
-    """side of a hole as a fraction of the picture"""
+    """side of a hole as a fraction of the image"""
 
 
 class TrainSettings(Section):

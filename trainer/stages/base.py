@@ -7,10 +7,10 @@ import pandas as pd
 import torch
 from torch import nn
 
-from trainer.data.augment import Draw
+from trainer.data.augment import AugmentParams
 from trainer.data.items import Item, adaptive_stride, middles, windows
 from trainer.data.loader import Batch, to_device
-from trainer.data.order import Place
+from trainer.data.order import ScheduledItem
 from trainer.models import Backbone
 from trainer.runs.inputs import Inputs
 from trainer.scores.scores import Score
@@ -34,14 +34,14 @@ class Stage(Protocol):
         """Items that cover every slice a prediction is due for."""
         ...
 
-    def targets(self, place: Place, z_index: np.ndarray, draw: Draw) -> dict[str, np.ndarray]:
-        """One training item's targets, after its draw."""
+    def targets(self, entry: ScheduledItem, z_index: np.ndarray, params: AugmentParams) -> dict[str, np.ndarray]:
+        """One training item's targets, as its augmentation moves them."""
         ...
 
     def model(self) -> nn.Module: ...
 
     def forward(self, model: nn.Module, batch: Batch) -> Any:
-        """Outputs of a batch, whose pictures may have been replaced by their features."""
+        """Outputs of a batch, whose images may have been replaced by their features."""
         ...
 
     def loss(self, outputs: Any, targets: dict[str, torch.Tensor]) -> dict[str, Term]: ...
@@ -95,7 +95,7 @@ def relative_positions(batch: Batch, settings: Settings) -> torch.Tensor | None:
     if settings.model.positional == "index":
         return None
     rows = [
-        np.maximum(z, 0) / max(1, place.item.slices - 1) for z, place in zip(batch.z_index, batch.places, strict=True)
+        np.maximum(z, 0) / max(1, entry.item.slices - 1) for z, entry in zip(batch.z_index, batch.entries, strict=True)
     ]
     return to_device(torch.from_numpy(np.float32(rows)), batch.images.device)
 
@@ -103,8 +103,8 @@ def relative_positions(batch: Batch, settings: Settings) -> torch.Tensor | None:
 def slice_rows(batch: Batch, every: int = 1) -> pd.DataFrame:
     """id and z_index of each shown slice (every=3: of each triplet's middle slice), in the batch's order; -1 where padded or repeated."""
     shown = [middles(z) if every == 3 else z for z in batch.z_index]
-    counted = [z if place.counts else np.full_like(z, -1) for z, place in zip(shown, batch.places, strict=True)]
-    ids = np.repeat([place.item.id for place in batch.places], [len(z) for z in counted])
+    counted = [z if entry.counts else np.full_like(z, -1) for z, entry in zip(shown, batch.entries, strict=True)]
+    ids = np.repeat([entry.item.id for entry in batch.entries], [len(z) for z in counted])
     return pd.DataFrame({"id": ids, "z_index": np.concatenate(counted)})
 
 

@@ -6,10 +6,10 @@ import torch
 
 from cache_schema.columns import BOX
 from cache_schema.errors import UsageError
-from trainer.data.augment import Draw
+from trainer.data.augment import AugmentParams
 from trainer.data.items import Item, triplets
 from trainer.data.loader import Batch
-from trainer.data.order import Place
+from trainer.data.order import ScheduledItem
 from trainer.models import BoxModel
 from trainer.runs.inputs import Inputs
 from trainer.scores.scores import Score, score
@@ -34,14 +34,14 @@ class BoxStage:
     def eval_items(self, ids: list[str]) -> list[Item]:
         return triplets(self.inputs.lengths(ids), every=3)
 
-    def targets(self, place: Place, z_index: np.ndarray, draw: Draw) -> dict[str, np.ndarray]:
-        """box (4,) in units of the picture's side, has_box (): 0 too where the draw moved the box out of the picture."""
-        study, size = self.inputs.study(place.item.id), draw.size
+    def targets(self, entry: ScheduledItem, z_index: np.ndarray, params: AugmentParams) -> dict[str, np.ndarray]:
+        """box (4,) in units of the image's side, has_box (): 0 too where the augmentation moved the box out of the image."""
+        study, size = self.inputs.study(entry.item.id), params.size
         box = union_box(study.slice_box[z_index[z_index >= 0]])
         if box is None:
             return {"box": np.zeros(4), "has_box": np.array(0)}
         side = np.array([study.record.columns, study.record.rows] * 2)
-        moved = draw.move_box(box / side * size) / size
+        moved = params.move_box(box / side * size) / size
         return {"box": moved, "has_box": np.array(float(moved[2] > moved[0] and moved[3] > moved[1]))}
 
     def model(self) -> BoxModel:
@@ -56,13 +56,13 @@ class BoxStage:
     def rows(self, outputs: dict[str, torch.Tensor], batch: Batch) -> pd.DataFrame:
         """Boxes in native pixels, clipped to the frame, at the middle slice of each triplet."""
         boxes = outputs["box"].float().clamp(0, 1).cpu().numpy().astype(np.float64)
-        records = [self.inputs.index.loc[place.item.id] for place in batch.places]
+        records = [self.inputs.index.loc[entry.item.id] for entry in batch.entries]
         boxes *= np.array([[r["columns"], r["rows"]] * 2 for r in records], float)
-        items = [place.item for place in batch.places]
+        items = [entry.item for entry in batch.entries]
         frame = pd.DataFrame({"id": [item.id for item in items], "z_index": [item.middle for item in items]})
         frame[BOX] = boxes
         frame["has_box"] = outputs["presence"].float().sigmoid().cpu().numpy().astype(np.float64)
-        return frame[[place.counts for place in batch.places]]
+        return frame[[entry.counts for entry in batch.entries]]
 
     def table(self, rows: pd.DataFrame) -> pd.DataFrame:
         return rows.sort_values(["id", "z_index"], kind="stable").reset_index(drop=True)

@@ -40,7 +40,7 @@ def total(terms: Mapping[str, Term], counts: Tensor | None = None) -> Tensor:
 def bbox_loss(box: Tensor, presence: Tensor, true_box: Tensor, has_box: Tensor) -> dict[str, Term]:
     """Stage 1 (reference 7.1): 0.8 x L1 of the box over items that have one + 0.2 x binary cross-entropy of presence.
 
-    box, true_box: (B, 4) in units of the picture's side; presence: (B,) logits; has_box: (B,) in [0, 1].
+    box, true_box: (B, 4) in units of the image's side; presence: (B,) logits; has_box: (B,) in [0, 1].
     true_box may hold anything, NaN included, where has_box is 0.
     """
     positive = has_box > 0.5

@@ -7,10 +7,10 @@ import torch
 from cache_schema import LEVELS
 from cache_schema.columns import FRACTURES
 from cache_schema.errors import UsageError
-from trainer.data.augment import Draw
+from trainer.data.augment import AugmentParams
 from trainer.data.items import Item, middles
 from trainer.data.loader import Batch
-from trainer.data.order import Place
+from trainer.data.order import ScheduledItem
 from trainer.models import SliceFractureModel
 from trainer.runs.damaged import tell
 from trainer.runs.inputs import FROM_RUNS
@@ -30,10 +30,10 @@ class SliceFractureStage(WindowStage):
             tell(f"{len(short)} studies lack pseudo labels of some slices, which count in no loss, first {min(short)}")
         return super().train_items(ids)
 
-    def targets(self, place: Place, z_index: np.ndarray, draw: Draw) -> dict[str, np.ndarray]:
+    def targets(self, entry: ScheduledItem, z_index: np.ndarray, params: AugmentParams) -> dict[str, np.ndarray]:
         """ratios, fractures (triplets, 7) at the middle slices, NaN where unknown; mask (triplets): 0 where padded."""
         middle = middles(z_index)
-        values = self.inputs.pseudo[place.item.id][middle]
+        values = self.inputs.pseudo[entry.item.id][middle]
         return {"ratios": values[:, :7], "fractures": values[:, 7:], "mask": middle >= 0}
 
     def model(self) -> SliceFractureModel:

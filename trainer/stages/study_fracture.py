@@ -5,10 +5,10 @@ import pandas as pd
 import torch
 
 from cache_schema import TARGETS
-from trainer.data.augment import Draw
+from trainer.data.augment import AugmentParams
 from trainer.data.items import Item, whole_studies
 from trainer.data.loader import Batch
-from trainer.data.order import Place
+from trainer.data.order import ScheduledItem
 from trainer.models import Backbone, StudyFractureModel, backbone_weights
 from trainer.runs.checkpoint import read_tensors
 from trainer.runs.files import MODEL_FILE
@@ -34,9 +34,9 @@ class StudyFractureStage:
         ranges = self.inputs.boxes[["z_from", "z_to"]]
         return whole_studies(self.inputs.lengths(ids), {id: tuple(ranges.loc[id]) for id in ids})
 
-    def targets(self, place: Place, z_index: np.ndarray, draw: Draw) -> dict[str, np.ndarray]:
+    def targets(self, entry: ScheduledItem, z_index: np.ndarray, params: AugmentParams) -> dict[str, np.ndarray]:
         """labels (8,), NaN where unknown."""
-        return {"labels": self.inputs.label_row(place.item.id)}
+        return {"labels": self.inputs.label_row(entry.item.id)}
 
     def model(self) -> StudyFractureModel:
         """The backbone alone is taken from the stage-3 run; LSTM, attention and head start from scratch (reference 6.5)."""
@@ -59,9 +59,9 @@ class StudyFractureStage:
         return study_fracture_loss(outputs, targets["labels"])
 
     def rows(self, outputs: torch.Tensor, batch: Batch) -> pd.DataFrame:
-        frame = pd.DataFrame({"id": [place.item.id for place in batch.places]})
+        frame = pd.DataFrame({"id": [entry.item.id for entry in batch.entries]})
         frame[list(TARGETS)] = outputs.float().sigmoid().cpu().numpy().astype(np.float64)
-        return frame[[place.counts for place in batch.places]]
+        return frame[[entry.counts for entry in batch.entries]]
 
     def table(self, rows: pd.DataFrame) -> pd.DataFrame:
         return rows.sort_values("id", kind="stable").reset_index(drop=True)

@@ -5,9 +5,9 @@ import pandas as pd
 import torch
 
 from cache_schema import LEVELS
-from trainer.data.augment import Draw
+from trainer.data.augment import AugmentParams
 from trainer.data.loader import Batch
-from trainer.data.order import Place
+from trainer.data.order import ScheduledItem
 from trainer.models import VertebraModel
 from trainer.scores.scores import Score, score
 from trainer.scores.truth import ratio_truth
@@ -16,10 +16,10 @@ from trainer.stages.losses import Term, vertebra_loss
 
 
 class VertebraStage(WindowStage):
-    def targets(self, place: Place, z_index: np.ndarray, draw: Draw) -> dict[str, np.ndarray]:
+    def targets(self, entry: ScheduledItem, z_index: np.ndarray, params: AugmentParams) -> dict[str, np.ndarray]:
         """ratios (frames, 7), mask (frames): 0 on padded slices."""
         shown = z_index >= 0
-        ratios = np.where(shown[:, None], self.inputs.study(place.item.id).vertebra_ratio[z_index], 0)
+        ratios = np.where(shown[:, None], self.inputs.study(entry.item.id).vertebra_ratio[z_index], 0)
         return {"ratios": ratios, "mask": shown}
 
     def model(self) -> VertebraModel:

@@ -60,7 +60,7 @@ def fastest(
 def seconds_per_pass(
     backbone: Backbone, images: Tensor, layout: Layout, autocast: Callable[[], AbstractContextManager]
 ) -> float:
-    """Of a copy of this CNN over these pictures, forward, and backward where it is trained; the median of a few."""
+    """Of a copy of this CNN over these images, forward, and backward where it is trained; the median of a few."""
     trial = copy.deepcopy(backbone)
     trial.lay_out(layout.channels_last, layout.compiled)
     trained = any(parameter.requires_grad for parameter in trial.parameters())
@@ -80,7 +80,7 @@ def seconds_per_pass(
 
 
 def pictures_at_once(settings: Settings, micro_batch: int) -> int:
-    """How many pictures one pass of the CNN takes in training (reference 6)."""
+    """How many images one pass of the CNN takes in training (reference 6)."""
     triplets = settings.data.frames // 3
     return {
         "bbox": micro_batch,

@@ -58,7 +58,7 @@ def tries_out(session: Session) -> bool:
 
 
 def tune(session: Session, model: nn.Module, items: int, layouts: Sequence[Layout] = LAYOUTS) -> Layout:
-    """The fastest layout of the model's CNN at the number of pictures that training gives it."""
+    """The fastest layout of the model's CNN at the number of images that training gives it."""
     settings, accelerator = session.settings, session.accelerator
     if settings.model.batch_norm == "train":
         layouts = [layout for layout in layouts if not layout.compiled]  # its last chunks differ in length

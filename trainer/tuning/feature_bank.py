@@ -1,6 +1,6 @@
-"""Features of K augmented draws of every study, kept on disk for stage 4: `data.bank=K`.
+"""Features of K augmentations of every study, kept on disk for stage 4: `data.bank=K`.
 
-Its CNN is frozen, so what it makes of a picture never changes; epoch e is shown draw e mod K. A bank pays for several
+Its CNN is frozen, so what it makes of an image never changes; epoch e is shown augmentation e mod K. A bank pays for several
 heads, or longer training, on one backbone. Kept under OUT/bank, float32, each file named by the digest of all it depends
 on; whatever is not there is made before the first step.
 """
@@ -17,10 +17,10 @@ import torch
 
 from cache_schema.documents import write_whole
 from cache_schema.errors import CacheError
-from trainer.data.augment import Draw, Drawing
+from trainer.data.augment import Augmentation, AugmentParams
 from trainer.data.items import Item
 from trainer.data.loader import Batch, Loader, to_device
-from trainer.data.order import Evaluation, Place, Training
+from trainer.data.order import Evaluation, ScheduledItem, Training
 from trainer.models import StudyFractureModel
 from trainer.runs.damaged import tell
 from trainer.runs.files import MODEL_FILE
@@ -39,13 +39,12 @@ class Bank:
     def __init__(self, session: Session, items: Sequence[Item]):
         settings = session.settings
         self.session, self.items = session, items
-        self.draws, self.folder = settings.data.bank, settings.out / BANK
-        picture = settings.data.model_dump(include={"size", "crop", "interpolation", "intensity", "thin"})
+        self.count, self.folder = settings.data.bank, settings.out / BANK
         same_for_all = {
             "version": VERSION,
             "backbone": weights_digest(settings.backbone / MODEL_FILE),
             "pixel_hash": session.inputs.cache.pixel_hash,
-            "picture": picture,
+            "picture": settings.data.model_dump(include={"size", "crop", "interpolation", "intensity", "thin"}),
             "augment": settings.augment.model_dump(),
             "seed": settings.seed,
             "precision": session.accelerator.mixed_precision,
@@ -54,20 +53,20 @@ class Bank:
         ids = sorted({item.id for item in items})
         self._boxes = session.inputs.crop_boxes(ids) or {}
 
-    def path(self, draw: int, item: Item) -> Path:
-        """Where the features of one item under one draw are, or will be."""
+    def path(self, number: int, item: Item) -> Path:
+        """Where the features of one item under one augmentation are, or will be."""
         content = self.session.inputs.index.at[item.id, "content_digest"]
-        own = [self._common, content, self._boxes.get(item.id), item, draw]
+        own = [self._common, content, self._boxes.get(item.id), item, number]
         key = hashlib.sha256(json.dumps(own, default=int).encode()).hexdigest()
         return self.folder / key[:2] / f"{key}.npy"
 
-    def read(self, place: Place) -> torch.Tensor:
-        """(triplets, width) float32 of the item under the draw that its epoch is shown; made again where they are damaged."""
-        draw = place.epoch % self.draws
-        path = self.path(draw, place.item)
+    def read(self, entry: ScheduledItem) -> torch.Tensor:
+        """(triplets, width) float32 of the item under the augmentation of its epoch; made again where they are damaged."""
+        number = entry.epoch % self.count
+        path = self.path(number, entry.item)
         if (features := read_features(path)) is None:
             tell(f"{path}: is gone or does not match its digest; it is made again")
-            self._make(self.model, draw, [place.item])
+            self._make(self.model, number, [entry.item])
             features = read_features(path)
         if features is None:
             raise CacheError("is damaged again as soon as it is written", where=path, do="look at the disk")
@@ -78,36 +77,36 @@ class Bank:
         self.model = model
         session, train = self.session, self.session.settings.train
         accelerator = session.accelerator
-        for draw in range(min(self.draws, train.epochs)):
+        for number in range(min(self.count, train.epochs)):
             accelerator.wait_for_everyone()  # or one would list what another is about to write
-            missing = [item for item in self.items if not self.path(draw, item).is_file()]
+            missing = [item for item in self.items if not self.path(number, item).is_file()]
             accelerator.wait_for_everyone()
             own = missing[accelerator.process_index :: accelerator.num_processes]
             if missing:
-                session.say(f"bank: features of draw {draw + 1} of {self.draws} for {len(missing)} studies")
+                session.say(f"bank: features of augmentation {number + 1} of {self.count} for {len(missing)} studies")
             if own:
-                self._make(model, draw, own)
+                self._make(model, number, own)
         accelerator.wait_for_everyone()
 
-    def _make(self, model: StudyFractureModel, draw: int, items: Sequence[Item]) -> None:
+    def _make(self, model: StudyFractureModel, number: int, items: Sequence[Item]) -> None:
         session, batch = self.session, self.session.settings.train.eval_batch
         schedule = Evaluation(items, batch)
         ids = sorted({item.id for item in items})
-        drawing = OneDraw(**vars(session.drawing()), draw=draw)
-        for found in session.loader(schedule, batch, drawing, ids, limit=schedule.steps * batch):
+        augmentation = OneAugmentation(**vars(session.augmentation()), number=number)
+        for found in session.loader(schedule, batch, augmentation, ids, limit=schedule.steps * batch):
             with torch.no_grad(), session.accelerator.autocast():
                 features = model.encode(found.images).cpu().split(found.triplets)
-            for place, each in zip(found.places, features, strict=True):
-                if place.counts:
-                    write_features(self.path(draw, place.item), each.numpy())
+            for entry, each in zip(found.entries, features, strict=True):
+                if entry.counts:
+                    write_features(self.path(number, entry.item), each.numpy())
 
 
 class BankLoader(Loader):
-    """Batches whose pictures are features already, in a training's order."""
+    """Batches whose images are features already, in a training's order."""
 
     def __init__(self, session: Session, bank: Bank, schedule: Training, batch: int):
         loader = session.loader(
-            schedule, batch, session.drawing(), sorted({item.id for item in bank.items}), targets=True
+            schedule, batch, session.augmentation(), sorted({item.id for item in bank.items}), targets=True
         )
         super().__init__(loader.source, batch, loader.settings, loader.device, loader.targets)
         self.bank = bank
@@ -115,22 +114,22 @@ class BankLoader(Loader):
     def __iter__(self) -> Iterator[Batch]:
         k = 0
         while True:
-            places = [self.source.schedule[k + i] for i in range(self.batch)]
-            features = [self.bank.read(place) for place in places]
+            entries = [self.source.schedule[k + i] for i in range(self.batch)]
+            features = [self.bank.read(entry) for entry in entries]
             yield self._with_targets(
-                to_device(torch.cat(features), self.device), [len(each) for each in features], places
+                to_device(torch.cat(features), self.device), [len(each) for each in features], entries
             )
             k += self.batch
 
 
 @dataclass(frozen=True)
-class OneDraw(Drawing):
-    """The same draw whatever the epoch."""
+class OneAugmentation(Augmentation):
+    """The same augmentation whatever the epoch."""
 
-    draw: int = 0
+    number: int = 0
 
-    def __call__(self, epoch: int, item: Item) -> Draw:
-        return super().__call__(self.draw, item)
+    def __call__(self, epoch: int, item: Item) -> AugmentParams:
+        return super().__call__(self.number, item)
 
 
 def write_features(path: Path, features: np.ndarray) -> None:
@@ -150,5 +149,5 @@ def read_features(path: Path) -> np.ndarray | None:
     data, digest = data[:-DIGEST_BYTES], data[-DIGEST_BYTES:]
     try:
         return np.load(BytesIO(data), allow_pickle=False) if hashlib.sha256(data).digest() == digest else None
-    except ValueError:  # a pickle in the place of numbers
+    except ValueError:  # a pickle, not an array
         return None

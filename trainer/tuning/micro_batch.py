@@ -16,7 +16,7 @@ from cache_schema.errors import CspineError, UsageError
 from trainer.data.image_torch import graph_bytes
 from trainer.data.items import Item
 from trainer.data.loader import Batch
-from trainer.data.order import Place
+from trainer.data.order import ScheduledItem
 from trainer.data.source import squares
 from trainer.session import Session
 from trainer.settings.keyvalue import merge
@@ -121,10 +121,10 @@ def _largest_crop(session: Session, items: Sequence[Item]) -> int:
 
 
 def stand_in(item: Item, count: int, size: int, device: torch.device) -> Batch:
-    """A batch of `count` times the same item, all its pictures black."""
+    """A batch of `count` times the same item, all its images black."""
     triplets = item.frames // 3
     images = torch.zeros(count * triplets, 3, size, size, dtype=torch.float16, device=device)
-    return Batch(images, [triplets] * count, [Place(0, item)] * count, [item.z_index()] * count, {})
+    return Batch(images, [triplets] * count, [ScheduledItem(0, item)] * count, [item.z_index()] * count, {})
 
 
 def loss(outputs: Tensor | dict[str, Tensor]) -> Tensor:

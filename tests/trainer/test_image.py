@@ -1,4 +1,4 @@
-"""The picture that a network is shown: both loaders and DALI's operators against OpenCV, albumentations and plain arithmetic."""
+"""The image that a network is shown: both loaders and DALI's operators against OpenCV, albumentations and plain arithmetic."""
 
 import albumentations as A
 import cv2
@@ -9,8 +9,8 @@ from samples import SIZE, random_samples
 
 from cache_schema.study import square_around
 from trainer.data import resident
-from trainer.data.augment import Draw, still
-from trainer.data.image import MEAN, STD, picture
+from trainer.data.augment import AugmentParams, no_augmentation
+from trainer.data.image import MEAN, STD, make_image
 from trainer.data.loader import Loader
 from trainer.data.source import assemble, stretch
 from trainer.settings.settings import DataSettings
@@ -56,7 +56,7 @@ def test_items_of_different_length_share_a_batch():
 
 def test_normalisation_is_per_slice_of_a_triplet():
     pixels = np.full((3, SIZE, SIZE), 100, np.uint8)
-    found = picture(assemble(pixels, still(SIZE)), SIZE)
+    found = make_image(assemble(pixels, no_augmentation(SIZE)), SIZE)
     mean, std = (0.22363983, 0.18190407, 0.2523437), (0.32451536, 0.2956294, 0.31335256)
     for channel in range(3):
         assert np.allclose(found[0, channel], (100 / 255 - mean[channel]) / std[channel], atol=1e-3)
@@ -109,9 +109,9 @@ def test_gain_is_the_reference_s_contrast_of_the_stretched_slice(gain):
 
 def test_cut_outs_are_black_and_nothing_else_is():
     pixels = np.full((3, SIZE, SIZE), 200, np.uint8)
-    same = still(SIZE)
+    same = no_augmentation(SIZE)
     holes = np.array([[10, 20, 19, 29], [80, 90, 96, 96], [5, 5, 5, 9]])
-    found = picture(assemble(pixels, Draw(SIZE, same.matrix, same.axis_x, same.axis_y, holes)), SIZE)
+    found = make_image(assemble(pixels, AugmentParams(SIZE, same.matrix, same.axis_x, same.axis_y, holes)), SIZE)
     black = np.isclose(found[0].astype(np.float32), (-MEAN / STD)[:, None, None], atol=2e-3).all(0)
     expected = np.zeros((SIZE, SIZE), bool)
     for x0, y0, x1, y1 in holes:
