@@ -132,7 +132,7 @@ class Source:
         self._params = _Recent(PARAMS_KEPT, lambda kept: 1)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_drawn", "reader", "squares")
+        own = ("_params", "reader", "squares")
         return {name: value for name, value in self.__dict__.items() if name not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
