@@ -25,7 +25,8 @@ from trainer.data.loader import Loader
 from trainer.data.order import Training
 from trainer.data.resident import Crops
 from trainer.data.source import TRIPLET_CHUNKS_BYTES, Source
-from trainer.settings.settings import DataSettings, load
+from trainer.settings.layers import load
+from trainer.settings.settings import DataSettings
 from trainer.tuning.autotune import wait
 
 BOX = (100, 110, 400, 410)

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from benchmarks.rounds import print_and_keep
-from trainer.settings.settings import CONFIGS, STAGES, stage_file
+from trainer.settings.registry import CONFIGS, stage_file, stage_names
 
 SECONDS = 300
 PYTEST = ["-m", "pytest", "tests/trainer/test_gpu.py", "-s"]
@@ -56,7 +56,7 @@ def main(words: list[str]) -> int:
 
 def read(words: Sequence[str]) -> list[tuple[str, list[str]]] | None:
     """(part, variants) of each; None, once it was said, where a word is neither."""
-    known = [f"{stage}:{variant}" for stage in STAGES for variant in stage_file(stage)[1]]
+    known = [f"{stage}:{variant}" for stage in stage_names() for variant in stage_file(stage)[1]]
     parts: list[tuple[str, list[str]]] = []
     for word in words:
         if word in MODULES:

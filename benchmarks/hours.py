@@ -10,7 +10,7 @@ from benchmarks.matrix import PLAN, forward_flops, image_count, runs
 from cache_schema.documents import write_whole
 from trainer.plan.graph import read_plan
 from trainer.plan.schedule import DOUBLING, best_widths, lower_bound, makespan, simulate
-from trainer.runs.identity import run_name
+from trainer.runs.run_names import run_name
 
 SLOTS = 8
 

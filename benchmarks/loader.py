@@ -30,7 +30,8 @@ from trainer.data.items import Item, triplets, windows
 from trainer.data.loader import Loader
 from trainer.data.order import ScheduledItem, Training, generator
 from trainer.data.source import TRIPLET_CHUNKS_BYTES, Source, assemble, stretch
-from trainer.settings.settings import AugmentSettings, DataSettings, load
+from trainer.settings.layers import load
+from trainer.settings.settings import AugmentSettings, DataSettings
 
 STUDIES, SLICES, ROUNDS = 4, 128, 7
 BOX = (100, 110, 400, 410)

@@ -11,7 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from trainer.data.items import adaptive_stride, triplets, whole_studies, windows
 from trainer.inference import distinct
 from trainer.plan.graph import read_plan
-from trainer.settings.settings import CONFIGS, Settings, load
+from trainer.settings.layers import load
+from trainer.settings.registry import CONFIGS
+from trainer.settings.settings import Settings
 
 STUDIES, SEGMENTED, SLICES, Z_RANGE, FOLDS = 2019, 87, 352, 0.76, 5
 """reference 13; every study is taken to be as long as their mean"""
@@ -38,14 +40,14 @@ def runs() -> list[Settings]:
 
 def image_count(settings: Settings) -> ImageCount:
     """Of one training with its evaluations and its prediction of the held-out fold."""
-    data, train, stage = settings.data, settings.train, settings.stage
-    every = STUDIES if stage in ("slice_fracture", "study_fracture") else SEGMENTED
+    data, train, stage = settings.data, settings.train, settings.facts
+    every = SEGMENTED if stage.learns_from == "segmentations" else STUDIES
     studies = every if settings.fold == "all" else every * (1 - 1 / FOLDS)
     length, z_range = [("", SLICES)], round(Z_RANGE * SLICES)
-    if stage == "bbox":
+    if stage.items == "triplets":
         items = triplets(length, every=1)
         evaluated = len(triplets(length, every=3))
-    elif stage == "study_fracture":
+    elif stage.items == "studies":
         items = whole_studies(length, {"": (0, z_range)})
         evaluated = items[0].frames // 3
     else:
@@ -57,7 +59,7 @@ def image_count(settings: Settings) -> ImageCount:
     if settings.fold != "all":
         evaluations = (train.epochs - 1) // train.evaluate_every if train.evaluate_every else 0
         held_out = evaluated * (STUDIES / FOLDS + evaluations * every / FOLDS)
-    return ImageCount(0, seen + held_out) if stage == "study_fracture" else ImageCount(seen, held_out)
+    return ImageCount(0, seen + held_out) if stage.backbone is not None else ImageCount(seen, held_out)
 
 
 @lru_cache

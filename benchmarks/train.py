@@ -29,13 +29,15 @@ from trainer.data.order import Training
 from trainer.inference import predict
 from trainer.loop import Run
 from trainer.runs.inputs import Inputs
-from trainer.settings.settings import STAGES, Settings, load, stage_file
+from trainer.settings.layers import load
+from trainer.settings.registry import stage_file, stage_names
+from trainer.settings.settings import Settings
 from trainer.tuning.autotune import wait
 from trainer.tuning.choice import choose
 
 SMALL = "model.name=test_efficientnet_gn model.chunk=8 data.size=64 data.frames=12 data.eval_stride=8 train.batch=4 train.micro_batch=2"
 """a CPU's defaults; nothing about them says what the real networks cost"""
-AIMS = {"bbox": 0.95, "vertebrae": 0.99, "slice_fracture": 0.99, "study_fracture": 0.99}
+AIMS = {"triplets": 0.95, "windows": 0.99, "studies": 0.99}
 """of the speed with a kept batch, at full size on a GPU; nothing is aimed at elsewhere"""
 MATRIX_SIDE = {"cuda": 8192, "cpu": 1024}
 
@@ -77,7 +79,7 @@ class Measured:
 
 def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.train", description=__doc__)
-    known = [f"{stage}:{variant}" for stage in STAGES for variant in stage_file(stage)[1]]
+    known = [f"{stage}:{variant}" for stage in stage_names() for variant in stage_file(stage)[1]]
     parser.add_argument(
         "--variants", nargs="+", choices=known, default=known, metavar="STAGE:VARIANT", help="all, if left out"
     )
@@ -160,8 +162,8 @@ def _measured(run: Run, steps: int, seconds: float, rounds: int) -> Measured:
     choice = choose(run, model, items)
     model, optimiser, micro, passes = run.prepare(model, choice)
     model.train()
-    schedule = Training(items, settings.seed, train.batch, by_block=run.stage.by_block)
-    loader = run.loader(schedule, micro, run.augmentation(), ids, targets=True, keep_chunks=run.stage.by_block)
+    schedule = Training(items, settings.seed, train.batch, by_block=run.by_block)
+    loader = run.loader(schedule, micro, run.augmentation(), ids, targets=True, keep_chunks=run.by_block)
     batches = iter(loader)
     shown = [0, 0]
     real, first = _counting(batches, shown), next(batches)
@@ -193,7 +195,7 @@ def _measured(run: Run, steps: int, seconds: float, rounds: int) -> Measured:
         # as if the kept batch had as many images as the others have on average
         [cost.wall_ms / 1e3 * each / (len(first.images) * passes) for cost in costs["kept"]],
         round(each),
-        each * forward * (1 if settings.stage == "study_fracture" else 3),
+        each * forward * (3 if settings.facts.backbone is None else 1),
         peak,
         _prediction_rate(run, model),
     )
@@ -239,7 +241,7 @@ def report(found: list[Measured], reachable: float) -> str:
     rows = []
     for each in found:
         aimed = torch.cuda.is_available() and is_full_size(each.settings)
-        aims = {"at_least": AIMS[each.settings.stage]} if aimed else {}
+        aims = {"at_least": AIMS[each.settings.facts.items]} if aimed else {}
         step, ratio = median(each.real), Ratio.of("", each.kept, each.real, **aims)
         _, value, spread, aim, met = ratio.row()
         train = each.settings.train

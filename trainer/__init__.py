@@ -13,7 +13,7 @@ def train(**settings: Any) -> Path:
     """
     from trainer.run import run
     from trainer.settings.keyvalue import flat
-    from trainer.settings.settings import load
+    from trainer.settings.layers import load
 
     given = [pair for key, value in settings.items() for pair in flat({key: value}).items()]
     return run(load(f"{key}={value}" for key, value in given if value != ""))

@@ -43,7 +43,7 @@ def predict(session: Session, model: nn.Module, *, scored_only: bool = False) ->
         # batch norm's running statistics are each process's own; the main process's are the ones that are saved
         for buffer in model.buffers():
             broadcast(buffer)
-    batches = encoded_windows(session, model, items) if stage.overlapping else image_batches(session, items)
+    batches = encoded_windows(session, model, items) if stage.items == "windows" else image_batches(session, items)
     rows = []
     with torch.no_grad():
         for batch in batches:

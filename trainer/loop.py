@@ -25,7 +25,6 @@ from trainer.optimiser import learning_rate, optimiser_of, set_step
 from trainer.runs import checkpoint
 from trainer.runs.files import CONFIG_FILE, MODEL_FILE
 from trainer.runs.identity import (
-    VERSIONS,
     check_weights,
     config_file,
     model_key,
@@ -66,7 +65,7 @@ class Run(Session):
         """From scratch or from the checkpoint of this very run, to model.safetensors and what the fold holds out."""
         settings, accelerator, train = self.settings, self.accelerator, self.settings.train
         if settings.backbone is not None:
-            check_weights(settings, self.inputs.cache.pixel_hash, settings.backbone, stage="slice_fracture")
+            check_weights(settings, self.inputs.cache.pixel_hash, settings.backbone, stage=settings.facts.backbone)
         ids = self.inputs.train_ids(segmented=self.inputs.segmented)
         self._say_left_out()
         items = self._items(ids)
@@ -91,7 +90,7 @@ class Run(Session):
         self._open_logs(first)
         processes = accelerator.num_processes
         schedule = Training(
-            items, settings.seed, train.batch, accelerator.process_index, processes, first, self.stage.by_block
+            items, settings.seed, train.batch, accelerator.process_index, processes, first, self.by_block
         )
         if first:
             self.say(f"resuming at step {first} of {last}")
@@ -300,14 +299,13 @@ class Run(Session):
             bank = Bank(self, schedule.items)
             bank.fill(self.accelerator.unwrap_model(model))
             return BankLoader(self, bank, schedule, micro)
-        augmentation, by_block = self.augmentation(), self.stage.by_block
-        return self.loader(schedule, micro, augmentation, ids, targets=True, keep_chunks=by_block)
+        return self.loader(schedule, micro, self.augmentation(), ids, targets=True, keep_chunks=self.by_block)
 
     def _metadata(self) -> dict[str, str]:
         settings = self.settings
         return {
             "key": self.key,
-            "version": str(VERSIONS[settings.stage]),
+            "version": str(settings.facts.version),
             "pixel_hash": self.inputs.cache.pixel_hash,
             "config": json.dumps(settings.record(), sort_keys=True),
             "inputs": json.dumps(self.inputs.training_digests(), sort_keys=True),

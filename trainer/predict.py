@@ -27,9 +27,10 @@ from trainer.process.command import one_of, say, serve
 from trainer.process.ending import leave
 from trainer.run import run
 from trainer.runs.files import CONFIG_FILE, PREDICTIONS_OF_ALL
-from trainer.runs.identity import check_weights, recorded_config, run_name, weights_config
+from trainer.runs.identity import check_weights, recorded_config, weights_config
 from trainer.runs.inputs import MODEL_FILE
 from trainer.runs.recorded import changed_since
+from trainer.runs.run_names import run_name
 from trainer.settings.keyvalue import merge, nearest, parse_assignments
 from trainer.settings.paths import check_folder, is_inside
 from trainer.settings.settings import Settings, check_keys, validate
@@ -208,7 +209,7 @@ def _settings_of(weights: Path, cache: Path, out: Path, given: Mapping[str, Any]
     if not on_gpu():
         values["train"].pop("precision")  # what a GPU needs for speed a CPU does not
     here = {"cache": cache, "out": out / "runs", "mode": "predict", "split": "all", "weights": weights}
-    here["boxes"] = None if values["stage"] == "bbox" else out / BOXES
+    here["boxes"] = out / BOXES
     none = {"pseudo": None, "backbone": None, "tracker": "none", "deterministic": False}
     return validate(merge(values, here, none, given))
 

@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
-    # started as a file: its neighbours `config`, `data` and `stages` must not become top-level modules
+    # started as a file: its neighbours `data` and `stages` must not become top-level modules
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 if __name__ == "__main__":
@@ -21,9 +21,11 @@ from cache_schema import Cache
 from trainer.process.command import is_main, one_of, say, serve
 from trainer.process.ending import leave
 from trainer.settings.keyvalue import assignments
-from trainer.settings.settings import STAGES, Settings, load, shown
+from trainer.settings.layers import load, shown
+from trainer.settings.registry import stage_names
+from trainer.settings.settings import Settings
 
-HELP = f"""usage: accelerate launch trainer/run.py stage={"|".join(STAGES)} [variant=NAME] cache=CACHE out=RUNS
+HELP = f"""usage: accelerate launch trainer/run.py stage={"|".join(stage_names())} [variant=NAME] cache=CACHE out=RUNS
            [mode=train|predict] [show=true] [fold=0|all] [seed=1] [boxes=TABLE|cache] [pseudo=TABLE] [backbone=RUN] [weights=RUN]
            [split=held_out|all] [micro_batch=auto|N] [deterministic=true] [tracker=tensorboard|none] [config=FILE] [section.key=value ...]
 
@@ -38,19 +40,19 @@ def run(settings: Settings, cache: Cache | None = None) -> Path:
 
     cache: the settings' own, opened before, so that several runs are of one index."""
     from trainer.leakage import exposure
-    from trainer.runs.identity import check_weights, is_done, run_key, run_name
+    from trainer.runs.identity import check_weights, is_done, run_key
     from trainer.runs.inputs import Inputs
     from trainer.runs.lease import hold_run
     from trainer.runs.run_folder import remove_checkpoints, require_files
+    from trainer.runs.run_names import run_name
 
     inputs = Inputs(settings, cache)
     predicting = settings.mode == "predict"
     weights = settings.weights or settings.run_dir
-    key = (
-        check_weights(settings, inputs.cache.pixel_hash, weights, stage=settings.stage)
-        if predicting
-        else run_key(settings, inputs)
-    )
+    if predicting:
+        key = check_weights(settings, inputs.cache.pixel_hash, weights, stage=settings.stage)
+    else:
+        key = run_key(settings, inputs)
     inputs.require_unchanged()
     require_files(settings.run_dir)
     if is_done(settings, inputs, key):

@@ -21,7 +21,7 @@ from trainer.process.command import say
 from trainer.runs.identity import prediction_inputs
 from trainer.runs.inputs import Inputs
 from trainer.settings.settings import Settings
-from trainer.stages import STAGES, Stage
+from trainer.stages.base import Stage
 
 THREADS = torch.get_num_threads()
 """what torch chooses for this process; a run may set another number for itself"""
@@ -37,8 +37,13 @@ class Session:
     def __init__(self, settings: Settings, inputs: Inputs, key: str):
         self.settings, self.inputs, self.key = settings, inputs, key
         self.accelerator = accelerator(settings)
-        self.stage: Stage = STAGES[settings.stage](settings, inputs)
+        self.stage: Stage = settings.facts(settings, inputs)
         set_seed(settings.seed, deterministic=False)
+
+    @property
+    def by_block(self) -> bool:
+        """Whether training items overlap so much that they are shuffled by block, and chunks are worth keeping."""
+        return self.stage.items == "triplets"
 
     @property
     def is_main(self) -> bool:

@@ -11,7 +11,7 @@ from cache_schema.columns import BOX
 from cache_schema.study import Box, square_around
 from trainer.data.items import whole_studies
 from trainer.scores.scores import HELD_OUT, Score
-from trainer.settings.settings import STAGES
+from trainer.settings.registry import stage_names
 
 KEPT_AT_LEAST = 0.999
 STUDY_AIM = 0.85
@@ -30,7 +30,9 @@ class Check(NamedTuple):
 def beats_baselines(scores: list[Score]) -> list[Check]:
     """One for each stage: on held-out studies, with the whole 95 % bound on the right side."""
     own = {score.stage: score for score in scores if score.split == HELD_OUT and score.target is None}
-    found = [Check(f"{stage} beats its baseline", "no held-out score", False) for stage in STAGES if stage not in own]
+    found = [
+        Check(f"{stage} beats its baseline", "no held-out score", False) for stage in stage_names() if stage not in own
+    ]
     for score in own.values():
         well = score.low > 1 if score.higher_is_better else score.high < 1
         aim = f", aim {STUDY_AIM}" if score.stage == "study_fracture" else ""

@@ -14,7 +14,7 @@ from trainer.plan.graph import Plan, read_plan
 from trainer.plan.keys import states
 from trainer.run import run
 from trainer.runs import damaged
-from trainer.settings.settings import load
+from trainer.settings.layers import load
 from trainer.tables import make
 from trainer.tables.__main__ import main as tables
 

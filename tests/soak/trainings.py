@@ -13,7 +13,7 @@ from pathlib import Path
 from safetensors.numpy import load_file
 
 from trainer.runs.metrics_log import Journal
-from trainer.settings.settings import load
+from trainer.settings.layers import load
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))

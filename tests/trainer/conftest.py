@@ -13,7 +13,7 @@ from cache_schema.tables import write_table
 from preprocess import studies
 from preprocess.phantom.generate import write_phantom
 from trainer.scores.truth import ratio_truth
-from trainer.settings.settings import STAGES
+from trainer.settings.registry import stage_names
 from trainer.tables.boxes import segmentation_box
 from trainer.tables.pseudo import pseudo_labels
 
@@ -113,7 +113,7 @@ def chain(tiny_cache, tiny_settings, tmp_path_factory):
             _run_all_stages(tiny_cache, tiny_settings, Path(f"{shared}.part"))
             Path(f"{shared}.part").rename(shared)
     out = shutil.copytree(shared, tmp_path_factory.mktemp("chain") / "runs")
-    return out, {stage: sorted(out.glob(f"{stage}-*/fold*-seed1")) for stage in STAGES}
+    return out, {stage: sorted(out.glob(f"{stage}-*/fold*-seed1")) for stage in stage_names()}
 
 
 def _run_all_stages(cache: Path, settings: Path, out: Path) -> None:

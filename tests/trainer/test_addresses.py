@@ -5,7 +5,7 @@ from importlib import import_module
 import pytest
 
 from cache_schema.errors import UsageError
-from trainer.settings.settings import load
+from trainer.settings.layers import load
 
 
 @pytest.mark.parametrize("address", ["s3://bucket/a", "gs://bucket/a", "http://host/a", "file:///a"])

@@ -19,7 +19,7 @@ from trainer.loop import Run
 from trainer.plan.__main__ import main as plan
 from trainer.runs.identity import model_key, prediction_inputs, run_key
 from trainer.runs.inputs import Inputs
-from trainer.settings.settings import load
+from trainer.settings.layers import load
 from trainer.tables import export
 
 DAYS = {"train.epochs": 300}

@@ -9,7 +9,9 @@ from cache_schema.errors import UsageError
 from trainer.optimiser import learning_rate
 from trainer.run import main
 from trainer.runs.identity import identity_settings, recorded_config
-from trainer.settings.settings import STAGES, Settings, load, stage_file
+from trainer.settings.layers import load
+from trainer.settings.registry import stage_file, stage_names
+from trainer.settings.settings import Settings
 from trainer.tuning.micro_batch import configured, share
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,7 +40,7 @@ def test_all_eight_variants_carry_the_numbers_of_the_reference():
         ("study_fracture", "04F"): ("resnest50d.in1k", 3, 8, 8, 1e-3, 5e-4, True),
         ("study_fracture", "04G"): ("seresnext50_32x4d.racm_in1k", 3, 8, 8, 1e-3, 5e-4, True),
     }
-    assert {(stage, variant) for stage in STAGES for variant in stage_file(stage)[1]} == set(expected)
+    assert {(stage, variant) for stage in stage_names() for variant in stage_file(stage)[1]} == set(expected)
     for (stage, variant), numbers in expected.items():
         s = load(words(stage, f"variant={variant}"), must_exist=False)
         found = (

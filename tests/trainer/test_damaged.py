@@ -19,10 +19,11 @@ from trainer.leakage import exposure, lineage
 from trainer.plan.keys import DONE, STALE, states
 from trainer.run import run
 from trainer.runs import damaged
-from trainer.runs.identity import VERSIONS, check_weights, recorded_config
+from trainer.runs.identity import check_weights, recorded_config
 from trainer.runs.inputs import digest_rows
 from trainer.runs.weights import DIGEST, require_whole, weights_metadata
-from trainer.settings.settings import load
+from trainer.settings.layers import load
+from trainer.settings.registry import stage_class
 
 MODEL = "model.safetensors"
 
@@ -117,8 +118,11 @@ def test_weights_of_another_run_without_settings_beside_them_are_set_aside_whole
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"version": "1"}, f"was trained by version 1 of bbox; expected version {VERSIONS['bbox']}; train it again"),
-        ({"version": None}, f"says no version of bbox; expected version {VERSIONS['bbox']}; train it again"),
+        (
+            {"version": "1"},
+            f"was trained by version 1 of bbox; expected version {stage_class('bbox').version}; train it again",
+        ),
+        ({"version": None}, f"says no version of bbox; expected version {stage_class('bbox').version}; train it again"),
         ({"config": "{"}, "does not say how it was trained; train it again"),
         ({"seed": "7"}, "does not match its digest; train it again"),
         ({"key": None}, "holds weights of another program; expected a run of this trainer"),

@@ -10,7 +10,7 @@ from trainer.data.order import Evaluation
 from trainer.inference import distinct, predict
 from trainer.runs.inputs import Inputs
 from trainer.session import Session
-from trainer.settings.settings import load
+from trainer.settings.layers import load
 
 
 def session_for(stage, tiny_cache, tiny_settings, true_boxes, out, *more):

@@ -11,7 +11,7 @@ from trainer.leakage.lineage import LABEL, SEGMENTATION, ForbiddenScore
 from trainer.run import run
 from trainer.runs.files import EXPOSURE_FILE
 from trainer.runs.inputs import Inputs
-from trainer.settings.settings import load
+from trainer.settings.layers import load
 from trainer.tables import make
 from trainer.tables.scoring import exposure_report, score_runs
 

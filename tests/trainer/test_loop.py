@@ -16,7 +16,7 @@ from trainer.runs.checkpoint import load_weights
 from trainer.runs.inputs import Inputs
 from trainer.runs.metrics_log import Journal
 from trainer.settings.keyvalue import flat
-from trainer.settings.settings import load
+from trainer.settings.layers import load
 from trainer.stages import losses
 
 

@@ -11,7 +11,7 @@ from trainer.loop import Run
 from trainer.runs.identity import config_file
 from trainer.runs.inputs import Inputs
 from trainer.session import Session
-from trainer.settings.settings import load
+from trainer.settings.layers import load
 from trainer.tuning.autotune import Layout, fastest
 from trainer.tuning.choice import tune
 from trainer.tuning.micro_batch import find, largest_that_fits

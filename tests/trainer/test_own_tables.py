@@ -10,8 +10,8 @@ from cache_schema.errors import UsageError
 from cache_schema.tables import read_table, table_meta, write_table
 from trainer.runs import damaged
 from trainer.runs.inputs import Inputs
-from trainer.settings.settings import load
-from trainer.stages import STAGES
+from trainer.settings.layers import load
+from trainer.settings.registry import stage_class
 from trainer.tables.__main__ import main
 
 
@@ -57,7 +57,7 @@ def test_slices_without_pseudo_labels_are_counted(tiny_cache, true_boxes, pseudo
     write_table(tmp_path / "pseudo.parquet", table, "by hand", {})
     inputs = inputs_of(tiny_cache, true_boxes, tmp_path / "pseudo.parquet")
     damaged._told.clear()
-    assert STAGES["slice_fracture"](inputs.settings, inputs).train_items([first, second])
+    assert stage_class("slice_fracture")(inputs.settings, inputs).train_items([first, second])
     line = f"1 studies lack pseudo labels of some slices, which count in no loss, first {first}"
     assert capsys.readouterr().err.count(line) == 1
 

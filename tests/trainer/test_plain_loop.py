@@ -13,8 +13,8 @@ from trainer.data.order import Training
 from trainer.data.source import Source
 from trainer.loop import Run
 from trainer.runs.inputs import Inputs
-from trainer.settings.settings import load
-from trainer.stages import STAGES
+from trainer.settings.layers import load
+from trainer.settings.registry import stage_class
 
 MORE = ["fold=all", "train.warmup=0", "train.epochs=1", "train.precision=no", "data.loader=plain", "model.dropout=0"]
 BATCHES = {"bbox": 64, "vertebrae": 12, "slice_fracture": 16, "study_fracture": 4}
@@ -63,10 +63,10 @@ def first_update(trained, rate, decay):
 def plain_step(settings):
     """(loss, gradient norm, weights before, weights after) of one optimiser step in two passes."""
     inputs, name = Inputs(settings), settings.stage
-    stage = STAGES[name](settings, inputs)
+    stage = stage_class(name)(settings, inputs)
     torch.manual_seed(settings.seed)
     ids = inputs.train_ids(segmented=inputs.segmented)
-    schedule = Training(stage.train_items(ids), settings.seed, settings.train.batch, by_block=stage.by_block)
+    schedule = Training(stage.train_items(ids), settings.seed, settings.train.batch, by_block=stage.items == "triplets")
     augmentation = Run(settings, inputs, "").augmentation()
     source = Source(settings.cache, schedule, augmentation, inputs.crop_boxes(ids))
     torch.manual_seed(settings.seed)

@@ -12,7 +12,7 @@ import pytest
 
 from cache_schema.tables import read_table
 from trainer import train
-from trainer.settings.settings import load
+from trainer.settings.layers import load
 
 ROOT = Path(__file__).resolve().parents[2]
 

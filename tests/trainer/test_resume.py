@@ -19,7 +19,7 @@ from trainer.loop import Run
 from trainer.runs import checkpoint
 from trainer.runs.inputs import Inputs
 from trainer.runs.metrics_log import Journal
-from trainer.settings.settings import load
+from trainer.settings.layers import load
 
 ROOT = Path(__file__).resolve().parents[2]
 

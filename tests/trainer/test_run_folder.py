@@ -10,7 +10,7 @@ from cache_schema.tables import write_table
 from trainer import train
 from trainer.plan.__main__ import main as plan
 from trainer.runs.run_folder import make_room
-from trainer.settings.settings import load
+from trainer.settings.layers import load
 
 OWN, OTHERS = "a" * 64, "b" * 64
 FILES = ["config.yaml", "model.safetensors", "predictions.parquet", "exposure.parquet", "metrics.jsonl"]

@@ -15,7 +15,7 @@ from trainer.data.order import Evaluation
 from trainer.loop import Run
 from trainer.runs.identity import recorded_config
 from trainer.runs.inputs import Inputs
-from trainer.settings.settings import load
+from trainer.settings.layers import load
 from trainer.tables import make
 
 

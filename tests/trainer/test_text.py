@@ -14,7 +14,8 @@ from trainer.plan import __main__ as plan_command
 from trainer.plan.graph import read_plan
 from trainer.plan.schedule import read_costs
 from trainer.settings.keyvalue import read_yaml, split_files
-from trainer.settings.settings import Settings, load, shown
+from trainer.settings.layers import load, shown
+from trainer.settings.settings import Settings
 from trainer.tables import __main__ as tables_command
 from trainer.tables.settings import TableSettings, table_settings
 

@@ -12,7 +12,7 @@ from trainer import train
 from trainer.leakage import exposure
 from trainer.runs.identity import run_key
 from trainer.runs.inputs import Inputs
-from trainer.settings.settings import load
+from trainer.settings.layers import load
 
 
 @pytest.fixture

@@ -9,8 +9,9 @@ from cache_schema.tables import own_meta, write_table
 from trainer.leakage import lineage
 from trainer.runs.damaged import tell
 from trainer.runs.files import EXPOSURE_FILE, MODEL_FILE, PREDICTIONS
-from trainer.runs.identity import kept_for_run, model_key, run_name
+from trainer.runs.identity import kept_for_run, model_key
 from trainer.runs.inputs import Inputs
+from trainer.runs.run_names import run_name
 from trainer.settings.settings import Settings
 
 
@@ -37,18 +38,18 @@ def _of_training(name: str, settings: Settings, inputs: Inputs) -> list[pd.DataF
     seen = []
     if inputs.segmented:
         seen.append(lineage.used(name, ids, lineage.SEGMENTATION))
-    if settings.stage == "study_fracture":
+    if settings.facts.learns_from == "labels":
         seen.append(lineage.used(name, ids, lineage.LABEL))
-    elif settings.model.weights_file is not None:
+    if settings.facts.backbone is None and settings.model.weights_file is not None:
         seen.append(lineage.unknown(name, f"model.weights_file={settings.model.weights_file.name}"))
-    if settings.pseudo is not None and settings.stage == "slice_fracture":
+    if settings.pseudo is not None and settings.facts.learns_from == "pseudo_labels":
         pseudo = lineage.kept_for_table(settings.pseudo)
         if pseudo is None:
             # whatever else they come from, pseudo labels are made from their own study's labels
             pseudo = lineage.own_labels("pseudo_labels", ids)
             seen.append(lineage.unknown(name, f"pseudo={settings.pseudo.name}"))
         seen.append(lineage.into_weights(name, pseudo, rows=ids))
-    if settings.backbone is not None and settings.stage == "study_fracture":
+    if settings.backbone is not None and settings.facts.backbone is not None:
         seen.append(lineage.into_weights(name, of_finished(settings.backbone), role="backbone"))
     if settings.needs_boxes:
         seen.append(lineage.into_weights(name, _boxes(settings), rows=ids))
@@ -58,7 +59,7 @@ def _of_training(name: str, settings: Settings, inputs: Inputs) -> list[pd.DataF
 def check_scorable(settings: Settings, inputs: Inputs, exposure: pd.DataFrame) -> None:
     """Raises ForbiddenScore before anything is trained, where the held-out studies could not be scored."""
     if settings.split == "held_out":
-        lineage.refuse_exposed(settings.stage, exposure, inputs.eval_ids(segmented=inputs.segmented))
+        lineage.refuse_exposed(settings.facts.learns_from, exposure, inputs.eval_ids(segmented=inputs.segmented))
 
 
 def keep(settings: Settings, key: str, exposure: pd.DataFrame) -> None:

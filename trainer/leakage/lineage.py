@@ -98,14 +98,14 @@ def merged(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
     return ordered[first].reset_index(drop=True).astype({"steps": "int64"})
 
 
-def refuse_exposed(stage: str, exposure: pd.DataFrame, scored: Collection[str]) -> None:
+def refuse_exposed(learns_from: str, exposure: pd.DataFrame, scored: Collection[str]) -> None:
     """Raises ForbiddenScore naming the way, where a run with this exposure may not be scored on these studies.
 
-    Stages 3 and 4: any exposure of the weights, or of the study's own predicted row, to the study's label. Stages 1 and
-    2: training on the study's segmentation itself.
+    learns_from: of its stage (trainer.stages.base). Segmentations: training on the study's segmentation itself. Labels and
+    pseudo labels: any exposure of the weights, or of the study's own predicted row, to the study's label.
     """
     seen = _on(exposure, scored)
-    if stage in ("bbox", "vertebrae"):
+    if learns_from == "segmentations":
         seen, kind = seen[(seen["kind"] == SEGMENTATION) & (seen["steps"] == 0)], SEGMENTATION
     else:
         seen, kind = seen[seen["kind"] == LABEL], LABEL

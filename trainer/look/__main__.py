@@ -15,12 +15,14 @@ from cache_schema import Cache
 from cache_schema.errors import UsageError
 from trainer.process.command import one_of, say, serve
 from trainer.process.ending import leave
-from trainer.runs.identity import run_name
+from trainer.runs.run_names import run_name
 from trainer.settings.keyvalue import flat, nearest, parse_assignments, whole
+from trainer.settings.layers import load
 from trainer.settings.paths import check_folder
-from trainer.settings.settings import STAGES, Settings, load
+from trainer.settings.registry import stage_names
+from trainer.settings.settings import Settings
 
-HELP = f"""usage: python -m trainer.look stage={"|".join(STAGES)} [variant=NAME] cache=CACHE out=FOLDER
+HELP = f"""usage: python -m trainer.look stage={"|".join(stage_names())} [variant=NAME] cache=CACHE out=FOLDER
            [boxes=TABLE|cache] [pseudo=TABLE] [fold=0|all] [seed=1] [config=FILE] [section.key=value ...]
            [draw=train|still] [epoch=0] [items=12] [slices=6] [tile=256]
        python -m trainer.look tables=RUNS [cache=CACHE] [out=FOLDER] [items=12]

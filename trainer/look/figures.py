@@ -11,7 +11,8 @@ from cache_schema.errors import CacheError
 from cache_schema.tables import read_table
 from trainer.look import boxes, curves, learning
 from trainer.runs.files import PREDICTIONS
-from trainer.runs.predictions import held_out_runs, stage_of
+from trainer.runs.predictions import held_out_runs
+from trainer.runs.run_names import RunName
 from trainer.tables.pooling import mean_over_runs
 
 Pages = Iterator[np.ndarray]
@@ -56,7 +57,7 @@ def figures(runs: Path, cache: Cache | None, count: int) -> Iterator[tuple[str, 
 
 def slice_fractures(runs: Path) -> pd.DataFrame | None:
     """Held-out predictions of stage 3, averaged over seeds and variants; None where there are none."""
-    own = [run for run in held_out_runs(runs) if stage_of(run) == "slice_fracture"]
+    own = [run for run in held_out_runs(runs) if RunName.of(run).stage == "slice_fracture"]
     return mean_over_runs([read_table(run / PREDICTIONS) for run in own], ["id", "z_index"]) if own else None
 
 

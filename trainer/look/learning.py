@@ -11,7 +11,7 @@ from trainer.look.plot import Axes, key
 from trainer.runs.files import METRICS_FILE
 from trainer.runs.metrics_log import Journal
 from trainer.scores.scores import HELD_OUT
-from trainer.settings.settings import STAGES
+from trainer.settings.registry import stage_names
 
 TITLE, ROW, WIDTH, LEFT = 44, 300, 1500, 60
 NUMBERS, WORDS = ("value", "baseline_value"), ("metric", "baseline")
@@ -37,8 +37,8 @@ def histories(runs: Path) -> list[History]:
     found = []
     for path in sorted(runs.glob(f"[!.]*-*/fold*-seed*/{METRICS_FILE}")):
         stage = path.parents[1].name.rpartition("-")[0]
-        if stage in STAGES:
-            found.append((STAGES.index(stage), _read(path)))
+        if stage in stage_names():
+            found.append((stage_names().index(stage), _read(path)))
     return [history for _, history in sorted(found, key=lambda each: each[0]) if history.loss]
 
 

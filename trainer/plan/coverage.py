@@ -2,9 +2,10 @@
 
 from cache_schema import Cache
 from cache_schema.errors import CspineError, UsageError
-from trainer.plan.graph import FEEDERS, Plan
+from trainer.plan.graph import Plan, feeder
 from trainer.runs.inputs import Inputs
-from trainer.settings.settings import Settings, load
+from trainer.settings.layers import load
+from trainer.settings.settings import Settings
 
 NEW_FOLDS = "draw other folds: preprocess labels CACHE CSV --folds N"
 
@@ -23,7 +24,7 @@ def require_fed(plan: Plan, cache: Cache) -> None:
             raise
         for table in node.needs:
             if table in held_out and (missing := needed[table] - held_out[table]):
-                stage = FEEDERS[table]
+                stage = feeder(table)
                 shown = ", ".join(map(str, sorted(missing)))
                 raise UsageError(
                     f"needs {table} of the studies of fold {shown}, which no {stage} run of the plan holds out",

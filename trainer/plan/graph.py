@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cache_schema.errors import UsageError
-from trainer.runs.identity import run_name
+from trainer.runs.run_names import RunName, run_name, split_kind
 from trainer.settings.keyvalue import assignments, given_twice, nearest, read_yaml, split_files, whole
+from trainer.settings.layers import full_name, load, stage_layer
 from trainer.settings.paths import beside
-from trainer.settings.settings import STAGES, full_name, load, names_a_place, stage_layer
+from trainer.settings.registry import stage_class, stage_names
+from trainer.settings.settings import names_a_place
 from trainer.tables.settings import TableSettings, table_settings
 
 RUN_KEYS = ("stage", "variant", "folds", "seeds", "set", "processes")
@@ -18,8 +20,6 @@ CHOSEN = ("cache", "out", "mode", "split", "boxes", "pseudo", "backbone", "weigh
 """settings that the plan gives each run by its place in the graph"""
 OF_A_ROW = ("stage", "fold", "seed")
 MOST_AT_A_TIME = 1024
-FEEDERS = {"study_boxes": "bbox", "pseudo_labels": "vertebrae"}
-"""table that runs read -> the stage whose held-out predictions it comes from"""
 PLAN_KEYS = ("runs", "config", "jobs", "tables", "costs")
 
 
@@ -37,6 +37,11 @@ class Node:
     @property
     def is_run(self) -> bool:
         return bool(self.words)
+
+    @property
+    def stage(self) -> str:
+        """Of a run; "" of a table."""
+        return split_kind(self.kind)[0]
 
     @property
     def kind(self) -> str:
@@ -171,15 +176,15 @@ def _runs(row: Mapping[str, Any], shared: Shared, out: Path, tables: Path, where
         if key not in RUN_KEYS:
             raise UsageError(f"a run has no {key}", where=where, do=nearest(key, RUN_KEYS))
     stage = row.get("stage")
-    if stage not in STAGES:
-        raise UsageError(f"no stage {stage}", where=where, do=nearest(str(stage), STAGES))
-    nodes = []
+    if stage not in stage_names():
+        raise UsageError(f"no stage {stage}", where=where, do=nearest(str(stage), stage_names()))
+    facts, nodes = stage_class(stage), []
     for fold in row.get("folds", ["0"]):
         for seed in row.get("seeds", ["1"]):
             words = [f"stage={stage}", f"fold={fold}", f"seed={seed}"]
             words += [f"variant={row['variant']}"] if "variant" in row else []
             needs = []
-            if stage == "slice_fracture":
+            if facts.learns_from == "pseudo_labels":
                 needs, words = ["pseudo_labels"], [*words, f"pseudo={tables / 'pseudo_labels.parquet'}"]
             try:
                 words += shared.words_of(chosen, stage)
@@ -191,8 +196,8 @@ def _runs(row: Mapping[str, Any], shared: Shared, out: Path, tables: Path, where
                 raise
             if settings.needs_boxes:
                 needs, words = [*needs, "study_boxes"], [*words, f"boxes={tables / 'study_boxes.parquet'}"]
-            if stage == "study_fracture":
-                backbone = settings.model_copy(update={"stage": "slice_fracture"}).run_dir
+            if facts.backbone is not None:
+                backbone = settings.model_copy(update={"stage": facts.backbone}).run_dir
                 needs, words = [*needs, run_name(backbone)], [*words, f"backbone={backbone}"]
             nodes.append(Node(run_name(settings.run_dir), settings.run_dir, tuple(needs), tuple(words), processes))
     return nodes
@@ -202,30 +207,33 @@ def _tables(runs: list[Node], tables: Path) -> list[Node]:
     """The tables that lie between the stages, made from runs that hold a fold out."""
 
     def held_out(stage: str) -> tuple[str, ...]:
-        return tuple(run.name for run in runs if run.name.startswith(f"{stage}-") and "/foldall-" not in run.name)
+        return tuple(run.name for run in runs if run.stage == stage and RunName.of(run.name).fold != "all")
 
     nodes = []
-    if boxes := held_out("bbox"):
-        nodes.append(Node("study_boxes", tables / "study_boxes.parquet", boxes))
-    if ratios := held_out("vertebrae"):
-        nodes.append(Node("vertebra_ratios", tables / "vertebra_ratios.parquet", ratios))
-        nodes.append(Node("pseudo_labels", tables / "pseudo_labels.parquet", ("vertebra_ratios",)))
-    if studies := held_out("study_fracture"):
-        nodes.append(Node("study_predictions", tables / "study_predictions.parquet", studies))
-    if scored := tuple(name for stage in STAGES for name in held_out(stage)):
-        pseudo = ("pseudo_labels",) if held_out("slice_fracture") else ()
-        nodes.append(Node("scores", tables / "scores.json", (*scored, *pseudo)))
+    planned = {run.stage for run in runs}
+    stages = [stage_class(name) for name in stage_names() if name in planned]
+    for stage in stages:
+        needs = held_out(stage.name)
+        for name in stage.tables if needs else ():
+            nodes.append(Node(name, tables / f"{name}.parquet", needs))
+            needs = (name,)
+    if scored := tuple(name for stage in stages for name in held_out(stage.name)):
+        pseudo = any(stage.learns_from == "pseudo_labels" and held_out(stage.name) for stage in stages)
+        nodes.append(Node("scores", tables / "scores.json", (*scored, *(["pseudo_labels"] if pseudo else []))))
     return nodes
+
+
+def feeder(table: str) -> str | None:
+    """The stage whose held-out predictions a table comes from."""
+    return next((name for name in stage_names() if table in stage_class(name).tables), None)
 
 
 def _to_add(need: str) -> str:
     """What the plan lacks, in its own words."""
-    if need in FEEDERS:
-        return f"add {{stage: {FEEDERS[need]}, folds: [...]}} with the folds of the studies that it is for"
-    kind, _, run = need.partition("/")
-    fold, _, seed = run.removeprefix("fold").partition("-seed")
-    stage, _, variant = kind.rpartition("-")
-    return f"give the plan's {stage} runs of variant {variant} fold {fold} and seed {seed}, too"
+    if "/" not in need:
+        return f"add {{stage: {feeder(need)}, folds: [...]}} with the folds of the studies that it is for"
+    run = RunName.of(need)
+    return f"give the plan's {run.stage} runs of variant {run.variant} fold {run.fold} and seed {run.seed}, too"
 
 
 def _in_order(nodes: list[Node]) -> list[Node]:

@@ -10,9 +10,9 @@ from cache_schema.errors import CspineError
 from trainer.plan.graph import Node, Plan
 from trainer.runs.damaged import tell
 from trainer.runs.files import CONFIG_FILE
-from trainer.runs.identity import VERSIONS, check_done, identity_settings, prediction_settings, recorded_config, run_key
+from trainer.runs.identity import check_done, identity_settings, prediction_settings, recorded_config, run_key
 from trainer.runs.inputs import Inputs, digest_rows
-from trainer.settings.settings import load
+from trainer.settings.layers import load
 from trainer.tables import make
 
 HELD_OUT = "held_out"
@@ -38,7 +38,7 @@ def node_keys(plan: Plan, digests: Mapping[str, Any]) -> tuple[dict[str, str], d
             keys[node.name] = _key(node.name, own, read, [keys[need] for need in node.needs])
             continue
         settings = load(node.words, must_exist=False)
-        own = [VERSIONS[settings.stage], identity_settings(settings)]
+        own = [settings.facts.version, identity_settings(settings)]
         needed = [weights.get(need) or keys[need] for need in node.needs]
         weights[node.name] = _key(node.name, own, read, needed)
         keys[node.name] = _key(weights[node.name], prediction_settings(settings), held_out)

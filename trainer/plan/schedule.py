@@ -10,7 +10,7 @@ from typing import NamedTuple
 from cache_schema.errors import UsageError
 from trainer.plan.graph import Node, Plan
 from trainer.settings.keyvalue import nearest, read_yaml
-from trainer.settings.settings import CONFIGS
+from trainer.settings.registry import CONFIGS
 
 DEFAULT_COSTS = CONFIGS / "costs.yaml"
 DOUBLING = 0.95
@@ -56,8 +56,7 @@ def read_costs(plan: Plan, path: Path | None = None) -> dict[str, float]:
 
 def _names(node: Node) -> list[str]:
     """By which its cost may be stated, the most exact first."""
-    stage = node.kind.rpartition("-")[0]
-    return [node.name, node.kind, *([stage] if stage else [])]
+    return [node.name, node.kind, *([node.stage] if node.stage else [])]
 
 
 def path_costs(plan: Plan, costs: Costs) -> dict[str, float]:

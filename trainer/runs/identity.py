@@ -16,11 +16,10 @@ from cache_schema.tables import own_meta, read_table
 from trainer.runs.damaged import Damaged, tell
 from trainer.runs.files import CONFIG_DIGEST, CONFIG_FILE, EXPOSURE_FILE, MODEL_FILE, PREDICTIONS, PREDICTIONS_OF_ALL
 from trainer.runs.inputs import Inputs
+from trainer.runs.run_names import run_name
 from trainer.runs.weights import TRAIN_AGAIN, file_digest, require_whole, weights_metadata
+from trainer.settings.registry import stage_class
 from trainer.settings.settings import Settings
-
-VERSIONS = {"bbox": 3, "vertebrae": 3, "slice_fracture": 3, "study_fracture": 3}
-"""raised when a stage computes something else from the same inputs"""
 
 OUTSIDE = {"cache", "out", "mode", "boxes", "pseudo", "backbone", "weights", "split", "tracker"}
 """settings that say where things are, or come in by their digests"""
@@ -30,7 +29,7 @@ OUTSIDE_SECTIONS = {
     "train": {"autotune", "checkpoint_minutes", "evaluate_every", "log_every", "eval_batch", "threads"},
 }
 """settings that change no weight, or by no more than rounding"""
-PICTURE = {
+INPUT_SETTINGS = {
     "model": ("name", "positional", "batch_norm", "mask_pool"),
     "data": ("size", "frames", "crop", "interpolation", "intensity"),
 }
@@ -39,9 +38,7 @@ PICTURE = {
 
 def run_key(settings: Settings, inputs: Inputs) -> str:
     """sha256 hex of the settings and input digests that decide the weights."""
-    text = json.dumps(
-        [VERSIONS[settings.stage], identity_settings(settings), inputs.training_digests()], sort_keys=True
-    )
+    text = json.dumps([settings.facts.version, identity_settings(settings), inputs.training_digests()], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -69,13 +66,7 @@ def prediction_inputs(settings: Settings, inputs: Inputs, key: str) -> dict[str,
 
 def prediction_settings(settings: Settings) -> dict[str, str]:
     """Those that decide predictions and no weights."""
-    overlapping = settings.stage in ("vertebrae", "slice_fracture")
-    return {"eval_stride": str(settings.data.eval_stride)} if overlapping else {}
-
-
-def run_name(run_dir: Path) -> str:
-    """`<stage>-<variant>/fold<k>-seed<s>`, whatever folder RUNS is."""
-    return f"{run_dir.parent.name}/{run_dir.name}"
+    return {"eval_stride": str(settings.data.eval_stride)} if settings.facts.items == "windows" else {}
 
 
 def model_key(run_dir: Path) -> str | None:
@@ -123,10 +114,10 @@ def weights_config(run: Path) -> tuple[dict[str, str], dict[str, Any]]:
         raise UsageError("holds weights of another program", where=run, expected="a run of this trainer")
     try:
         config = json.loads(metadata["config"])
-        stage, now = config["stage"], str(VERSIONS[config["stage"]])
+        stage = config["stage"]
     except (ValueError, KeyError, TypeError):
         raise Damaged("does not say how it was trained", where=path, do=TRAIN_AGAIN) from None
-    if (version := metadata.get("version")) != now:
+    if (version := metadata.get("version")) != (now := str(stage_class(stage).version)):
         what = f"was trained by version {version} of {stage}" if version else f"says no version of {stage}"
         raise UsageError(what, where=path, expected=f"version {now}", do=TRAIN_AGAIN)
     return metadata, config
@@ -145,10 +136,12 @@ def check_weights(settings: Settings, pixel_hash: str, run: Path, *, stage: str)
         pairs.append(("fold", metadata["fold"], str(settings.fold)))
     pairs += [
         (f"model.{n}", config["model"][n], own["model"][n])
-        for n in PICTURE["model"]
+        for n in INPUT_SETTINGS["model"]
         if stage == settings.stage or n == "name"
     ]
-    pairs += [(f"data.{n}", config["data"][n], own["data"][n]) for n in PICTURE["data"] if stage == settings.stage]
+    pairs += [
+        (f"data.{n}", config["data"][n], own["data"][n]) for n in INPUT_SETTINGS["data"] if stage == settings.stage
+    ]
     pairs.append(("pixel_hash", metadata["pixel_hash"], pixel_hash))
     for name, theirs, ours in pairs:
         if theirs != ours:

@@ -56,7 +56,7 @@ class Inputs:
     @property
     def segmented(self) -> bool:
         """Whether the stage trains, and is scored, on segmented studies only."""
-        return self.settings.stage in ("bbox", "vertebrae")
+        return self.settings.facts.learns_from == "segmentations"
 
     def train_ids(self, *, segmented: bool = False) -> list[str]:
         """Studies outside the held-out fold, with fold=all every study; where boxes decide what is seen, those with one.
@@ -187,6 +187,11 @@ class Inputs:
                 found[id] = values
         return found
 
+    @property
+    def label_table(self) -> pd.DataFrame:
+        """id, patient_overall, C1..C7 of every study; null where unknown."""
+        return self.labels.reset_index(drop=True).assign(id=self.labels.index)[["id", *TARGETS]]
+
     def label_row(self, id: str) -> np.ndarray:
         """(8,) float32: patient_overall, C1..C7; NaN where unknown."""
         return self._label_rows[id]
@@ -220,7 +225,7 @@ class Inputs:
         }
         if self.segmented:
             parts["segmentations"] = digest_rows(index[["id", "segmentation_digest"]].itertuples(index=False))
-        if self.settings.stage == "study_fracture":
+        if self.settings.facts.learns_from == "labels":
             labels = self.labels.loc[ids, list(TARGETS)].astype("Int64")
             parts["labels"] = digest_rows(labels.reset_index().itertuples(index=False))
         return parts
@@ -229,9 +234,9 @@ class Inputs:
         settings, parts = self.settings, {}
         if settings.needs_boxes:
             parts["boxes"] = lambda: digest_rows(self.boxes.reset_index().itertuples(index=False))
-        if training and settings.stage == "slice_fracture" and settings.pseudo is not None:
+        if training and settings.facts.learns_from == "pseudo_labels" and settings.pseudo is not None:
             parts["pseudo"] = lambda: table_meta(settings.pseudo)["digest"]
-        if training and settings.stage == "study_fracture" and settings.backbone is not None:
+        if training and settings.facts.backbone is not None and settings.backbone is not None:
             parts["backbone"] = lambda: weights_digest(settings.backbone / MODEL_FILE)
         return {name: self.standing.get(name) or digest() for name, digest in parts.items()}
 

@@ -1,29 +1,21 @@
-"""Scores of the four stages beside their baselines, with bounds: rows, scores.json, a table to read."""
+"""Scores of the stages beside their baselines, with bounds: rows, scores.json, a table to read."""
 
 import io
 import json
 import math
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from cache_schema import LEVELS, TARGETS
+from cache_schema import LEVELS
 from cache_schema.documents import write_whole
 from cache_schema.errors import CacheError
-from trainer.scores.score_terms import (
-    Parts,
-    PartsOf,
-    across_folds,
-    bbox_parts,
-    slice_fracture_parts,
-    study_fracture_parts,
-    vertebra_parts,
-)
+from trainer.scores.score_terms import Parts, PartsOf, across_folds
 
 BOOTSTRAPS = 2000
 BOUNDS = (2.5, 97.5)
@@ -74,18 +66,15 @@ class Measure(NamedTuple):
     """of the last terms, a score each"""
 
 
-MEASURES = {
-    "bbox": Measure("iou", "training mean box", bbox_parts),
-    "vertebrae": Measure("weighted_squared_error", "training curve", vertebra_parts),
-    "slice_fracture": Measure(
-        "weighted_squared_error", "training constants", slice_fracture_parts, 3, ("any", *LEVELS)
-    ),
-    "study_fracture": Measure("weighted_log_loss", "training constants", study_fracture_parts, len(TARGETS), TARGETS),
-}
+class Scored(Protocol):
+    """What scores know of a stage."""
+
+    name: str
+    measure: Measure
 
 
 def score(
-    stage: str,
+    stage: Scored,
     predictions: pd.DataFrame,
     truth: pd.DataFrame,
     training: pd.DataFrame,
@@ -101,12 +90,12 @@ def score(
     """
     if truth.empty or training.empty:
         return []
-    rows = _summaries(stage, variant, MEASURES[stage].parts(predictions, truth, training), splits)
+    rows = _summaries(stage, variant, stage.measure.parts(predictions, truth, training), splits)
     return [row for row in rows if row.target is None]
 
 
 def score_folds(
-    stage: str,
+    stage: Scored,
     predictions: pd.DataFrame,
     truth: pd.DataFrame,
     folds: pd.Series,
@@ -115,7 +104,7 @@ def score_folds(
     splits: Mapping[str, Collection[str]] | None = None,
 ) -> list[Score]:
     """Out-of-fold predictions scored together and by target, each fold beside the baseline of the others. folds: id -> fold."""
-    return _summaries(stage, variant, across_folds(MEASURES[stage].parts, predictions, truth, folds), splits)
+    return _summaries(stage, variant, across_folds(stage.measure.parts, predictions, truth, folds), splits)
 
 
 def bootstrap(parts: Parts, terms: Iterable[slice] = (slice(None),)) -> list[tuple[float, float]]:
@@ -186,14 +175,14 @@ def _lines(table: Table) -> list[str]:
     return [line.rstrip() for line in text.getvalue().splitlines() if line.strip()]
 
 
-def _summaries(stage: str, variant: str, parts: Parts, splits: Mapping[str, Collection[str]] | None) -> list[Score]:
+def _summaries(stage: Scored, variant: str, parts: Parts, splits: Mapping[str, Collection[str]] | None) -> list[Score]:
     """The stage's own score and those by target, for each split that has a study."""
     chosen = {HELD_OUT: parts} if splits is None else {name: parts.of(ids) for name, ids in splits.items()}
     return [row for name, own in chosen.items() if len(own.ids) for row in _summary(stage, variant, name, own)]
 
 
-def _summary(stage: str, variant: str, split: str, parts: Parts) -> list[Score]:
-    measure = MEASURES[stage]
+def _summary(stage: Scored, variant: str, split: str, parts: Parts) -> list[Score]:
+    measure = stage.measure
     terms, columns = len(measure.targets), parts.value.shape[1]
     groups = {measure.metric: slice(0, measure.terms)}
     groups |= {
@@ -205,7 +194,7 @@ def _summary(stage: str, variant: str, split: str, parts: Parts) -> list[Score]:
         value, baseline = (float(_means(sums.sum(0)[own], counts[own])) for sums in (parts.value, parts.baseline))
         ratio = value / baseline if baseline > 0 else math.nan
         rows.append(
-            Score(stage, variant, split, len(parts.ids), metric, value, measure.baseline, baseline, ratio, *bounds)
+            Score(stage.name, variant, split, len(parts.ids), metric, value, measure.baseline, baseline, ratio, *bounds)
         )
     return rows
 

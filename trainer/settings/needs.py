@@ -4,6 +4,7 @@ import difflib
 from typing import TYPE_CHECKING
 
 from cache_schema.errors import UsageError
+from trainer.settings.registry import stage_class, stage_names
 
 if TYPE_CHECKING:
     from trainer.settings.settings import Settings
@@ -14,10 +15,11 @@ def check_needs(settings: "Settings") -> None:
     name = f"{settings.stage} {settings.variant}"
     if settings.needs_boxes and settings.boxes is None:
         raise UsageError(f"{name} works on study boxes and was given none", do="add boxes=TABLE or boxes=cache")
-    if settings.stage == "slice_fracture" and settings.pseudo is None and settings.mode == "train":
+    training, stage = settings.mode == "train", settings.facts
+    if training and stage.learns_from == "pseudo_labels" and settings.pseudo is None:
         raise UsageError(f"{name} trains on pseudo labels and was given none", do="add pseudo=TABLE")
-    if settings.stage == "study_fracture" and settings.backbone is None and settings.mode == "train":
-        raise UsageError(f"{name} freezes a slice_fracture backbone and was given none", do="add backbone=RUN")
+    if training and stage.backbone is not None and settings.backbone is None:
+        raise UsageError(f"{name} freezes a {stage.backbone} backbone and was given none", do="add backbone=RUN")
     if settings.data.eval_stride > settings.data.frames:
         line = f"data.eval_stride={settings.data.eval_stride} leaves slices between windows of {settings.data.frames}"
         raise UsageError(line, expected="at most data.frames")
@@ -27,8 +29,9 @@ def check_needs(settings: "Settings") -> None:
         raise UsageError(
             "data.resident=gpu reads everything first, so nothing can be skipped", do="leave data.on_error out"
         )
-    if settings.data.bank and settings.stage != "study_fracture":
-        raise UsageError("data.bank keeps features of a frozen CNN", expected="stage=study_fracture")
+    if settings.data.bank and stage.backbone is None:
+        frozen = [name for name in stage_names() if stage_class(name).backbone is not None]
+        raise UsageError("data.bank keeps features of a frozen CNN", expected=f"stage={'|'.join(frozen)}")
     if settings.data.bank and settings.model.batch_norm == "train":
         raise UsageError("data.bank needs a CNN that never changes", expected="model.batch_norm=eval")
     if settings.mode == "train" and settings.split == "all":

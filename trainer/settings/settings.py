@@ -1,24 +1,21 @@
-"""Settings: defaults < configs/<stage>.yaml < its variant < config=FILE < command line, typed and checked in one place.
-
-Nothing here imports torch, so that a wrong key is answered, and a finished run recognised, in a moment.
-"""
+"""The settings of a run, typed: what each is called, may be, and means. Nothing here imports torch."""
 
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from cache_schema.errors import UsageError
 from cache_schema.places import check_place
-from trainer.settings.keyvalue import given_twice, merge, nearest, parse_assignments, read_yaml, split_files
-from trainer.settings.needs import check_needs, check_paths
-from trainer.settings.paths import beside, check_folder
+from trainer.settings.keyvalue import nearest
+from trainer.settings.needs import check_needs
+from trainer.settings.registry import stage_class
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-STAGES = ("bbox", "vertebrae", "slice_fracture", "study_fracture")
+if TYPE_CHECKING:
+    from trainer.stages.base import Stage
+
 PLACES = {"cache": "CACHE", "out": "RUNS", "boxes": "TABLE", "pseudo": "TABLE", "backbone": "RUN"}
 """what stands in `shown` for what a run is made from"""
 
@@ -129,7 +126,7 @@ class TrainSettings(Section):
 
 
 class Settings(Section):
-    stage: Literal["bbox", "vertebrae", "slice_fracture", "study_fracture"]
+    stage: str
     variant: str
     cache: Path
     out: Path
@@ -159,7 +156,17 @@ class Settings(Section):
     @property
     def needs_boxes(self) -> bool:
         """Whether study boxes decide what is seen: crops, the stride between windows, a study's z-range."""
-        return self.data.crop or self.data.stride == "adaptive" or self.stage == "study_fracture"
+        return self.data.crop or self.data.stride == "adaptive" or self.facts.needs_boxes
+
+    @property
+    def facts(self) -> "type[Stage]":
+        """The stage's class, which says everything about it."""
+        return stage_class(self.stage)
+
+    @field_validator("stage")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        return stage_class(value).name
 
     def dump(self) -> dict[str, Any]:
         return self.model_dump(mode="json")
@@ -167,7 +174,7 @@ class Settings(Section):
     def record(self) -> dict[str, Any]:
         """What a run writes of itself: `dump` with every path from the root on, by no links, so that it means the same
         from any folder."""
-        return _from_anywhere(self.dump(), os.path.realpath)
+        return from_anywhere(self.dump(), os.path.realpath)
 
 
 def check_keys(
@@ -187,106 +194,6 @@ def check_keys(
             raise UsageError(f"{prefix + key} is a value, not a section", where=where)
         elif inner is str and not isinstance(value, str):
             raise UsageError(f"{prefix + key} is one word", where=where, expected=f"{prefix}{key}=<word>")
-
-
-def full_name(key: str) -> str:
-    """`micro_batch` is `train.micro_batch`, written shorter."""
-    return "train.micro_batch" if key == "micro_batch" else key
-
-
-def stage_file(stage: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(settings common to the stage, its variants) from configs/<stage>.yaml; the first variant is the default."""
-    content = read_yaml(CONFIGS / f"{stage}.yaml")
-    return content, content.pop("variants")
-
-
-def load(words: Iterable[str], *, must_exist: bool = True, places: Mapping[str, str] | None = None) -> Settings:
-    """Settings from `key=value` words. Raises UsageError with the nearest right choice. places: below all else.
-
-    must_exist=False leaves out whether paths exist, for runs whose inputs are yet to be made."""
-    given = parse_assignments(words)
-    extra: list[dict[str, Any]] = []
-    files = given.pop("config", None)
-    micro_batch = given.pop("micro_batch", None)
-    if isinstance(files, dict):
-        raise UsageError("config is a value, not a section", expected="config=FILE or FILE,FILE")
-    stage = given.get("stage")
-    if stage is None:
-        raise UsageError("no stage given", expected="stage=" + "|".join(STAGES), do="see --help")
-    if stage not in STAGES:
-        raise UsageError(f"no stage {stage}", do=nearest(str(stage), STAGES))
-    common, variants = stage_file(stage)
-    if files is not None:
-        extra = [stage_layer(path, stage) for path in split_files(files)]
-    check_keys(given)
-    if micro_batch is not None:
-        if "micro_batch" in given.get("train", {}):
-            raise given_twice(f"train.micro_batch={given['train']['micro_batch']}", f"micro_batch={micro_batch}")
-        given = merge(given, {"train": {"micro_batch": micro_batch}})
-    variant = given.get("variant") or next((layer["variant"] for layer in reversed(extra) if "variant" in layer), None)
-    variant = variant or next(iter(variants))
-    if variant not in variants:
-        raise UsageError(f"no variant {variant} of stage {stage}", do=nearest(variant, variants))
-    for needed in ("cache", "out"):
-        if not any(needed in layer for layer in (given, *extra, places or {})):
-            raise UsageError(f"no {needed} given", expected="cache=CACHE out=RUNS", do="see --help")
-    merged = merge(places or {}, common, variants[variant] or {}, *extra, given, {"variant": variant})
-    settings = validate(_without_nulls(merged))
-    check_folder(settings.out)
-    check_folder(settings.run_dir)
-    if must_exist:
-        check_paths(settings)
-    return settings
-
-
-def shown(words: Iterable[str]) -> str:
-    """All settings of a run as YAML; what it is made from need not be given."""
-    settings = load(words, must_exist=False, places=PLACES)
-    unused = {"boxes": not settings.needs_boxes, "pseudo": settings.stage != "slice_fracture"}
-    unused["backbone"] = settings.stage != "study_fracture"
-    values = {name: None if unused.get(name) else value for name, value in settings.dump().items()}
-    values = _from_anywhere(values, os.path.abspath)
-    return yaml.safe_dump(values, sort_keys=False).rstrip()
-
-
-def _from_anywhere(values: Mapping[str, Any], whole: Callable[[str], str], prefix: str = "") -> dict[str, Any]:
-    """Whole paths in the place of relative ones, so that they can be given back in a file elsewhere."""
-    made = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            value = _from_anywhere(value, whole, f"{prefix}{key}.")
-        elif names_a_place(prefix + key, value) and value != PLACES.get(key):
-            value = whole(value)
-        made[key] = value
-    return made
-
-
-def names_a_place(key: str, value: Any) -> bool:
-    """Whether this setting's value is a path: not `boxes=cache`, and not one that is left open."""
-    return key in PATHS and isinstance(value, str) and value not in ("", "null") and (key, value) != ("boxes", "cache")
-
-
-def stage_layer(path: Path, stage: str) -> dict[str, Any]:
-    """A settings file: keys for every stage, and under `stages:` keys for one. Its paths are relative to its own folder."""
-    content = read_yaml(path)
-    per_stage = content.pop("stages", {}) or {}
-    if not isinstance(per_stage, dict) or not all(isinstance(value, dict) for value in per_stage.values()):
-        raise UsageError("stages does not hold settings", where=path, expected="stages: {<stage>: {section: {...}}}")
-    for name in per_stage:
-        if name not in STAGES:
-            raise UsageError(f"no stage {name}", where=path, do=nearest(name, STAGES))
-    layer = merge(content, per_stage.get(stage) or {})
-    check_keys(layer, where=path)
-    return _placed(layer, path)
-
-
-def _placed(layer: Mapping[str, Any], file: Path, prefix: str = "") -> dict[str, Any]:
-    made = {}
-    for key, value in layer.items():
-        if isinstance(value, Mapping):
-            value = _placed(value, file, f"{prefix}{key}.")
-        made[key] = beside(file, value) if names_a_place(prefix + key, value) else value
-    return made
 
 
 def validate(values: Mapping[str, Any]) -> Settings:
@@ -326,8 +233,18 @@ PATHS = frozenset(_paths(Settings))
 """settings whose values are paths"""
 
 
-def _without_nulls(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        key: _without_nulls(value) if isinstance(value, Mapping) else None if value in ("null", "") else value
-        for key, value in values.items()
-    }
+def names_a_place(key: str, value: Any) -> bool:
+    """Whether this setting's value is a path: not `boxes=cache`, and not one that is left open."""
+    return key in PATHS and isinstance(value, str) and value not in ("", "null") and (key, value) != ("boxes", "cache")
+
+
+def from_anywhere(values: Mapping[str, Any], whole: Callable[[str], str], prefix: str = "") -> dict[str, Any]:
+    """Whole paths in the place of relative ones, so that they can be given back in a file elsewhere."""
+    made = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            value = from_anywhere(value, whole, f"{prefix}{key}.")
+        elif names_a_place(prefix + key, value) and value != PLACES.get(key):
+            value = whole(value)
+        made[key] = value
+    return made

@@ -1,72 +1,153 @@
-"""The protocol behind which each stage lives in one file: items, targets, loss, prediction table, scores."""
+"""What a stage is: one class that says everything about it, and computes its items, targets, loss, tables and scores.
 
-from typing import Any, ClassVar, Protocol
+A stage's file can be imported without torch: methods that need torch or a network import it themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import nn
 
-from trainer.data.augment import AugmentParams
+from cache_schema import TARGETS, Cache, Study
+from cache_schema.tables import read_table
 from trainer.data.items import Item, adaptive_stride, middles, windows
-from trainer.data.loader import Batch, to_device
-from trainer.data.order import ScheduledItem
-from trainer.models import Backbone
 from trainer.runs.inputs import Inputs
-from trainer.scores.scores import Score
+from trainer.scores.scores import Measure, Score, score
 from trainer.settings.settings import Settings
-from trainer.stages.losses import Term
+from trainer.tables.pooling import mean_over_runs
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from trainer.data.augment import AugmentParams
+    from trainer.data.loader import Batch
+    from trainer.data.order import ScheduledItem
+    from trainer.models import Backbone
+    from trainer.stages.losses import Term
 
 
-class Stage(Protocol):
-    """Built from (settings, inputs). Its version, by which finished runs become stale, stands in `trainer.runs.identity`."""
+class Stage:
+    """Built from (settings, inputs). The class attributes are facts that need no instance."""
 
-    by_block: ClassVar[bool]
-    """whether training items overlap so much that they are shuffled by block"""
-    overlapping: ClassVar[bool]
-    """whether the items of a prediction are windows that share triplets"""
+    name: ClassVar[str]
+    """as in `stage=`; the file, or the entry point, has the same name"""
+    order: ClassVar[int] = 0
+    """a stage comes after those whose tables or weights it takes"""
+    version: ClassVar[int] = 1
+    """raised when the stage computes something else from the same inputs: finished runs of another version are stale"""
+    config: ClassVar[Path]
+    """YAML of the settings common to all variants and, under `variants`, of each; the first is the default"""
+    learns_from: ClassVar[Literal["segmentations", "pseudo_labels", "labels"]]
+    """what it trains on and is scored on: masks, and so segmented studies only; a table of pseudo labels; the studies' labels"""
+    items: ClassVar[Literal["triplets", "windows", "studies"]]
+    """triplets: neighbours are shuffled by block. windows: they overlap in prediction, where the CNN sees each triplet once.
+    studies: one item a study, of any length"""
+    needs_boxes: ClassVar[bool] = False
+    """whether every variant works on study boxes; others do where data.crop or data.stride ask for them"""
+    backbone: ClassVar[str | None] = None
+    """the stage whose finished CNN it freezes"""
+    columns: ClassVar[tuple[str, ...]]
+    """numbers in its predictions, beside id and, but for studies, z_index"""
+    probabilities: ClassVar[tuple[str, ...]] = ()
+    """further columns, of numbers from 0 to 1"""
+    tables: ClassVar[tuple[str, ...]] = ()
+    """in RUNS/tables, made from its held-out predictions, each from the one before it (trainer.tables.make)"""
+    measure: ClassVar[Measure]
+    """its score and baseline"""
+    legend: ClassVar[str] = ""
+    """what targets look like in a contact sheet of trainer.look"""
 
-    def __init__(self, settings: Settings, inputs: Inputs) -> None: ...
+    def __init__(self, settings: Settings, inputs: Inputs) -> None:
+        self.settings, self.inputs = settings, inputs
 
-    def train_items(self, ids: list[str]) -> list[Item]: ...
+    @classmethod
+    def keys(cls) -> tuple[str, ...]:
+        """Columns that name a row of its predictions."""
+        return ("id",) if cls.items == "studies" else ("id", "z_index")
+
+    @classmethod
+    def images_a_pass(cls, settings: Settings, micro_batch: int) -> int:
+        """How many images one pass of the CNN takes in training."""
+        triplets = {"triplets": 1, "windows": settings.data.frames // 3, "studies": settings.model.chunk}[cls.items]
+        return triplets if cls.items == "studies" else micro_batch * triplets
+
+    @classmethod
+    def truth(cls, studies: Iterable[Study]) -> pd.DataFrame:
+        """Of a stage that learns from segmentations: what its predictions of these studies are held against."""
+        raise NotImplementedError
+
+    @classmethod
+    def known(cls, cache: Cache, pseudo: Path) -> pd.DataFrame:
+        """What predictions of a cache's studies are held against, whichever it learns from; no rows without pseudo labels."""
+        if cls.learns_from == "segmentations":
+            segmented = cache.index["segmentation_digest"].notna()
+            return cls.truth(map(cache.study, cache.index.loc[segmented, "id"]))
+        if cls.learns_from == "labels":
+            return cache.labels[["id", *TARGETS]]
+        return read_table(pseudo) if pseudo.is_file() else pd.DataFrame(columns=["id"])
+
+    @classmethod
+    def pool(cls, predictions: list[pd.DataFrame]) -> pd.DataFrame:
+        """Predictions of several runs -> one row a key: runs of other seeds are averaged."""
+        keys = list(cls.keys())
+        own = [*keys, *cls.columns, *cls.probabilities]
+        return mean_over_runs([frame[own] for frame in predictions], keys)
+
+    def train_items(self, ids: list[str]) -> list[Item]:
+        raise NotImplementedError
 
     def eval_items(self, ids: list[str]) -> list[Item]:
         """Items that cover every slice a prediction is due for."""
-        ...
+        raise NotImplementedError
 
     def targets(self, entry: ScheduledItem, z_index: np.ndarray, params: AugmentParams) -> dict[str, np.ndarray]:
         """One training item's targets, as its augmentation moves them."""
-        ...
+        raise NotImplementedError
 
-    def model(self) -> nn.Module: ...
+    def model(self) -> nn.Module:
+        raise NotImplementedError
 
     def forward(self, model: nn.Module, batch: Batch) -> Any:
         """Outputs of a batch, whose images may have been replaced by their features."""
-        ...
+        raise NotImplementedError
 
-    def loss(self, outputs: Any, targets: dict[str, torch.Tensor]) -> dict[str, Term]: ...
+    def loss(self, outputs: Any, targets: Mapping[str, torch.Tensor]) -> dict[str, Term]:
+        raise NotImplementedError
 
     def rows(self, outputs: Any, batch: Batch) -> pd.DataFrame:
         """A batch's predictions, one row for each slice or study, padding and all."""
-        ...
+        raise NotImplementedError
 
     def table(self, rows: pd.DataFrame) -> pd.DataFrame:
         """All rows of a prediction -> the stage's table, sorted: one row a slice or study."""
-        ...
+        return rows.sort_values(list(self.keys()), kind="stable").reset_index(drop=True)
 
     def scores(self, table: pd.DataFrame) -> list[Score]:
         """On those studies of the table that have a truth, beside the baseline of the training folds."""
-        ...
+        inputs, segmented = self.inputs, self.inputs.segmented
+        if self.learns_from == "pseudo_labels" and self.settings.pseudo is None:
+            return []
+        held_out, training = map(
+            self._known, (inputs.eval_ids(segmented=segmented), inputs.train_ids(segmented=segmented))
+        )
+        return score(type(self), table, held_out, training, variant=self.settings.variant)
+
+    def _known(self, ids: list[str]) -> pd.DataFrame:
+        if self.learns_from == "segmentations":
+            return self.truth(map(self.inputs.study, ids))
+        table = self.inputs.pseudo_table if self.learns_from == "pseudo_labels" else self.inputs.label_table
+        return table[table["id"].isin(ids)]
 
 
-class WindowStage:
-    """What stages 2 and 3 have in common: windows of a study's slices, which overlap in prediction."""
+class WindowStage(Stage):
+    """Slice windows of a study, which overlap in prediction."""
 
-    by_block = False
-    overlapping = True
-
-    def __init__(self, settings: Settings, inputs: Inputs):
-        self.settings, self.inputs = settings, inputs
+    items = "windows"
 
     def train_items(self, ids: list[str]) -> list[Item]:
         """At a fixed stride, or at one by each study's z-range."""
@@ -86,12 +167,18 @@ class WindowStage:
 
 def backbone(settings: Settings) -> Backbone:
     """With pretrained weights where training starts from them; a prediction loads its own."""
+    from trainer.models import Backbone
+
     model, starts = settings.model, settings.mode == "train"
     return Backbone(model.name, model.pretrained and starts, model.weights_file if starts else None)
 
 
 def relative_positions(batch: Batch, settings: Settings) -> torch.Tensor | None:
     """(items, 3 * triplets) in [0, 1], 0 at the head; None where the model counts by index in the window."""
+    import torch
+
+    from trainer.data.loader import to_device
+
     if settings.model.positional == "index":
         return None
     rows = [
@@ -100,12 +187,22 @@ def relative_positions(batch: Batch, settings: Settings) -> torch.Tensor | None:
     return to_device(torch.from_numpy(np.float32(rows)), batch.images.device)
 
 
+def numbers(output: torch.Tensor) -> np.ndarray:
+    """A network's output, of any shape -> float64, as predictions are written."""
+    return output.float().cpu().numpy().astype(np.float64)
+
+
+def counted(frame: pd.DataFrame, batch: Batch) -> pd.DataFrame:
+    """Of one row an item, those that are not repeats at the end of an evaluation."""
+    return frame[[entry.counts for entry in batch.entries]]
+
+
 def slice_rows(batch: Batch, every: int = 1) -> pd.DataFrame:
     """id and z_index of each shown slice (every=3: of each triplet's middle slice), in the batch's order; -1 where padded or repeated."""
     shown = [middles(z) if every == 3 else z for z in batch.z_index]
-    counted = [z if entry.counts else np.full_like(z, -1) for z, entry in zip(shown, batch.entries, strict=True)]
-    ids = np.repeat([entry.item.id for entry in batch.entries], [len(z) for z in counted])
-    return pd.DataFrame({"id": ids, "z_index": np.concatenate(counted)})
+    own = [z if entry.counts else np.full_like(z, -1) for z, entry in zip(shown, batch.entries, strict=True)]
+    ids = np.repeat([entry.item.id for entry in batch.entries], [len(z) for z in own])
+    return pd.DataFrame({"id": ids, "z_index": np.concatenate(own)})
 
 
 def average(rows: pd.DataFrame, columns: list[str]) -> pd.DataFrame:

@@ -1,30 +1,43 @@
 """Stage 1: a 2D box around C1..C7 and whether one is there, from three consecutive slices (reference 4.1, 6.1)."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pandas as pd
-import torch
 
 from cache_schema.columns import BOX
 from cache_schema.errors import UsageError
-from trainer.data.augment import AugmentParams
 from trainer.data.items import Item, triplets
-from trainer.data.loader import Batch
-from trainer.data.order import ScheduledItem
-from trainer.models import BoxModel
 from trainer.runs.inputs import Inputs
-from trainer.scores.scores import Score, score
+from trainer.scores.score_terms import bbox_parts
+from trainer.scores.scores import Measure
 from trainer.scores.truth import box_truth, union_box
+from trainer.settings.registry import CONFIGS
 from trainer.settings.settings import Settings
-from trainer.stages.base import backbone
-from trainer.stages.losses import Term, bbox_loss
+from trainer.stages.base import Stage, backbone, counted, numbers
+
+if TYPE_CHECKING:
+    import torch
+
+    from trainer.data.augment import AugmentParams
+    from trainer.data.loader import Batch
+    from trainer.data.order import ScheduledItem
+    from trainer.models import BoxModel
+    from trainer.stages.losses import Term
 
 
-class BoxStage:
-    by_block = True
-    overlapping = False
+class BoxStage(Stage):
+    name, order, version, config = "bbox", 1, 3, CONFIGS / "bbox.yaml"
+    learns_from, items = "segmentations", "triplets"
+    columns, probabilities, tables = tuple(BOX), ("has_box",), ("study_boxes",)
+    measure = Measure("iou", "training mean box", bbox_parts)
+    truth = staticmethod(box_truth)
+    legend = "yellow: the target box, moved as the image was; it is the union over the three slices"
 
-    def __init__(self, settings: Settings, inputs: Inputs):
-        self.settings, self.inputs = settings, inputs
+    def __init__(self, settings: Settings, inputs: Inputs) -> None:
+        super().__init__(settings, inputs)
         if settings.data.crop:
             raise UsageError("stage bbox looks at whole slices", do="leave data.crop out")
 
@@ -45,31 +58,25 @@ class BoxStage:
         return {"box": moved, "has_box": np.array(float(moved[2] > moved[0] and moved[3] > moved[1]))}
 
     def model(self) -> BoxModel:
+        from trainer.models import BoxModel
+
         return BoxModel(backbone(self.settings))
 
     def forward(self, model: BoxModel, batch: Batch) -> dict[str, torch.Tensor]:
         return model(batch.images)
 
     def loss(self, outputs: dict[str, torch.Tensor], targets: dict[str, torch.Tensor]) -> dict[str, Term]:
+        from trainer.stages.losses import bbox_loss
+
         return bbox_loss(outputs["box"], outputs["presence"], targets["box"], targets["has_box"])
 
     def rows(self, outputs: dict[str, torch.Tensor], batch: Batch) -> pd.DataFrame:
         """Boxes in native pixels, clipped to the frame, at the middle slice of each triplet."""
-        boxes = outputs["box"].float().clamp(0, 1).cpu().numpy().astype(np.float64)
-        records = [self.inputs.index.loc[entry.item.id] for entry in batch.entries]
-        boxes *= np.array([[r["columns"], r["rows"]] * 2 for r in records], float)
         items = [entry.item for entry in batch.entries]
+        records = [self.inputs.index.loc[item.id] for item in items]
         frame = pd.DataFrame({"id": [item.id for item in items], "z_index": [item.middle for item in items]})
-        frame[BOX] = boxes
-        frame["has_box"] = outputs["presence"].float().sigmoid().cpu().numpy().astype(np.float64)
-        return frame[[entry.counts for entry in batch.entries]]
-
-    def table(self, rows: pd.DataFrame) -> pd.DataFrame:
-        return rows.sort_values(["id", "z_index"], kind="stable").reset_index(drop=True)
-
-    def scores(self, table: pd.DataFrame) -> list[Score]:
-        held_out, training = (
-            box_truth(map(self.inputs.study, ids))
-            for ids in (self.inputs.eval_ids(segmented=True), self.inputs.train_ids(segmented=True))
+        frame[BOX] = numbers(outputs["box"]).clip(0, 1) * np.array(
+            [[r["columns"], r["rows"]] * 2 for r in records], float
         )
-        return score("bbox", table, held_out, training, variant=self.settings.variant)
+        frame["has_box"] = numbers(outputs["presence"].float().sigmoid())
+        return counted(frame, batch)

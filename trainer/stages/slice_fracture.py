@@ -1,25 +1,40 @@
 """Stage 3: vertebra ratios and fractures of every triplet, trained on pseudo labels (reference 4.3, 6.4)."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pandas as pd
-import torch
 
 from cache_schema import LEVELS
 from cache_schema.columns import FRACTURES
 from cache_schema.errors import UsageError
-from trainer.data.augment import AugmentParams
 from trainer.data.items import Item, middles
-from trainer.data.loader import Batch
-from trainer.data.order import ScheduledItem
-from trainer.models import SliceFractureModel
 from trainer.runs.damaged import tell
 from trainer.runs.inputs import FROM_RUNS
-from trainer.scores.scores import Score, score
-from trainer.stages.base import WindowStage, average, backbone, slice_rows
-from trainer.stages.losses import Term, slice_fracture_loss
+from trainer.scores.score_terms import slice_fracture_parts
+from trainer.scores.scores import Measure
+from trainer.settings.registry import CONFIGS
+from trainer.stages.base import WindowStage, average, backbone, numbers, slice_rows
+
+if TYPE_CHECKING:
+    import torch
+
+    from trainer.data.augment import AugmentParams
+    from trainer.data.loader import Batch
+    from trainer.data.order import ScheduledItem
+    from trainer.models import SliceFractureModel
+    from trainer.stages.losses import Term
 
 
 class SliceFractureStage(WindowStage):
+    name, order, version, config = "slice_fracture", 3, 3, CONFIGS / "slice_fracture.yaml"
+    learns_from = "pseudo_labels"
+    columns = (*LEVELS, *FRACTURES, "any_frac")
+    measure = Measure("weighted_squared_error", "training constants", slice_fracture_parts, 3, ("any", *LEVELS))
+    legend = "grey bars: target ratios of C1..C7 at the slice shown; red: target fractures; ?: unknown, not trained on"
+
     def train_items(self, ids: list[str]) -> list[Item]:
         missing = sorted(set(ids) - set(self.inputs.pseudo))
         if missing:
@@ -37,25 +52,22 @@ class SliceFractureStage(WindowStage):
         return {"ratios": values[:, :7], "fractures": values[:, 7:], "mask": middle >= 0}
 
     def model(self) -> SliceFractureModel:
+        from trainer.models import SliceFractureModel
+
         return SliceFractureModel(backbone(self.settings), self.settings.model.dropout, self.settings.model.positional)
 
     def loss(self, outputs: dict[str, torch.Tensor], targets: dict[str, torch.Tensor]) -> dict[str, Term]:
+        from trainer.stages.losses import slice_fracture_loss
+
         return slice_fracture_loss(outputs, targets["ratios"], targets["fractures"], targets["mask"].bool())
 
     def rows(self, outputs: dict[str, torch.Tensor], batch: Batch) -> pd.DataFrame:
         """At the middle slice of each triplet."""
         frame = slice_rows(batch, every=3)
         for columns, name in ((LEVELS, "vertebra"), (FRACTURES, "fracture")):
-            frame[list(columns)] = outputs[name].flatten(0, 1).float().cpu().numpy().astype(np.float64)
-        frame["any_frac"] = outputs["any"].flatten().float().cpu().numpy().astype(np.float64)
+            frame[list(columns)] = numbers(outputs[name].flatten(0, 1))
+        frame["any_frac"] = numbers(outputs["any"].flatten())
         return frame
 
     def table(self, rows: pd.DataFrame) -> pd.DataFrame:
-        return average(rows, [*LEVELS, *FRACTURES, "any_frac"]).drop(columns="windows")
-
-    def scores(self, table: pd.DataFrame) -> list[Score]:
-        if self.settings.pseudo is None:
-            return []
-        known = self.inputs.pseudo_table
-        held_out, training = (known[known["id"].isin(ids)] for ids in (self.inputs.eval_ids(), self.inputs.train_ids()))
-        return score("slice_fracture", table, held_out, training, variant=self.settings.variant)
+        return average(rows, list(self.columns)).drop(columns="windows")

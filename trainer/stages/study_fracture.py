@@ -1,29 +1,37 @@
 """Stage 4: eight probabilities a study over a frozen stage-3 backbone (reference 4.4, 6.5)."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pandas as pd
-import torch
 
 from cache_schema import TARGETS
-from trainer.data.augment import AugmentParams
 from trainer.data.items import Item, whole_studies
-from trainer.data.loader import Batch
-from trainer.data.order import ScheduledItem
-from trainer.models import Backbone, StudyFractureModel, backbone_weights
-from trainer.runs.checkpoint import read_tensors
 from trainer.runs.files import MODEL_FILE
-from trainer.runs.inputs import Inputs
-from trainer.scores.scores import Score, score
-from trainer.settings.settings import Settings
-from trainer.stages.losses import Term, study_fracture_loss
+from trainer.scores.score_terms import study_fracture_parts
+from trainer.scores.scores import Measure
+from trainer.settings.registry import CONFIGS
+from trainer.stages.base import Stage, counted, numbers
+
+if TYPE_CHECKING:
+    import torch
+
+    from trainer.data.augment import AugmentParams
+    from trainer.data.loader import Batch
+    from trainer.data.order import ScheduledItem
+    from trainer.models import StudyFractureModel
+    from trainer.stages.losses import Term
 
 
-class StudyFractureStage:
-    by_block = False
-    overlapping = False
-
-    def __init__(self, settings: Settings, inputs: Inputs):
-        self.settings, self.inputs = settings, inputs
+class StudyFractureStage(Stage):
+    name, order, version, config = "study_fracture", 4, 3, CONFIGS / "study_fracture.yaml"
+    learns_from, items = "labels", "studies"
+    needs_boxes, backbone = True, "slice_fracture"
+    columns, probabilities, tables = (), tuple(TARGETS), ("study_predictions",)
+    measure = Measure("weighted_log_loss", "training constants", study_fracture_parts, len(TARGETS), TARGETS)
+    legend = "labels of the study: red 1, grey 0, ?: unknown, not trained on"
 
     def train_items(self, ids: list[str]) -> list[Item]:
         """Studies without any label train nothing."""
@@ -40,6 +48,9 @@ class StudyFractureStage:
 
     def model(self) -> StudyFractureModel:
         """The backbone alone is taken from the stage-3 run; LSTM, attention and head start from scratch (reference 6.5)."""
+        from trainer.models import Backbone, StudyFractureModel, backbone_weights
+        from trainer.runs.checkpoint import read_tensors
+
         chosen = self.settings.model
         backbone = Backbone(chosen.name)
         if self.settings.backbone is not None:
@@ -56,19 +67,11 @@ class StudyFractureStage:
         return model(batch.images, batch.triplets)
 
     def loss(self, outputs: torch.Tensor, targets: dict[str, torch.Tensor]) -> dict[str, Term]:
+        from trainer.stages.losses import study_fracture_loss
+
         return study_fracture_loss(outputs, targets["labels"])
 
     def rows(self, outputs: torch.Tensor, batch: Batch) -> pd.DataFrame:
         frame = pd.DataFrame({"id": [entry.item.id for entry in batch.entries]})
-        frame[list(TARGETS)] = outputs.float().sigmoid().cpu().numpy().astype(np.float64)
-        return frame[[entry.counts for entry in batch.entries]]
-
-    def table(self, rows: pd.DataFrame) -> pd.DataFrame:
-        return rows.sort_values("id", kind="stable").reset_index(drop=True)
-
-    def scores(self, table: pd.DataFrame) -> list[Score]:
-        labels = self.inputs.labels.reset_index(drop=True).assign(id=self.inputs.labels.index)[["id", *TARGETS]]
-        held_out, training = (
-            labels[labels["id"].isin(ids)] for ids in (self.inputs.eval_ids(), self.inputs.train_ids())
-        )
-        return score("study_fracture", table, held_out, training, variant=self.settings.variant)
+        frame[list(TARGETS)] = numbers(outputs.float().sigmoid())
+        return counted(frame, batch)

@@ -1,21 +1,44 @@
 """Stage 2: per-slice area ratios of C1..C7 from slice windows (reference 4.2, 6.3)."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pandas as pd
-import torch
 
 from cache_schema import LEVELS
-from trainer.data.augment import AugmentParams
-from trainer.data.loader import Batch
-from trainer.data.order import ScheduledItem
-from trainer.models import VertebraModel
-from trainer.scores.scores import Score, score
+from trainer.scores.score_terms import vertebra_parts
+from trainer.scores.scores import Measure
 from trainer.scores.truth import ratio_truth
-from trainer.stages.base import WindowStage, average, backbone, slice_rows
-from trainer.stages.losses import Term, vertebra_loss
+from trainer.settings.registry import CONFIGS
+from trainer.settings.settings import Settings
+from trainer.stages.base import WindowStage, average, backbone, numbers, slice_rows
+from trainer.tables.ratios import vertebra_ratios
+
+if TYPE_CHECKING:
+    import torch
+
+    from trainer.data.augment import AugmentParams
+    from trainer.data.loader import Batch
+    from trainer.data.order import ScheduledItem
+    from trainer.models import VertebraModel
+    from trainer.stages.losses import Term
 
 
 class VertebraStage(WindowStage):
+    name, order, version, config = "vertebrae", 2, 3, CONFIGS / "vertebrae.yaml"
+    learns_from = "segmentations"
+    columns, tables = ("windows", *LEVELS), ("vertebra_ratios", "pseudo_labels")
+    measure = Measure("weighted_squared_error", "training curve", vertebra_parts)
+    truth, pool = staticmethod(ratio_truth), staticmethod(vertebra_ratios)
+    legend = "bars: target ratios of C1..C7 at the slice shown"
+
+    @classmethod
+    def images_a_pass(cls, settings: Settings, micro_batch: int) -> int:
+        """The CNN takes one window at a time (reference 6.3)."""
+        return settings.data.frames // 3
+
     def targets(self, entry: ScheduledItem, z_index: np.ndarray, params: AugmentParams) -> dict[str, np.ndarray]:
         """ratios (frames, 7), mask (frames): 0 on padded slices."""
         shown = z_index >= 0
@@ -23,22 +46,19 @@ class VertebraStage(WindowStage):
         return {"ratios": ratios, "mask": shown}
 
     def model(self) -> VertebraModel:
+        from trainer.models import VertebraModel
+
         return VertebraModel(backbone(self.settings), self.settings.model.dropout, self.settings.model.positional)
 
     def loss(self, outputs: torch.Tensor, targets: dict[str, torch.Tensor]) -> dict[str, Term]:
+        from trainer.stages.losses import vertebra_loss
+
         return vertebra_loss(outputs, targets["ratios"], targets["mask"].bool())
 
     def rows(self, outputs: torch.Tensor, batch: Batch) -> pd.DataFrame:
         frame = slice_rows(batch)
-        frame[list(LEVELS)] = outputs.flatten(0, 1).float().cpu().numpy().astype(np.float64)
+        frame[list(LEVELS)] = numbers(outputs.flatten(0, 1))
         return frame
 
     def table(self, rows: pd.DataFrame) -> pd.DataFrame:
         return average(rows, list(LEVELS))[["id", "z_index", "windows", *LEVELS]]
-
-    def scores(self, table: pd.DataFrame) -> list[Score]:
-        held_out, training = (
-            ratio_truth(map(self.inputs.study, ids))
-            for ids in (self.inputs.eval_ids(segmented=True), self.inputs.train_ids(segmented=True))
-        )
-        return score("vertebrae", table, held_out, training, variant=self.settings.variant)

@@ -12,10 +12,11 @@ from cache_schema.errors import CspineError
 from cache_schema.tables import read_table, table_meta
 from trainer.leakage import exposure, lineage
 from trainer.runs.files import CONFIG_FILE, EXPOSURE_FILE, MODEL_FILE, PREDICTIONS
-from trainer.runs.identity import VERSIONS, prediction_settings, run_key, run_name
+from trainer.runs.identity import prediction_settings, run_key
 from trainer.runs.inputs import Inputs
-from trainer.runs.predictions import held_out_runs, require_predictions, stage_of
+from trainer.runs.predictions import held_out_runs, require_predictions
 from trainer.runs.recorded import Recorded, recorded_of
+from trainer.runs.run_names import RunName, run_name
 from trainer.runs.weights import require_whole
 from trainer.settings.settings import Settings
 
@@ -71,7 +72,7 @@ class FinishedRuns:
         self._weights: dict[Path, list[str]] = {}
 
     def pool(self, stage: str) -> Pool:
-        found = [self.judged(run_dir) for run_dir in held_out_runs(self.out) if stage_of(run_dir) == stage]
+        found = [self.judged(run_dir) for run_dir in held_out_runs(self.out) if RunName.of(run_dir).stage == stage]
         stale, fit = [each for each in found if each.why], [each for each in found if not each.why]
         lines = [f"{run_name(each.run_dir)}: stale, left out: {each.why}" for each in stale]
         lines += [
@@ -91,7 +92,7 @@ class FinishedRuns:
     def judged(self, run_dir: Path) -> Found:
         try:
             table, footer = read_table(run_dir / PREDICTIONS), table_meta(run_dir / PREDICTIONS)["inputs"]
-            require_predictions(table, stage_of(run_dir))
+            require_predictions(table, RunName.of(run_dir).stage)
             ids = frozenset(table["id"].astype(str))
             recorded = recorded_of(run_dir)
             if recorded is None:
@@ -141,7 +142,7 @@ class FinishedRuns:
                 changed.append(name)
         if "backbone" in now and settings.backbone.is_dir() and self._weights_changed(settings.backbone):
             changed.append("backbone")
-        if recorded.version not in (None, str(VERSIONS[settings.stage])):
+        if recorded.version not in (None, str(settings.facts.version)):
             changed.append(f"version {recorded.version} of its stage")
         file = settings.model.weights_file
         if not changed and (file is None or file.is_file()) and run_key(settings, inputs) != recorded.key:
@@ -158,8 +159,8 @@ class FinishedRuns:
             return ""
         if fold not in known:
             return OTHER_FOLDS
-        stage, _, variant = run_dir.parent.name.rpartition("-")
-        settings = Settings(stage=stage, variant=variant, cache=self.cache.path, out=self.out, fold=int(fold))
+        name = RunName.of(run_dir)
+        settings = Settings(stage=name.stage, variant=name.variant, cache=self.cache.path, out=self.out, fold=int(fold))
         changed = _differing(Inputs(settings, self.cache).held_out_digests(), footer)
         return ", ".join(WORDS[name] for name in changed)
 
@@ -218,7 +219,7 @@ def _variant(found: Found) -> str:
 
 
 def _fold(found: Found) -> str:
-    return found.run_dir.name.removeprefix("fold").partition("-")[0]
+    return RunName.of(found.run_dir).fold
 
 
 def _in_short(error: CspineError) -> str:

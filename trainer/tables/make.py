@@ -15,10 +15,10 @@ from cache_schema.tables import content_digest, own_meta, read_table, table_meta
 from trainer.leakage import lineage
 from trainer.runs.damaged import tell
 from trainer.runs.files import PREDICTIONS
-from trainer.runs.identity import run_name
 from trainer.runs.inputs import digest_rows
+from trainer.runs.run_names import run_name
 from trainer.scores.scores import read_scores, render, render_levels, write_scores
-from trainer.settings.settings import STAGES
+from trainer.settings.registry import stage_class, stage_names
 from trainer.tables import boxes, pseudo, ratios, scoring, studies
 from trainer.tables.finished import FinishedRuns, Pool, seen_by
 from trainer.tables.settings import TableSettings
@@ -116,13 +116,6 @@ RECIPES = {
     ),
 }
 
-TABLES = {
-    "bbox": ("study_boxes",),
-    "vertebrae": ("vertebra_ratios", "pseudo_labels"),
-    "study_fracture": ("study_predictions",),
-}
-"""stage -> the tables that its held-out predictions are pooled to, each made from the one before"""
-
 
 def is_made(name: str, sources: Sources) -> bool:
     """Whether the table is there whole, with its lineage, made from these very inputs by this version."""
@@ -184,11 +177,11 @@ def make_all(out: Path, cache: Cache, settings: TableSettings | None = None) -> 
         with suppress(CacheError):  # a damaged one is made again, and named then
             settings = made_with(out)
     runs, outcome, scored, mixed = FinishedRuns(out, cache), Outcome(), [], False
-    for stage in STAGES:
+    for stage in stage_names():
         pool = runs.pool(stage)
         for line in pool.lines:
             print(line, flush=True)
-        tables, problem = TABLES.get(stage, ()), _problem(stage, pool)
+        tables, problem = stage_class(stage).tables, _problem(stage, pool)
         paths = [out / "tables" / f"{name}.parquet" for name in tables]
         if problem is None and pool.run_dirs and tables and not mixed:
             problem = _make(tables, Sources(out, cache, pool.run_dirs, settings or TableSettings()), outcome)
@@ -213,7 +206,7 @@ def _problem(stage: str, pool: Pool) -> CacheError | None:
     """Why the stage's tables cannot be made."""
     if not pool.problem:
         return None
-    what = f"{' and '.join(TABLES.get(stage, (f'the scores of {stage}',)))} cannot be made: {pool.problem}"
+    what = f"{' and '.join(stage_class(stage).tables or (f'the scores of {stage}',))} cannot be made: {pool.problem}"
     return CacheError(what, do="give the cache that these runs are of, or make them again: trainer.plan does it")
 
 

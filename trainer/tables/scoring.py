@@ -1,21 +1,22 @@
 """Scores of the runs under RUNS from their held-out predictions, without those on studies that a run has learned from."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
 
-from cache_schema import TARGETS, Cache
+from cache_schema import Cache
 from cache_schema.errors import CacheError, CspineError
 from cache_schema.tables import read_table
 from trainer.leakage import lineage
 from trainer.runs.files import PREDICTIONS
-from trainer.runs.identity import run_name
+from trainer.runs.run_names import RunName, run_name
 from trainer.scores.scores import HELD_OUT, MAKE_AGAIN, Score, score_folds
-from trainer.scores.truth import box_truth, ratio_truth
-from trainer.tables import pooling as runs
-from trainer.tables import ratios, studies
+from trainer.settings.registry import stage_class
 from trainer.tables.finished import seen_by
+
+if TYPE_CHECKING:
+    from trainer.stages.base import Stage
 
 HELD_OUT_UNSEGMENTED = "held_out_unsegmented"
 EXPOSED_FILE = "segmentation_exposure.csv"
@@ -38,14 +39,14 @@ def score_runs(cache: Cache, run_dirs: tuple[Path, ...], pseudo: Path) -> Found:
     """
     by_variant: dict[tuple[str, str], list[Path]] = {}
     for run_dir in run_dirs:
-        stage, _, variant = run_dir.parent.name.rpartition("-")
-        by_variant.setdefault((stage, variant), []).append(run_dir)
+        by_variant.setdefault(RunName.of(run_dir)[:2], []).append(run_dir)
     rows, seen, refused, unknown = [], {}, [], []
     folds = cache.labels.set_index("id")["fold"]
-    segmentations = {stage: _segmentations(stage, cache) for stage in {stage for stage, _ in by_variant}}
-    for (stage, variant), own in by_variant.items():
+    truths: dict[str, pd.DataFrame] = {}
+    for (name, variant), own in by_variant.items():
+        stage = stage_class(name)
         try:
-            truth = segmentations[stage] if segmentations[stage] is not None else _table_truth(stage, cache, pseudo)
+            truth = truths[name] = truths[name] if name in truths else stage.known(cache, pseudo)
             ids = set(truth["id"])
             predictions = [read_table(run_dir / PREDICTIONS) for run_dir in own]
             exposures = {
@@ -53,17 +54,17 @@ def score_runs(cache: Cache, run_dirs: tuple[Path, ...], pseudo: Path) -> Found:
                 for run_dir, frame in zip(own, predictions, strict=True)
             }
             for found, scored in exposures.values():
-                lineage.refuse_exposed(stage, found, scored)
+                lineage.refuse_exposed(stage.learns_from, found, scored)
             predicted = {id for frame in predictions for id in frame["id"].unique()}
             if not set(folds.reindex(sorted(predicted & ids)).dropna()):
-                unknown.append(f"{stage} {variant}")
+                unknown.append(f"{name} {variant}")
                 continue
             rows += _score(stage, variant, cache, predictions, truth)
             seen |= exposures
         except lineage.ForbiddenScore as error:
             refused.append(error)
         except CspineError as error:
-            line = f"{stage} {variant} may not be scored: {error.what}"
+            line = f"{name} {variant} may not be scored: {error.what}"
             refused.append(lineage.ForbiddenScore(line, where=error.where, do=error.do))
     return Found(rows, lineage.other_segmentations(seen), refused, unknown)
 
@@ -91,31 +92,12 @@ def exposure_report(exposed: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def _segmentations(stage: str, cache: Cache) -> pd.DataFrame | None:
-    """What stages 1 and 2 are held against; None for the others."""
-    segmented = cache.index.loc[cache.index["segmentation_digest"].notna(), "id"]
-    truths = {"bbox": box_truth, "vertebrae": ratio_truth}
-    return truths[stage](map(cache.study, segmented)) if stage in truths else None
-
-
-def _table_truth(stage: str, cache: Cache, pseudo: Path) -> pd.DataFrame:
-    """What stages 3 and 4 are held against."""
-    if stage == "study_fracture":
-        return cache.labels[["id", *TARGETS]]
-    # trained on pseudo labels from elsewhere where this plan made none
-    return read_table(pseudo) if pseudo.is_file() else pd.DataFrame(columns=["id"])
-
-
-def _score(stage: str, variant: str, cache: Cache, predictions: list[pd.DataFrame], truth: pd.DataFrame) -> list[Score]:
+def _score(
+    stage: "type[Stage]", variant: str, cache: Cache, predictions: list[pd.DataFrame], truth: pd.DataFrame
+) -> list[Score]:
     folds = cache.labels.set_index("id")["fold"].dropna().astype(int)
     every = set(folds.index)
     splits = {HELD_OUT: every}
-    if stage in ("slice_fracture", "study_fracture"):
+    if stage.learns_from != "segmentations":
         splits[HELD_OUT_UNSEGMENTED] = every - set(cache.index.loc[cache.index["segmentation_digest"].notna(), "id"])
-    if stage == "vertebrae":
-        pooled = ratios.vertebra_ratios(predictions)
-    elif stage == "study_fracture":
-        pooled = studies.study_predictions(predictions, cache.labels)
-    else:
-        pooled = runs.mean_over_runs(predictions, ["id", "z_index"])
-    return score_folds(stage, pooled, truth, folds, variant=variant, splits=splits)
+    return score_folds(stage, stage.pool(predictions), truth, folds, variant=variant, splits=splits)

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from trainer.models import Backbone
-from trainer.settings.settings import Settings
 
 SECONDS = 60
 """after which no further layout is tried; one compilation may run over"""
@@ -77,17 +76,6 @@ def seconds_per_pass(
         took.append(time.perf_counter() - began)
         trial.zero_grad(set_to_none=True)
     return median(took[WARM_UPS:])
-
-
-def pictures_at_once(settings: Settings, micro_batch: int) -> int:
-    """How many images one pass of the CNN takes in training (reference 6)."""
-    triplets = settings.data.frames // 3
-    return {
-        "bbox": micro_batch,
-        "vertebrae": triplets,
-        "slice_fracture": micro_batch * triplets,
-        "study_fracture": settings.model.chunk,
-    }[settings.stage]
 
 
 def wait(device: torch.device) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 from trainer.data.items import Item
 from trainer.session import Session
 from trainer.tuning import micro_batch
-from trainer.tuning.autotune import LAYOUTS, Layout, fastest, pictures_at_once, seconds_per_pass
+from trainer.tuning.autotune import LAYOUTS, Layout, fastest, seconds_per_pass
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def tune(session: Session, model: nn.Module, items: int, layouts: Sequence[Layou
     settings, accelerator = session.settings, session.accelerator
     if settings.model.batch_norm == "train":
         layouts = [layout for layout in layouts if not layout.compiled]  # its last chunks differ in length
-    count, size = pictures_at_once(settings, items), settings.data.size
+    count, size = session.stage.images_a_pass(settings, items), settings.data.size
     numbers = torch.Generator(accelerator.device).manual_seed(0)  # its own, so that the run's are left alone
     images = torch.randn(count, 3, size, size, device=accelerator.device, generator=numbers).half()
     model.train()

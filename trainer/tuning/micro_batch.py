@@ -20,7 +20,8 @@ from trainer.data.order import ScheduledItem
 from trainer.data.source import squares
 from trainer.session import Session
 from trainer.settings.keyvalue import merge
-from trainer.settings.settings import Settings, stage_file
+from trainer.settings.registry import stage_file
+from trainer.settings.settings import Settings
 
 RESERVED_COPIES = 3
 """of the trained weights: two moments of AdamW, and the gradients once more where processes exchange them"""
