@@ -189,7 +189,7 @@ def _settings(runs: list[Path], cache: Path, pixel_hash: str, out: Path, given: 
     for weights in runs:
         weights_config(weights)  # of an older version its other files are too
         settings = _settings_of(weights, cache, out, given)
-        check_weights(settings, pixel_hash, weights, stage=settings.stage)
+        check_weights(settings, pixel_hash, weights)
         if (twin := found.setdefault(settings.run_dir, settings)) is not settings:
             line = f"is the same run as {twin.weights} by its settings: {run_name(settings.run_dir)}"
             raise UsageError(line, where=weights, do="move one of them out of models=")

@@ -49,10 +49,8 @@ def run(settings: Settings, cache: Cache | None = None) -> Path:
     inputs = Inputs(settings, cache)
     predicting = settings.mode == "predict"
     weights = settings.weights or settings.run_dir
-    if predicting:
-        key = check_weights(settings, inputs.cache.pixel_hash, weights, stage=settings.stage)
-    else:
-        key = run_key(settings, inputs)
+    pixel_hash = inputs.cache.pixel_hash
+    key = check_weights(settings, pixel_hash, weights) if predicting else run_key(settings, inputs)
     inputs.require_unchanged()
     require_files(settings.run_dir)
     if is_done(settings, inputs, key):

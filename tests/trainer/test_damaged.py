@@ -136,7 +136,7 @@ def test_weights_of_another_version_or_with_other_metadata_are_refused_in_one_li
         run(settings)
     assert str(error.value).endswith(line) and not (tmp_path / "bbox-01B").exists()
     with pytest.raises(UsageError):
-        check_weights(settings, Cache(made.cache).pixel_hash, node.output, stage="bbox")
+        check_weights(settings, Cache(made.cache).pixel_hash, node.output)
 
 
 def test_weights_without_a_digest_are_taken_unchecked_and_named(made, tmp_path, capsys):

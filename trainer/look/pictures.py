@@ -15,7 +15,7 @@ from trainer.data.order import Evaluation, Training, shuffled
 from trainer.runs.inputs import Inputs
 from trainer.session import Session
 from trainer.settings.settings import Settings
-from trainer.stages import Stage
+from trainer.stages.base import Stage
 from trainer.tuning.feature_bank import OneAugmentation
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from cache_schema.errors import UsageError
 from trainer.plan.graph import Node, Plan
 from trainer.settings.keyvalue import nearest, read_yaml
-from trainer.settings.registry import CONFIGS
+from trainer.settings.registry import CONFIGS, stage_class
 
 DEFAULT_COSTS = CONFIGS / "costs.yaml"
 DOUBLING = 0.95
@@ -40,6 +40,8 @@ def read_costs(plan: Plan, path: Path | None = None) -> dict[str, float]:
     path = path or (None if plan.costs else DEFAULT_COSTS)
     stated, where = (read_yaml(path, "costs"), path) if path else (plan.costs, "the plan's costs")
     given = {name: _seconds(value, f"{where}, {name}") for name, value in stated.items()}
+    if path == DEFAULT_COSTS:  # which knows nothing of other packages' stages
+        given = {node.stage: stage_class(node.stage).seconds for node in plan.runs} | given
     if not path:  # a file may be for several plans
         known = {name: None for node in plan.nodes for name in _names(node)}
         for name in given:

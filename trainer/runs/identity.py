@@ -123,14 +123,14 @@ def weights_config(run: Path) -> tuple[dict[str, str], dict[str, Any]]:
     return metadata, config
 
 
-def check_weights(settings: Settings, pixel_hash: str, run: Path, *, stage: str) -> str:
-    """The key of a finished run that fits: of this stage and these images, these pixels (of a cache), and this fold.
+def check_weights(settings: Settings, pixel_hash: str, run: Path, stage: str | None = None) -> str:
+    """The key of a finished run that fits: of this stage (by default its own), these images, these pixels (of a cache), this fold.
 
     Raises UsageError naming what differs, and as `weights_config`; Damaged where tensors or metadata do not match their
     digest. Another fold's weights have seen what this fold holds out.
     """
     metadata, config = weights_config(run)
-    own = settings.dump()
+    own, stage = settings.dump(), stage or settings.stage
     pairs = [("stage", config["stage"], stage), ("variant", config["variant"], settings.variant)]
     if settings.split == "held_out":
         pairs.append(("fold", metadata["fold"], str(settings.fold)))

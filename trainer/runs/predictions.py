@@ -8,7 +8,7 @@ from cache_schema.errors import CacheError, CspineError
 from cache_schema.tables import table_meta
 from cache_schema.values import misfit
 from trainer.runs.files import MODEL_FILE, PREDICTIONS
-from trainer.runs.run_names import RunName
+from trainer.runs.run_names import RunName, run_name
 from trainer.settings.registry import stage_class, stage_names
 
 HELD_OUT_RUNS = "[!.]*-*/fold[0-9]*-seed*"
@@ -27,6 +27,12 @@ def held_out_runs(out: Path) -> list[Path]:
         if held_out and RunName.of(run_dir).stage in stage_names():
             found.append(run_dir)
     return sorted(found)
+
+
+def without_stage(out: Path) -> list[str]:
+    """Names of runs with predictions whose stage is not there: its package is not installed."""
+    found = (path.parent for path in out.glob(f"{HELD_OUT_RUNS}/{PREDICTIONS}"))
+    return sorted(run_name(run_dir) for run_dir in found if RunName.of(run_dir).stage not in stage_names())
 
 
 def require_predictions(table: pd.DataFrame, stage: str) -> None:

@@ -42,11 +42,11 @@ PartsOf = Callable[[pd.DataFrame, pd.DataFrame, pd.DataFrame], Parts]
 
 def bbox_parts(predictions: pd.DataFrame, truth: pd.DataFrame, training: pd.DataFrame) -> Parts:
     """Stage 1: IoU on triplets that have a box. Truth: id, z_index (middle slice), x0 y0 x1 y1 native, has_box."""
-    rows = _matched(predictions, truth[truth["has_box"] > 0.5], ["id", "z_index"])
+    rows = matched(predictions, truth[truth["has_box"] > 0.5], ["id", "z_index"])
     true = rows[[f"{name}_true" for name in BOX]].to_numpy(np.float64)
     constant = mean_box(training.loc[training["has_box"] > 0.5, BOX].to_numpy(np.float64))
     value = iou(rows[BOX].to_numpy(np.float64), true)
-    return _by_study(rows["id"], value[:, None], iou(constant[None], true)[:, None], np.ones((len(rows), 1)))
+    return by_study(rows["id"], value[:, None], iou(constant[None], true)[:, None], np.ones((len(rows), 1)))
 
 
 def vertebra_parts(predictions: pd.DataFrame, truth: pd.DataFrame, training: pd.DataFrame) -> Parts:
@@ -57,7 +57,7 @@ def vertebra_parts(predictions: pd.DataFrame, truth: pd.DataFrame, training: pd.
     seen = _relative(training)
     targets = training[list(LEVELS)].to_numpy(np.float64)
     curve = fit_curve(seen, targets, _weights(targets))
-    rows = _matched(predictions, truth.assign(relative=_relative(truth)), ["id", "z_index"])
+    rows = matched(predictions, truth.assign(relative=_relative(truth)), ["id", "z_index"])
     true = rows[[f"{name}_true" for name in LEVELS]].to_numpy(np.float64)
     value = rows[list(LEVELS)].to_numpy(np.float64).clip(0, 1)
     baseline = curve(rows["relative"].to_numpy(np.float64))
@@ -91,11 +91,11 @@ def study_fracture_parts(predictions: pd.DataFrame, truth: pd.DataFrame, trainin
     known = (~np.isnan(targets)).sum(0)
     constants = best_constants(targets, study_weights(targets)).clip(1 / (known + 2), 1 - 1 / (known + 2))
     labelled = truth[truth[list(TARGETS)].notna().any(axis=1)]
-    rows = _matched(predictions, labelled[["id", *TARGETS]], ["id"])
+    rows = matched(predictions, labelled[["id", *TARGETS]], ["id"])
     true = _floats(rows[[f"{name}_true" for name in TARGETS]])
     value = target_losses(true, rows[list(TARGETS)].to_numpy(np.float64))
     baseline = target_losses(true, np.broadcast_to(constants, true.shape))
-    return _by_study(rows["id"], value, baseline, np.ones(true.shape))
+    return by_study(rows["id"], value, baseline, np.ones(true.shape))
 
 
 def across_folds(parts_of: PartsOf, predictions: pd.DataFrame, truth: pd.DataFrame, folds: pd.Series) -> Parts:
@@ -130,14 +130,14 @@ def _squared_error(
     known = np.nan_to_num(true)
     errors = [weights * (guess - known) ** 2 for guess in (value, baseline)]
     sums = [np.stack([each[:, term].sum(1) for term in terms], axis=1) for each in (*errors, ~np.isnan(true))]
-    return _by_study(ids, *sums)
+    return by_study(ids, *sums)
 
 
 def _weights(targets: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(targets), 0.0, np.where(targets != 0, NONZERO_WEIGHT, 1.0))
 
 
-def _by_study(ids: pd.Series, value: np.ndarray, baseline: np.ndarray, count: np.ndarray) -> Parts:
+def by_study(ids: pd.Series, value: np.ndarray, baseline: np.ndarray, count: np.ndarray) -> Parts:
     names, place = np.unique(ids.to_numpy(str), return_inverse=True)
     sums = []
     for rows in (value, baseline, count):
@@ -147,7 +147,7 @@ def _by_study(ids: pd.Series, value: np.ndarray, baseline: np.ndarray, count: np
     return Parts(names, *sums)
 
 
-def _matched(predictions: pd.DataFrame, truth: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+def matched(predictions: pd.DataFrame, truth: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     """Truth rows with their predictions; the truth's columns end in _true where both have them."""
     rows = predictions.merge(truth, on=keys, how="right", suffixes=("", "_true"), validate="one_to_one", indicator=True)
     absent = rows.loc[rows["_merge"] != "both", "id"]

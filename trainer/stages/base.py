@@ -59,6 +59,8 @@ class Stage:
     """in RUNS/tables, made from its held-out predictions, each from the one before it (trainer.tables.make)"""
     measure: ClassVar[Measure]
     """its score and baseline"""
+    seconds: ClassVar[float] = 3600
+    """of one run on one GPU, where configs/costs.yaml does not say: the longest of a plan go first"""
     legend: ClassVar[str] = ""
     """what targets look like in a contact sheet of trainer.look"""
 

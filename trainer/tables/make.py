@@ -16,7 +16,8 @@ from trainer.leakage import lineage
 from trainer.runs.damaged import tell
 from trainer.runs.files import PREDICTIONS
 from trainer.runs.inputs import digest_rows
-from trainer.runs.run_names import run_name
+from trainer.runs.predictions import without_stage
+from trainer.runs.run_names import RunName, run_name
 from trainer.scores.scores import read_scores, render, render_levels, write_scores
 from trainer.settings.registry import stage_class, stage_names
 from trainer.tables import boxes, pseudo, ratios, scoring, studies
@@ -177,6 +178,8 @@ def make_all(out: Path, cache: Cache, settings: TableSettings | None = None) -> 
         with suppress(CacheError):  # a damaged one is made again, and named then
             settings = made_with(out)
     runs, outcome, scored, mixed = FinishedRuns(out, cache), Outcome(), [], False
+    for name in without_stage(out):
+        print(f"{name}: left out: no stage {RunName.of(name).stage} is installed", flush=True)
     for stage in stage_names():
         pool = runs.pool(stage)
         for line in pool.lines:

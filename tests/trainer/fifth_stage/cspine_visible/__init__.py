@@ -1,0 +1,1 @@
+"""A stage of another package: does a triplet's middle slice show a vertebra?"""
