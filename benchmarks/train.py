@@ -33,7 +33,7 @@ from trainer.settings.layers import load
 from trainer.settings.registry import stage_file, stage_names
 from trainer.settings.settings import Settings
 from trainer.tuning.autotune import wait
-from trainer.tuning.choice import choose
+from trainer.tuning.tuning import tune
 
 SMALL = "model.name=test_efficientnet_gn model.chunk=8 data.size=64 data.frames=12 data.eval_stride=8 train.batch=4 train.micro_batch=2"
 """a CPU's defaults; nothing about them says what the real networks cost"""
@@ -159,8 +159,8 @@ def _measured(run: Run, steps: int, seconds: float, rounds: int) -> Measured:
     items, model = run.stage.train_items(ids), run.stage.model()
     if len(items) < train.batch:
         raise SystemExit(f"{settings.stage}: {len(items)} items for a step of {train.batch}; give more by --studies")
-    choice = choose(run, model, items)
-    model, optimiser, micro, passes = run.prepare(model, choice)
+    tuning = tune(run, model, items)
+    model, optimiser, micro, passes = run.prepare(model, tuning)
     model.train()
     schedule = Training(items, settings.seed, train.batch, by_block=run.by_block)
     loader = run.loader(schedule, micro, run.augmentation(), ids, targets=True, keep_chunks=run.by_block)
@@ -190,7 +190,7 @@ def _measured(run: Run, steps: int, seconds: float, rounds: int) -> Measured:
         _prediction_rate(run, model)  # the first compiles, or tries algorithms out
     return Measured(
         settings,
-        f"{choice.micro_batch} at once" + ", channels last" * choice.channels_last + ", compiled" * choice.compiled,
+        f"{tuning.micro_batch} at once" + ", channels last" * tuning.channels_last + ", compiled" * tuning.compiled,
         [cost.wall_ms / 1e3 for cost in costs["real"]],
         # as if the kept batch had as many images as the others have on average
         [cost.wall_ms / 1e3 * each / (len(first.images) * passes) for cost in costs["kept"]],

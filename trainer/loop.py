@@ -33,15 +33,15 @@ from trainer.runs.identity import (
     recorded_config,
 )
 from trainer.runs.inputs import Inputs
-from trainer.runs.metrics_log import Journal
+from trainer.runs.metrics_log import MetricsLog
 from trainer.runs.run_folder import make_room, remove_checkpoints, write_config_again
 from trainer.runs.tracking import Tracking
 from trainer.session import Session
 from trainer.settings.settings import Settings
 from trainer.stages.losses import counts, total
-from trainer.tuning.choice import Choice, apply, choose
 from trainer.tuning.feature_bank import Bank, BankLoader
 from trainer.tuning.micro_batch import memory_in_one_line, share
+from trainer.tuning.tuning import Tuning, apply, tune
 
 FOLDER_SECONDS = 60
 """a network file system may show a folder that another machine has made so much later"""
@@ -58,7 +58,7 @@ class Run(Session):
         self.seen = seen
         self.overflows = 0
         """steps just before this one that were skipped (fp16)"""
-        self.journal = Journal(settings.run_dir)
+        self.metrics_log = MetricsLog(settings.run_dir)
         self.tracking = Tracking(settings, self.accelerator, self.say)
 
     def train(self) -> None:
@@ -82,10 +82,10 @@ class Run(Session):
             self._finish(accelerator.prepare(model), last)
             return
         self.keep_crops([*ids, *self.inputs.eval_ids()])
-        choice = Choice(**chosen) if chosen else choose(self, model, items)
+        tuning = Tuning(**chosen) if chosen else tune(self, model, items)
         if self.is_main and not chosen:
-            self._write_config(choice)
-        model, optimiser, micro, passes = self.prepare(model, choice)
+            self._write_config(tuning)
+        model, optimiser, micro, passes = self.prepare(model, tuning)
         first = checkpoint.restore(accelerator, model, settings.run_dir, self.key)
         self._open_logs(first)
         processes = accelerator.num_processes
@@ -134,11 +134,11 @@ class Run(Session):
         share(batch, 1, self.accelerator.num_processes)  # must divide it
         return items
 
-    def prepare(self, model: nn.Module, choice: Choice) -> tuple[nn.Module, Any, int, int]:
+    def prepare(self, model: nn.Module, tuning: Tuning) -> tuple[nn.Module, Any, int, int]:
         """Model and optimiser under Accelerate, and how a step is divided: items a pass, passes a step."""
         accelerator, train = self.accelerator, self.settings.train
-        apply(choice, self, model)
-        micro, passes = share(train.batch, choice.micro_batch, accelerator.num_processes)
+        apply(tuning, self, model)
+        micro, passes = share(train.batch, tuning.micro_batch, accelerator.num_processes)
         accelerator.gradient_accumulation_steps = passes
         if accelerator.process_index:  # dropout of its own; the first process goes on as it would alone
             torch.manual_seed(self.settings.seed + accelerator.process_index)
@@ -283,14 +283,14 @@ class Run(Session):
         (chosen,) = broadcast_object_list([chosen])
         return chosen
 
-    def _write_config(self, choice: Choice) -> None:
-        values = {"key": self.key, **self.settings.record(), "chosen": asdict(choice)}
+    def _write_config(self, tuning: Tuning) -> None:
+        values = {"key": self.key, **self.settings.record(), "chosen": asdict(tuning)}
         write_whole(self.settings.run_dir / CONFIG_FILE, config_file(values))
 
     def _open_logs(self, step: int) -> None:
         """What was logged after a step is forgotten, here and in TensorBoard."""
         if self.is_main:
-            self.journal.rewind(step)
+            self.metrics_log.rewind(step)
         self.tracking.open(step)
 
     def _batches(self, model: nn.Module, schedule: Training, micro: int, ids: list[str]) -> Loader:
@@ -317,7 +317,7 @@ class Run(Session):
         """A line to metrics.jsonl and the tracker, and a shorter one to the terminal."""
         self.tracking.log(values, step)
         if self.is_main:
-            self.journal.append(step, values)
+            self.metrics_log.append(step, values)
             left = (last - step) * self.settings.train.batch / values["items_per_second"]
             pace = f"{values['items_per_second']:.1f} items/s"
             self.say(f"step {step}/{last}  loss {values['loss']:.4f}  lr {values['lr']:.2e}  {pace}  {left:.0f} s left")
@@ -326,7 +326,7 @@ class Run(Session):
         if table is None:
             return
         scores = self.stage.scores(table)
-        self.journal.score(step, [score._asdict() for score in scores])
+        self.metrics_log.score(step, [score._asdict() for score in scores])
         self.tracking.log({f"score/{score.metric}": score.value for score in scores}, step)
         for score in scores:
             beside = f"{score.baseline} {score.baseline_value:.4f}, ratio {score.ratio:.3f} on {score.n} studies"

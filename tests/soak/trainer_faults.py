@@ -20,7 +20,7 @@ from trainer.look import __main__ as look
 from trainer.plan import __main__ as plan
 from trainer.plan.execute import Execution
 from trainer.plan.graph import read_plan
-from trainer.plan.launch import Outcome, RunOrder
+from trainer.plan.launch import RunOrder, RunOutcome
 from trainer.plan.schedule import read_costs
 from trainer.tables import __main__ as tables
 
@@ -89,10 +89,10 @@ class Here:
 
     slots, spreads = 1, False
 
-    def submit(self, order: RunOrder, width: int) -> Future[Outcome]:
-        future: Future[Outcome] = Future()
+    def submit(self, order: RunOrder, width: int) -> Future[RunOutcome]:
+        future: Future[RunOutcome] = Future()
         status, out, err = quietly(run.main, list(order.words))
-        future.set_result(Outcome(status, 0.0, (out + err).splitlines()))
+        future.set_result(RunOutcome(status, 0.0, (out + err).splitlines()))
         return future
 
     def stop(self) -> None:

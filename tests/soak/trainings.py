@@ -12,7 +12,7 @@ from pathlib import Path
 
 from safetensors.numpy import load_file
 
-from trainer.runs.metrics_log import Journal
+from trainer.runs.metrics_log import MetricsLog
 from trainer.settings.layers import load
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -95,7 +95,7 @@ def same_weights(one: Path, other: Path) -> bool:
 
 
 def _losses(run: Path) -> list[tuple[int, float]]:
-    return [(line["step"], line["loss"]) for line in Journal(run).lines() if "loss" in line]
+    return [(line["step"], line["loss"]) for line in MetricsLog(run).lines() if "loss" in line]
 
 
 def _start(words: Sequence[str]) -> subprocess.Popen:

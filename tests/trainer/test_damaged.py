@@ -224,13 +224,13 @@ def test_a_number_has_one_digest_however_it_is_held():
 
 
 def test_a_log_with_flipped_bits_is_read_as_far_as_it_can_be(made):
-    from trainer.runs.metrics_log import Journal
+    from trainer.runs.metrics_log import MetricsLog
 
     path = run_of(made).output / "metrics.jsonl"
-    lines = Journal(path.parent).lines()
+    lines = MetricsLog(path.parent).lines()
     path.write_bytes(b'\xff{"step": 1}\n[1]\n{"steq": 1}\n{"step": "1"}\n' + path.read_bytes())
-    assert Journal(path.parent).lines() == lines
-    Journal(path.parent).rewind(10**9)
+    assert MetricsLog(path.parent).lines() == lines
+    MetricsLog(path.parent).rewind(10**9)
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [line["step"] for line in lines]
 
 

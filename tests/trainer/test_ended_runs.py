@@ -20,7 +20,7 @@ from trainer.data.order import Training
 from trainer.data.readers import ReaderDied, Readers
 from trainer.data.source import Source
 from trainer.plan.execute import failure
-from trainer.plan.launch import Outcome, RunOrder, forget, launch
+from trainer.plan.launch import RunOrder, RunOutcome, forget, launch
 from trainer.settings.settings import AugmentSettings, DataSettings
 
 CHILD = ROOT / "trainer/process/child.py"
@@ -118,11 +118,11 @@ def test_a_killed_reader_is_one_line_and_no_waiting(loader, evaluating, tiny_cac
 
 def test_why_a_run_failed_is_one_line_where_it_is_known(tmp_path):
     log = tmp_path / "a.log"
-    killed = failure(Outcome(137, 3.2, ["step 1/2"]), log)
+    killed = failure(RunOutcome(137, 3.2, ["step 1/2"]), log)
     assert killed == f"failed after 3 s: it was killed (SIGKILL), most likely for want of memory; its log is {log}"
-    said = failure(Outcome(2, 3.2, ["a warning", "error: no study is in fold 7"]), log)
+    said = failure(RunOutcome(2, 3.2, ["a warning", "error: no study is in fold 7"]), log)
     assert said == f"failed after 3 s: no study is in fold 7; its log is {log}"
-    unknown = failure(Outcome(1, 3.2, ["Traceback", "KeyError: 'x'"]), log)
+    unknown = failure(RunOutcome(1, 3.2, ["Traceback", "KeyError: 'x'"]), log)
     assert unknown == f"failed after 3 s with status 1; the end of {log}:\n    Traceback\n    KeyError: 'x'"
 
 

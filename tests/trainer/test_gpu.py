@@ -22,9 +22,9 @@ from trainer.data.resident import Crops
 from trainer.data.source import Source
 from trainer.loop import Run
 from trainer.runs.identity import recorded_config
-from trainer.runs.metrics_log import Journal
+from trainer.runs.metrics_log import MetricsLog
 from trainer.settings.settings import AugmentSettings, DataSettings
-from trainer.tuning.choice import Choice
+from trainer.tuning.tuning import Tuning
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 GPU = torch.device("cuda", 0)
@@ -121,7 +121,7 @@ class Stopped(Exception):
 
 
 def losses(run):
-    return np.array([line["loss"] for line in Journal(run).lines() if "loss" in line])
+    return np.array([line["loss"] for line in MetricsLog(run).lines() if "loss" in line])
 
 
 @pytest.fixture(scope="module")
@@ -209,8 +209,8 @@ def test_a_layout_trains_as_any_other(name, compiled, given, tmp_path, monkeypat
     """The same losses to rounding, compiled or not, with batch norm or group norm, and the same names of weights."""
     settings, made = dict(given["vertebrae"], **{"train.precision": "no", "model.name": name}), []
     for channels_last, compile_ in ((False, False), (True, compiled)):
-        choice = Choice(2, channels_last, compile_)
-        monkeypatch.setattr(loop, "choose", lambda session, model, items, choice=choice: choice)
+        tuning = Tuning(2, channels_last, compile_)
+        monkeypatch.setattr(loop, "tune", lambda session, model, items, tuning=tuning: tuning)
         made.append(train(out=tmp_path / str(channels_last), **settings))
     found, expected = losses(made[1]), losses(made[0])
     print(found / expected - 1)

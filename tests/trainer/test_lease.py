@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from trainer.runs import lease
-from trainer.runs.lease import INHERITED, Held, hold, holder, lease_file
+from trainer.runs.lease import INHERITED, LeaseTaken, hold, holder, lease_file
 
 
 def hold_for_ever(path: Path, ready) -> None:
@@ -37,7 +37,7 @@ def test_a_lease_is_held_by_one_living_process_and_taken_over_from_a_dead_one(tm
     other.start()
     try:
         assert ready.wait(10)
-        with pytest.raises(Held, match=f"is being made by process {other.pid} on"), hold(path, never):
+        with pytest.raises(LeaseTaken, match=f"is being made by process {other.pid} on"), hold(path, never):
             pass
         assert str(other.pid) in holder(path)
     finally:
@@ -53,7 +53,7 @@ def test_a_holder_on_another_machine_lives_as_long_as_its_heartbeat(tmp_path):
     with hold(path, never):
         pass
     path.write_text(json.dumps({"token": "t", "machine": "elsewhere/boot/pid", "pid": 7, "born": "1"}))
-    with pytest.raises(Held, match="process 7 on elsewhere"), hold(path, never):
+    with pytest.raises(LeaseTaken, match="process 7 on elsewhere"), hold(path, never):
         pass
     os.utime(path, (time.time() - lease.SILENCE - 1,) * 2)
     with hold(path, never):

@@ -10,7 +10,7 @@ import pytest
 from planting import planted
 
 from trainer.runs import locks
-from trainer.runs.lease import Held, hold, holder, lease_file, share
+from trainer.runs.lease import LeaseTaken, hold, holder, lease_file, share
 from trainer.runs.locks import ABANDONED, EXCLUSIVE, alone
 
 WITHOUT = [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP]
@@ -51,7 +51,7 @@ def test_a_lease_has_one_holder_without_flock(tmp_path, capfd):
     path = lease_file(tmp_path, "bbox-01B/fold0-seed1")
     with planted([], 0, errno.ENOSYS, locks=True), hold(path, lambda: None):
         assert str(os.getpid()) in holder(path)
-        with pytest.raises(Held, match="is being made by process"), hold(path, lambda: None):
+        with pytest.raises(LeaseTaken, match="is being made by process"), hold(path, lambda: None):
             pass
     assert not path.exists() and capfd.readouterr().err.count("no flock") == 1
 

@@ -14,7 +14,7 @@ from trainer.loop import MOST_OVERFLOWS, Run
 from trainer.runs import checkpoint
 from trainer.runs.checkpoint import load_weights
 from trainer.runs.inputs import Inputs
-from trainer.runs.metrics_log import Journal
+from trainer.runs.metrics_log import MetricsLog
 from trainer.settings.keyvalue import flat
 from trainer.settings.layers import load
 from trainer.stages import losses
@@ -76,7 +76,7 @@ def test_an_overflow_of_fp16_is_borne_for_a_while(given):
 
 
 def test_the_journal_is_json_to_any_reader(tmp_path):
-    journal = Journal(tmp_path)
+    journal = MetricsLog(tmp_path)
     journal.append(1, {"loss": 0.5, "gradient_norm": math.inf, "score": {"value": math.nan}})
     (line,) = journal.path.read_text().splitlines()
     assert json.loads(line, parse_constant=pytest.fail) == {

@@ -13,8 +13,8 @@ from trainer.runs.inputs import Inputs
 from trainer.session import Session
 from trainer.settings.layers import load
 from trainer.tuning.autotune import Layout, fastest
-from trainer.tuning.choice import tune
 from trainer.tuning.micro_batch import find, largest_that_fits
+from trainer.tuning.tuning import fastest_layout
 
 
 def attempt(memory, tried):
@@ -63,7 +63,7 @@ def test_trying_leaves_the_model_and_the_random_numbers_as_they_were(tiny_cache,
     torch.manual_seed(7)
     (first, second) = session.inputs.cache.ids[:2]
     assert find(session, model, [Item(0, first, 0, 9, 30), Item(1, second, 0, 12, 30)]) == settings.train.batch
-    tune(session, model, 2, [Layout(), Layout(channels_last=True)])
+    fastest_layout(session, model, 2, [Layout(), Layout(channels_last=True)])
     assert torch.equal(torch.rand(3), expected)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())

@@ -18,7 +18,7 @@ from trainer import train
 from trainer.loop import Run
 from trainer.runs import checkpoint
 from trainer.runs.inputs import Inputs
-from trainer.runs.metrics_log import Journal
+from trainer.runs.metrics_log import MetricsLog
 from trainer.settings.layers import load
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,7 +61,7 @@ def test_a_run_stopped_at_a_step_ends_with_the_same_weights_bit_for_bit(
     assert expected.keys() == found.keys()
     assert all((expected[name] == found[name]).all() for name in expected)
     assert (whole / "predictions.parquet").read_bytes() == (resumed / "predictions.parquet").read_bytes()
-    logged, expected = (Journal(run).lines() for run in (resumed, whole))
+    logged, expected = (MetricsLog(run).lines() for run in (resumed, whole))
     assert [line["step"] for line in logged] == [1, 2, 3, 4, 4] and logged[-1] == expected[-1] and "score" in logged[-1]
     assert [line.get("loss") for line in logged] == [line.get("loss") for line in expected]
 
@@ -88,7 +88,7 @@ def test_a_killed_process_leaves_a_run_that_goes_on_to_the_same_weights(tiny_cac
     train(**given)
     whole = train(**{**given, "out": tmp_path / "whole"})
     assert (run / "predictions.parquet").is_file() and same_weights(whole, run)
-    assert Journal(run).lines()[-1] == Journal(whole).lines()[-1]
+    assert MetricsLog(run).lines()[-1] == MetricsLog(whole).lines()[-1]
 
 
 def test_a_checkpoint_of_other_settings_is_not_used(tiny_cache, tiny_settings, tmp_path):
@@ -124,12 +124,12 @@ def test_runs_of_other_precisions_follow_each_other_in_one_process(tiny_cache, t
     losses = []
     for number, precision in enumerate(["bf16", "no"]):
         run = train(**common, out=tmp_path / str(number), **{"train.precision": precision})
-        losses.append([line["loss"] for line in Journal(run).lines() if "loss" in line])
+        losses.append([line["loss"] for line in MetricsLog(run).lines() if "loss" in line])
     assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], rel=0.05)
 
 
 def test_a_score_that_is_made_again_stands_once(tmp_path):
-    journal = Journal(tmp_path)
+    journal = MetricsLog(tmp_path)
     journal.rewind(0)
     journal.append(1, {"loss": 0.5})
     for value in (0.1, 0.2):

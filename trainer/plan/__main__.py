@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from cache_schema.errors import UsageError
-from trainer.process.command import one_of, serve, take
+from trainer.process.command import one_of, serve, split_words
 from trainer.settings.keyvalue import nearest, split_files
 from trainer.settings.paths import check_folder, refuse_folders
 from trainer.settings.settings import Settings
@@ -46,7 +46,7 @@ def _main(words: list[str]) -> None:
     from trainer.tables import make
 
     known = [*OWN, *Settings.model_fields, "config", "micro_batch", "."]
-    file, given = take(words, "PLAN.yaml", known, needed=("cache", "out"))
+    file, given = split_words(words, "PLAN.yaml", known, needed=("cache", "out"))
     own = {key: given.pop(key) for key in OWN if key in given}
     dry_run = one_of(own, "dry_run", ("false", "true")) == "true"
     style = one_of(own, "format", formats.FORMATS) if "format" in own else None

@@ -5,7 +5,7 @@ from concurrent.futures import Future
 from distributed import Client
 
 from cache_schema.errors import UsageError
-from trainer.plan.launch import Outcome, RunOrder, launch
+from trainer.plan.launch import RunOrder, RunOutcome, launch
 
 TIMEOUT = "20s"
 
@@ -29,7 +29,7 @@ class DaskPool:
             raise UsageError("has no worker", where=f"scheduler={address}", do="start workers first")
         self._executor = self._client.get_executor(pure=False, retries=0)
 
-    def submit(self, order: RunOrder, width: int) -> Future[Outcome]:
+    def submit(self, order: RunOrder, width: int) -> Future[RunOutcome]:
         return self._executor.submit(launch, order)
 
     def stop(self) -> None:

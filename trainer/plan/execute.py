@@ -11,7 +11,7 @@ from cache_schema import Cache
 from cache_schema.errors import CacheError, CspineError
 from trainer.plan.graph import Node, Plan
 from trainer.plan.keys import DONE, state, states
-from trainer.plan.launch import Outcome, RunOrder, forget, forget_all, log_file
+from trainer.plan.launch import RunOrder, RunOutcome, forget, forget_all, log_file
 from trainer.plan.pools import Pool
 from trainer.plan.schedule import Costs, best_widths, next_node, path_costs
 from trainer.process.faults import in_one_line
@@ -39,7 +39,7 @@ class Execution:
         self.left = list(plan.nodes)
         self.ready: list[Node] = []
         self.elsewhere: list[Node] = []
-        self.running: dict[Future[Outcome], tuple[Node, RunOrder]] = {}
+        self.running: dict[Future[RunOutcome], tuple[Node, RunOrder]] = {}
         self.done: set[str] = set()
         self.failed: set[str] = set()
         self.free = pool.slots
@@ -98,14 +98,14 @@ class Execution:
         say(node, f"started on {width} GPUs" if width > 1 else "started")
         self.running[self.pool.submit(order, width)] = (node, order)
 
-    def _settle(self, future: Future[Outcome]) -> None:
+    def _settle(self, future: Future[RunOutcome]) -> None:
         node, order = self.running.pop(future)
         self.free += self.widths[node.name]
         forget(order)
         try:
             outcome = future.result()
         except Exception as error:  # of the cluster: a worker or the scheduler was lost
-            outcome = Outcome(1, 0.0, [f"{type(error).__name__}: {error}"])
+            outcome = RunOutcome(1, 0.0, [f"{type(error).__name__}: {error}"])
         if outcome.status is None:
             say(node, f"{outcome.last[0]}: waiting for it")
             self.elsewhere.append(node)
@@ -146,7 +146,7 @@ class Execution:
         say(node, line)
 
 
-def failure(outcome: Outcome, log: Path) -> str:
+def failure(outcome: RunOutcome, log: Path) -> str:
     """Why a run failed: in one line where it said so itself or was killed, else with the end of what it wrote."""
     failed = f"failed after {outcome.seconds:.0f} s"
     if outcome.status == 128 + signal.SIGKILL:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from cache_schema.errors import CspineError
-from trainer.runs.lease import INHERITED, Held, hold, lease_file, share
+from trainer.runs.lease import INHERITED, LeaseTaken, hold, lease_file, share
 
 PACKAGE = Path(__file__).resolve().parents[1]
 RUN_SCRIPT, CHILD = PACKAGE / "run.py", PACKAGE / "process" / "child.py"
@@ -34,7 +34,7 @@ class RunOrder(NamedTuple):
     """GPUs; None: whatever the process that starts it sees"""
 
 
-class Outcome(NamedTuple):
+class RunOutcome(NamedTuple):
     status: int | None
     """the run's exit status, 128 and its number where a signal ended it; None where another process holds its lease"""
     seconds: float
@@ -109,7 +109,7 @@ class Children:
             process.kill()
 
 
-def launch(order: RunOrder, children: Children | None = None) -> Outcome:
+def launch(order: RunOrder, children: Children | None = None) -> RunOutcome:
     """Makes a run and waits for it; its output goes to RUNS/logs. It ends when this process does.
 
     An order is carried out once: one that comes again, because Dask lost the worker that had it, fails (no retries of
@@ -122,16 +122,16 @@ def launch(order: RunOrder, children: Children | None = None) -> Outcome:
     try:
         mark.touch(exist_ok=False)
     except FileExistsError:
-        return Outcome(1, 0.0, ["the worker that made it was lost; a training is not tried again by itself"])
+        return RunOutcome(1, 0.0, ["the worker that made it was lost; a training is not tried again by itself"])
     running: list[subprocess.Popen] = []
     try:
         with hold(lease, lost=lambda: [process.terminate() for process in running]) as token:
             forget_all(order.out, order.name, but=mark)  # of plans that were killed: nobody else has the lease
             outcome = _attend(order, token, running, children, started)
-    except (Held, Stopped) as error:
+    except (LeaseTaken, Stopped) as error:
         mark.unlink(missing_ok=True)
-        status = None if isinstance(error, Held) else 1
-        return Outcome(status, time.monotonic() - started, [error.what])
+        status = None if isinstance(error, LeaseTaken) else 1
+        return RunOutcome(status, time.monotonic() - started, [error.what])
     if outcome.status == 0:
         mark.unlink(missing_ok=True)  # one that comes again finds the run done
     return outcome
@@ -157,7 +157,7 @@ def _mark(order: RunOrder) -> Path:
 
 def _attend(
     order: RunOrder, token: str, running: list[subprocess.Popen], children: Children, started: float
-) -> Outcome:
+) -> RunOutcome:
     path = log_file(order.out, order.name)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as log:
@@ -167,7 +167,7 @@ def _attend(
         share(lease_file(order.out, order.name), token, process.pid)
     status = children.wait(process)
     status = status if status >= 0 else 128 - status  # what watches the run was killed, and took it along
-    return Outcome(status, time.monotonic() - started, _last_lines(path))
+    return RunOutcome(status, time.monotonic() - started, _last_lines(path))
 
 
 def _last_lines(path: Path) -> list[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Protocol
 
-from trainer.plan.launch import Children, Outcome, RunOrder, forget, launch
+from trainer.plan.launch import Children, RunOrder, RunOutcome, forget, launch
 
 
 class Pool(Protocol):
@@ -15,7 +15,7 @@ class Pool(Protocol):
     spreads: bool
     """whether one run may take several slots"""
 
-    def submit(self, order: RunOrder, width: int) -> Future[Outcome]: ...
+    def submit(self, order: RunOrder, width: int) -> Future[RunOutcome]: ...
 
     def stop(self) -> None:
         """Ends what runs, where that is this plan's to do."""
@@ -35,10 +35,10 @@ class LocalPool:
         self._threads = ThreadPoolExecutor(self.slots)
         self._children = Children()
 
-    def submit(self, order: RunOrder, width: int) -> Future[Outcome]:
+    def submit(self, order: RunOrder, width: int) -> Future[RunOutcome]:
         return self._threads.submit(self._launch, order, width)
 
-    def _launch(self, order: RunOrder, width: int) -> Outcome:
+    def _launch(self, order: RunOrder, width: int) -> RunOutcome:
         taken = [self._free.get() for _ in range(width)]
         try:
             devices = tuple(device for device in taken if device is not None) or None

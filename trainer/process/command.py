@@ -105,7 +105,9 @@ def _check_places(words: Iterable[str]) -> None:
                 check_place(part)
 
 
-def take(words: Iterable[str], place: str, known: Iterable[str], needed: Iterable[str]) -> tuple[str, dict[str, str]]:
+def split_words(
+    words: Iterable[str], place: str, known: Iterable[str], needed: Iterable[str]
+) -> tuple[str, dict[str, str]]:
     """`PLACE key=value ...` -> (the place, key -> value). Raises UsageError for anything else.
 
     place: what the first is called. known: keys, and sections as `name.`; with `.` any key of any section.

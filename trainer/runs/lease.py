@@ -22,7 +22,7 @@ INHERITED = "CSPINE_LEASE"
 """environment variable by which a child works under its parent's lease"""
 
 
-class Held(UsageError):
+class LeaseTaken(UsageError):
     """Somebody else is making it."""
 
 
@@ -32,7 +32,7 @@ def lease_file(out: Path, name: str) -> Path:
 
 @contextlib.contextmanager
 def hold(path: Path, lost: Callable[[], None]) -> Iterator[str]:
-    """Holds the lease while the block runs; yields its token. Raises Held where another living process has it.
+    """Holds the lease while the block runs; yields its token. Raises LeaseTaken where another living process has it.
 
     A process that was started under the lease (INHERITED) goes on under it. lost: called from the heartbeat's thread,
     once, should another have taken the lease after a long silence of this process.
@@ -95,7 +95,7 @@ def _take(path: Path) -> str:
     token = uuid.uuid4().hex
     with alone(path.parent):
         if other := _living(path):
-            raise Held(f"is being made by {other}", where=path.stem, do="wait, or end it first")
+            raise LeaseTaken(f"is being made by {other}", where=path.stem, do="wait, or end it first")
         _write(path, {"token": token, "machine": _machine(), "pid": os.getpid(), "born": _born("self")})
     return token
 

@@ -11,7 +11,7 @@ from cache_schema.errors import naming
 from trainer.runs.files import METRICS_FILE
 
 
-class Journal:
+class MetricsLog:
     """A file that one process writes. Every line has `step`; a line of scores also `score`."""
 
     def __init__(self, run_dir: Path):

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from cache_schema.errors import UsageError
-from trainer.process.command import one_of, serve, take
+from trainer.process.command import one_of, serve, split_words
 from trainer.settings.paths import check_folder
 
 HELP = """usage: python -m trainer.tables RUNS cache=CACHE [export=rsna22] [tables.key=value ...]
@@ -32,7 +32,7 @@ def _main(words: list[str]) -> None:
     from trainer.tables import export, make
     from trainer.tables.settings import table_settings
 
-    place, given = take(words, "RUNS", ("cache", "export", "tables."), needed=("cache",))
+    place, given = split_words(words, "RUNS", ("cache", "export", "tables."), needed=("cache",))
     form = one_of(given, "export", export.FORMATS) if "export" in given else None
     thresholds = {key.removeprefix("tables."): value for key, value in given.items() if key.startswith("tables.")}
     out, cache = Path(place), Cache(Path(given["cache"]))

@@ -156,7 +156,7 @@ def make(
 
 
 @dataclass
-class Outcome:
+class TablesMade:
     """What `make_all` came to."""
 
     made: list[str] = field(default_factory=list)
@@ -166,7 +166,7 @@ class Outcome:
     """whether every table under RUNS is one of this cache and these runs"""
 
 
-def make_all(out: Path, cache: Cache, settings: TableSettings | None = None) -> Outcome:
+def make_all(out: Path, cache: Cache, settings: TableSettings | None = None) -> TablesMade:
     """Every table that the finished runs under RUNS allow, in an order in which each finds what it is made from.
 
     Stale runs are named and left out. Where a table would hold only a part without them, it and all that comes after is
@@ -177,7 +177,7 @@ def make_all(out: Path, cache: Cache, settings: TableSettings | None = None) -> 
     if settings is None:
         with suppress(CacheError):  # a damaged one is made again, and named then
             settings = made_with(out)
-    runs, outcome, scored, mixed = FinishedRuns(out, cache), Outcome(), [], False
+    runs, made, scored, mixed = FinishedRuns(out, cache), TablesMade(), [], False
     for name in without_stage(out):
         print(f"{name}: left out: no stage {RunName.of(name).stage} is installed", flush=True)
     for stage in stage_names():
@@ -187,12 +187,12 @@ def make_all(out: Path, cache: Cache, settings: TableSettings | None = None) -> 
         tables, problem = stage_class(stage).tables, _problem(stage, pool)
         paths = [out / "tables" / f"{name}.parquet" for name in tables]
         if problem is None and pool.run_dirs and tables and not mixed:
-            problem = _make(tables, Sources(out, cache, pool.run_dirs, settings or TableSettings()), outcome)
+            problem = _make(tables, Sources(out, cache, pool.run_dirs, settings or TableSettings()), made)
         if not pool.run_dirs and problem is None and (problem := _left_over(tables, out, cache)) is not None:
             mixed = True
         if problem is not None:
-            outcome.problems.append(problem)
-            outcome.whole = False
+            made.problems.append(problem)
+            made.whole = False
             runs.outdated.update(paths)
         scored += pool.run_dirs
         mixed |= pool.mixed
@@ -200,9 +200,9 @@ def make_all(out: Path, cache: Cache, settings: TableSettings | None = None) -> 
         try:
             make("scores", out, cache, scored)
         except lineage.ForbiddenScore as error:
-            outcome.problems.append(error)
-        outcome.made.append("scores")
-    return outcome
+            made.problems.append(error)
+        made.made.append("scores")
+    return made
 
 
 def _problem(stage: str, pool: Pool) -> CacheError | None:
@@ -224,13 +224,13 @@ def _left_over(tables: Collection[str], out: Path, cache: Cache) -> CacheError |
     return CacheError("is of other labels, and its runs are not there", where=path, do="take it out of RUNS")
 
 
-def _make(tables: Collection[str], sources: Sources, outcome: Outcome) -> CacheError | None:
+def _make(tables: Collection[str], sources: Sources, made: TablesMade) -> CacheError | None:
     """Makes them; where nobody knows what a run has seen, tables of its very predictions stay as they are."""
     lost = _lost(sources.run_dirs)
     if lost is None:
         for name in tables:
             make(name, sources.out, sources.cache, sources.run_dirs, sources.settings)
-            outcome.made.append(name)
+            made.made.append(name)
     elif all(_is_of(name, sources) for name in tables):
         print(f"{' and '.join(tables)} left as made before: {lost.where} {lost.what}", flush=True)
     else:

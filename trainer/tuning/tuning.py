@@ -15,7 +15,7 @@ from trainer.tuning.autotune import LAYOUTS, Layout, fastest, seconds_per_pass
 
 
 @dataclass(frozen=True)
-class Choice:
+class Tuning:
     micro_batch: int
     """items per process and forward pass, at most: what divides a process's share of a step counts (`micro_batch.share`), which another
     number of processes changes"""
@@ -23,7 +23,7 @@ class Choice:
     compiled: bool = False
 
 
-def choose(session: Session, model: nn.Module, items: Sequence[Item]) -> Choice:
+def tune(session: Session, model: nn.Module, items: Sequence[Item]) -> Tuning:
     """Tried out on this GPU with the longest of these items. All processes call it, and get the same.
 
     On a CPU and under deterministic=true nothing is tried.
@@ -39,25 +39,25 @@ def choose(session: Session, model: nn.Module, items: Sequence[Item]) -> Choice:
             f"micro_batch=auto: {shared(given)}, by the stage's own settings; nothing is tried on a CPU or under deterministic=true"
         )
     if not tries:
-        return Choice(given)
+        return Tuning(given)
     model.to(session.accelerator.device)
     if train.micro_batch == "auto":
         given = min(gather_object([micro_batch.find(session, model, items)]))
         session.say(f"micro_batch=auto: {shared(given)}; {given} items fit this GPU")
     layout = Layout()
     if train.autotune and session.is_main:
-        layout = tune(session, model, shared(given))
+        layout = fastest_layout(session, model, shared(given))
         torch.compiler.reset()  # lets go of the copies that were compiled
     clear_device_cache(garbage_collection=True)  # DALI and other processes cannot use what torch holds back
     (layout,) = broadcast_object_list([layout])
-    return Choice(given, *layout)
+    return Tuning(given, *layout)
 
 
 def tries_out(session: Session) -> bool:
     return session.accelerator.device.type == "cuda" and not session.settings.deterministic
 
 
-def tune(session: Session, model: nn.Module, items: int, layouts: Sequence[Layout] = LAYOUTS) -> Layout:
+def fastest_layout(session: Session, model: nn.Module, items: int, layouts: Sequence[Layout] = LAYOUTS) -> Layout:
     """The fastest layout of the model's CNN at the number of images that training gives it."""
     settings, accelerator = session.settings, session.accelerator
     if settings.model.batch_norm == "train":
@@ -71,11 +71,11 @@ def tune(session: Session, model: nn.Module, items: int, layouts: Sequence[Layou
     )
 
 
-def apply(choice: Choice, session: Session, model: nn.Module) -> None:
+def apply(tuning: Tuning, session: Session, model: nn.Module) -> None:
     """Lays the model's CNN out as chosen. Another machine's layout is of no use on a CPU."""
     if session.accelerator.device.type == "cuda":
-        if choice.compiled and session.accelerator.num_processes > 1:
+        if tuning.compiled and session.accelerator.num_processes > 1:
             from torch import _dynamo
 
             _dynamo.config.optimize_ddp = False  # else it would cut the CNN into one graph for each bucket of gradients
-        model.backbone.lay_out(choice.channels_last, choice.compiled)
+        model.backbone.lay_out(tuning.channels_last, tuning.compiled)
