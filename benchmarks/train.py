@@ -155,7 +155,7 @@ def measure(settings: Settings, steps: int, seconds: float, rounds: int) -> Meas
 def _measured(run: Run, steps: int, seconds: float, rounds: int) -> Measured:
     settings, accelerator, train = run.settings, run.accelerator, run.settings.train
     on_gpu = accelerator.device.type == "cuda"
-    ids = run.inputs.train_ids(segmented=run.inputs.segmented)
+    ids = run.inputs.train_ids()
     items, model = run.stage.train_items(ids), run.stage.model()
     if len(items) < train.batch:
         raise SystemExit(f"{settings.stage}: {len(items)} items for a step of {train.batch}; give more by --studies")

@@ -33,7 +33,7 @@ def predict(session: Session, model: nn.Module, *, scored_only: bool = False) ->
     processes, where a number is not finite.
     """
     accelerator, stage, inputs = session.accelerator, session.stage, session.inputs
-    ids = inputs.eval_ids(segmented=scored_only and inputs.segmented)
+    ids = inputs.scored_ids() if scored_only else inputs.eval_ids()
     items = stage.eval_items(ids)
     if not items:
         raise UsageError("no study to predict on", where=session.settings.run_dir, do="give split=all or another fold=")

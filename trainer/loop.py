@@ -1,72 +1,50 @@
 """Training under Accelerate, and what follows it: what happens to a batch, for every stage alike."""
 
-import json
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
-from accelerate.utils import broadcast, broadcast_object_list, gather_object
+from accelerate.utils import broadcast, gather_object
 from torch import nn
 
-from cache_schema.documents import write_whole
 from cache_schema.errors import UsageError
-from cache_schema.tables import write_table
 from trainer.data.items import Item
 from trainer.data.loader import Batch, Loader
 from trainer.data.order import ScheduledItem, Training
 from trainer.inference import predict
-from trainer.leakage import exposure
 from trainer.optimiser import learning_rate, optimiser_of, set_step
+from trainer.output import RunOutput
 from trainer.runs import checkpoint
 from trainer.runs.files import CONFIG_FILE, MODEL_FILE
 from trainer.runs.identity import (
     check_weights,
-    config_file,
     model_key,
-    prediction_inputs,
-    predictions_path,
     recorded_config,
 )
-from trainer.runs.inputs import Inputs
-from trainer.runs.metrics_log import MetricsLog
-from trainer.runs.run_folder import make_room, remove_checkpoints, write_config_again
-from trainer.runs.tracking import Tracking
-from trainer.session import Session
-from trainer.settings.settings import Settings
+from trainer.runs.run_folder import write_config_again
 from trainer.stages.losses import counts, total
 from trainer.tuning.feature_bank import Bank, BankLoader
 from trainer.tuning.micro_batch import memory_in_one_line, share
 from trainer.tuning.tuning import Tuning, apply, tune
 
-FOLDER_SECONDS = 60
-"""a network file system may show a folder that another machine has made so much later"""
 MOST_OVERFLOWS = 40
 """fp16 steps in a row whose gradient overflows: each halves the loss scale, sixteen take its first value to 1"""
 
 
-class Run(Session):
+class Run(RunOutput):
     """One training or prediction in this process."""
 
-    def __init__(self, settings: Settings, inputs: Inputs, key: str, seen: pd.DataFrame | None = None):
-        """seen: the exposure that is kept beside the weights (trainer.leakage.exposure)."""
-        super().__init__(settings, inputs, key)
-        self.seen = seen
-        self.overflows = 0
-        """steps just before this one that were skipped (fp16)"""
-        self.metrics_log = MetricsLog(settings.run_dir)
-        self.tracking = Tracking(settings, self.accelerator, self.say)
+    overflows = 0
+    """steps just before this one that were skipped (fp16)"""
 
     def train(self) -> None:
         """From scratch or from the checkpoint of this very run, to model.safetensors and what the fold holds out."""
         settings, accelerator, train = self.settings, self.accelerator, self.settings.train
         if settings.backbone is not None:
             check_weights(settings, self.inputs.cache.pixel_hash, settings.backbone, stage=settings.facts.backbone)
-        ids = self.inputs.train_ids(segmented=self.inputs.segmented)
+        ids = self.inputs.train_ids()
         self._say_left_out()
         items = self._items(ids)
         last = train.epochs * (len(items) // train.batch)
@@ -108,14 +86,14 @@ class Run(Session):
     def _say_left_out(self) -> None:
         """Training studies whose box was not found."""
         if self.settings.needs_boxes:
-            ids = set(self.inputs.training_fold_ids(segmented=self.inputs.segmented)) & self.inputs.without_box
+            ids = set(self.inputs.training_fold_ids()) & self.inputs.without_box
             if ids:
                 self.say(f"{len(ids)} studies without a box are left out of training, first {min(ids)}")
 
     def _items(self, ids: list[str]) -> list[Item]:
         """What there is to train on. Raises UsageError where that is too little."""
         settings, inputs = self.settings, self.inputs
-        if settings.needs_boxes and not ids and inputs.training_fold_ids(segmented=inputs.segmented):
+        if settings.needs_boxes and not ids and inputs.training_fold_ids():
             line = "no study that could be trained on has a box"
             where, do = f"boxes={settings.boxes}", "give boxes by a stage=bbox that was trained longer"
             raise UsageError(line, where=where, do=do)
@@ -149,7 +127,7 @@ class Run(Session):
         settings, train = self.settings, self.settings.train
         first, last = schedule.step, train.epochs * schedule.steps_per_epoch
         micro = train.batch // passes // schedule.world
-        scored = train.evaluate_every and bool(self.inputs.eval_ids(segmented=self.inputs.segmented))
+        scored = train.evaluate_every and bool(self.inputs.scored_ids())
         kept, started = time.monotonic(), time.monotonic()
         model.train()
         for step in range(first, last):
@@ -220,79 +198,6 @@ class Run(Session):
             return seconds
         return float(broadcast(torch.tensor(seconds, device=self.accelerator.device)))
 
-    def predict_from(self, weights: Path) -> None:
-        """mode=predict: the predictions of a finished run's weights, into the folder of the settings' own fold and seed."""
-        held = model_key(self.settings.run_dir)
-        if held not in (None, self.key):
-            raise UsageError("holds another run", where=self.settings.run_dir, do="give another out= or seed=")
-        self.require_same_inputs()
-        model = self.stage.model()
-        checkpoint.load_weights(model, weights / MODEL_FILE)
-        self.settings.run_dir.mkdir(parents=True, exist_ok=True)
-        self._finish(self.accelerator.prepare(model), 0)
-
-    def _finish(self, model: nn.Module, step: int) -> None:
-        """Predictions of what is held out, and their scores."""
-        settings = self.settings
-        if self.is_main and self.seen is not None:
-            # never predictions beside the exposure of others
-            predictions_path(settings).unlink(missing_ok=True)
-            exposure.keep(settings, self.key, self.seen)
-        if settings.fold == "all" and settings.split == "held_out":
-            self.say(f"done: {settings.run_dir} (fold=all holds nothing out, so nothing is predicted or scored)")
-        else:
-            table = predict(self, model)
-            self.check_fresh()
-            if self.is_main:
-                made_by = f"{settings.stage} {settings.variant} fold {settings.fold} seed {settings.seed}"
-                write_table(
-                    predictions_path(settings), table, made_by, prediction_inputs(settings, self.inputs, self.key)
-                )
-                if settings.split == "held_out" and self.inputs.eval_ids(segmented=self.inputs.segmented):
-                    self._log_scores(table, step)
-            self.say(f"done: {settings.run_dir}")
-        self.tracking.close()
-        if self.is_main and settings.mode == "train":
-            remove_checkpoints(settings.run_dir)
-
-    def _require_one_folder(self) -> None:
-        """All processes must see the folder that the main one made, and go on from the same step."""
-        run_dir, until = self.settings.run_dir, time.monotonic() + FOLDER_SECONDS
-        while not run_dir.is_dir() and time.monotonic() < until:
-            time.sleep(1)
-        found = gather_object(
-            [(run_dir.is_dir(), model_key(run_dir) == self.key, checkpoint.position(run_dir, self.key))]
-        )
-        if len(set(found)) > 1:
-            raise UsageError(
-                "is not the same folder for all processes", where=run_dir, do="give an out= that all machines share"
-            )
-
-    def _open_run_dir(self) -> dict[str, Any] | None:
-        """A run of other settings, and what is damaged, is set aside, never overwritten. Returns what this run chose, where it
-        was begun."""
-        run_dir, chosen = self.settings.run_dir, None
-        self.accelerator.wait_for_everyone()
-        if self.is_main:
-            for line in (*make_room(run_dir, self.key), *checkpoint.set_damaged_aside(run_dir)):
-                self.say(line)
-            run_dir.mkdir(parents=True, exist_ok=True)
-            for unfinished in run_dir.glob(".*.part"):  # by a process that was killed over it
-                unfinished.unlink()
-            chosen = (recorded_config(run_dir) or {}).get("chosen")
-        (chosen,) = broadcast_object_list([chosen])
-        return chosen
-
-    def _write_config(self, tuning: Tuning) -> None:
-        values = {"key": self.key, **self.settings.record(), "chosen": asdict(tuning)}
-        write_whole(self.settings.run_dir / CONFIG_FILE, config_file(values))
-
-    def _open_logs(self, step: int) -> None:
-        """What was logged after a step is forgotten, here and in TensorBoard."""
-        if self.is_main:
-            self.metrics_log.rewind(step)
-        self.tracking.open(step)
-
     def _batches(self, model: nn.Module, schedule: Training, micro: int, ids: list[str]) -> Loader:
         """Images for the network; with data.bank= their features, after those that are not yet kept were made."""
         if self.settings.data.bank:
@@ -300,34 +205,3 @@ class Run(Session):
             bank.fill(self.accelerator.unwrap_model(model))
             return BankLoader(self, bank, schedule, micro)
         return self.loader(schedule, micro, self.augmentation(), ids, targets=True, keep_chunks=self.by_block)
-
-    def _metadata(self) -> dict[str, str]:
-        settings = self.settings
-        return {
-            "key": self.key,
-            "version": str(settings.facts.version),
-            "pixel_hash": self.inputs.cache.pixel_hash,
-            "config": json.dumps(settings.record(), sort_keys=True),
-            "inputs": json.dumps(self.inputs.training_digests(), sort_keys=True),
-            "fold": str(settings.fold),
-            "seed": str(settings.seed),
-        }
-
-    def _log(self, values: dict[str, float], step: int, last: int) -> None:
-        """A line to metrics.jsonl and the tracker, and a shorter one to the terminal."""
-        self.tracking.log(values, step)
-        if self.is_main:
-            self.metrics_log.append(step, values)
-            left = (last - step) * self.settings.train.batch / values["items_per_second"]
-            pace = f"{values['items_per_second']:.1f} items/s"
-            self.say(f"step {step}/{last}  loss {values['loss']:.4f}  lr {values['lr']:.2e}  {pace}  {left:.0f} s left")
-
-    def _log_scores(self, table: pd.DataFrame | None, step: int) -> None:
-        if table is None:
-            return
-        scores = self.stage.scores(table)
-        self.metrics_log.score(step, [score._asdict() for score in scores])
-        self.tracking.log({f"score/{score.metric}": score.value for score in scores}, step)
-        for score in scores:
-            beside = f"{score.baseline} {score.baseline_value:.4f}, ratio {score.ratio:.3f} on {score.n} studies"
-            self.say(f"score: {score.metric} {score.value:.4f}, {beside}")

@@ -81,7 +81,7 @@ def settings_of(given, **more):
 
 def study_of(settings, place):
     inputs = Inputs(settings)
-    trained, held_out = inputs.train_ids(segmented=True), inputs.eval_ids(segmented=True)
+    trained, held_out = inputs.train_ids(), inputs.scored_ids()
     return {"trained on": trained, "held out": held_out}[place][0]
 
 

@@ -38,14 +38,14 @@ def chain(vertebrae: pd.DataFrame) -> pd.DataFrame:
 
 def test_an_honest_chain_may_be_scored():
     exposure = chain(lineage.used(BONES, TRAIN, SEGMENTATION))
-    lineage.refuse_exposed("study_fracture", exposure, HELD_OUT)
+    lineage.refuse_exposed("labels", exposure, HELD_OUT)
     assert set(exposure.loc[exposure["kind"] == LABEL, "study"]) == set(TRAIN)
 
 
 def test_a_label_used_three_nodes_upstream_is_refused_with_the_way_it_took():
     leaking = lineage.merged([lineage.used(BONES, TRAIN, SEGMENTATION), lineage.used(BONES, ["s2"], LABEL)])
     with pytest.raises(ForbiddenScore) as error:
-        lineage.refuse_exposed("study_fracture", chain(leaking), HELD_OUT)
+        lineage.refuse_exposed("labels", chain(leaking), HELD_OUT)
     way = f"{SCORED} <- backbone {BACKBONE} <- pseudo_labels row t1 <- vertebra_ratios row t1 <- {BONES} <- label of s2"
     assert str(error.value).startswith(f"study s2: may not be scored: {way};")
 
@@ -53,14 +53,14 @@ def test_a_label_used_three_nodes_upstream_is_refused_with_the_way_it_took():
 def test_the_way_that_is_named_is_a_shortest():
     exposure = lineage.merged([chain(lineage.used(BONES, HELD_OUT, LABEL)), lineage.used(SCORED, HELD_OUT, LABEL)])
     with pytest.raises(ForbiddenScore, match=r"scored: study_fracture-04F/fold0-seed1 <- label of s1 \(and 1 more\)"):
-        lineage.refuse_exposed("study_fracture", exposure, HELD_OUT)
+        lineage.refuse_exposed("labels", exposure, HELD_OUT)
 
 
 def test_predictions_with_another_runs_weights_are_as_near_to_what_these_have_seen():
     weights = lineage.used("bbox-01B/fold1-seed1", ["s1"], SEGMENTATION)
     found = lineage.of_weights("bbox-01B/fold0-seed1", weights)
     with pytest.raises(ForbiddenScore, match="<- weights bbox-01B/fold1-seed1 <- segmentation of s1") as error:
-        lineage.refuse_exposed("bbox", found, HELD_OUT)
+        lineage.refuse_exposed("segmentations", found, HELD_OUT)
     assert error.value.exit_status == 1
 
 
@@ -77,9 +77,9 @@ def test_a_variant_that_holds_out_nothing_that_is_known_is_named_and_stops_no_ot
 def test_a_box_made_from_a_studys_own_label_forbids_that_studys_score_alone():
     boxes = lineage.own_labels("study_boxes", ["s1"])
     exposure = lineage.merged([lineage.used(SCORED, TRAIN, LABEL), lineage.into_rows(SCORED, boxes, HELD_OUT)])
-    lineage.refuse_exposed("study_fracture", exposure, ["s2"])
+    lineage.refuse_exposed("labels", exposure, ["s2"])
     with pytest.raises(ForbiddenScore, match=f"{SCORED} row s1 <- study_boxes row s1 <- label of s1"):
-        lineage.refuse_exposed("study_fracture", exposure, HELD_OUT)
+        lineage.refuse_exposed("labels", exposure, HELD_OUT)
 
 
 def test_stages_1_and_2_may_not_have_trained_on_the_segmentation_but_may_have_met_it_upstream():
@@ -89,7 +89,7 @@ def test_stages_1_and_2_may_not_have_trained_on_the_segmentation_but_may_have_me
     exposure = lineage.merged(
         [lineage.used(BONES, TRAIN, SEGMENTATION), lineage.into_weights(BONES, boxes, rows=TRAIN)]
     )
-    lineage.refuse_exposed("vertebrae", exposure, HELD_OUT)
+    lineage.refuse_exposed("segmentations", exposure, HELD_OUT)
     met = lineage.other_segmentations({BONES: (exposure, HELD_OUT)})
     assert met["study"].tolist() == HELD_OUT
     way = f"{BONES} <- study_boxes row t1 <- bbox-01B/fold1-seed1"
@@ -97,7 +97,7 @@ def test_stages_1_and_2_may_not_have_trained_on_the_segmentation_but_may_have_me
     line = f"vertebrae-02G: 2 scored studies reached it by segmentation, as {way} <- segmentation of s1"
     assert exposure_report(met) == line and exposure_report(met[:0]) == ""
     with pytest.raises(ForbiddenScore, match=f"{BONES} <- segmentation of t2"):
-        lineage.refuse_exposed("vertebrae", exposure, ["s1", "t2"])
+        lineage.refuse_exposed("segmentations", exposure, ["s1", "t2"])
 
 
 def test_rows_are_exposed_to_the_runs_that_predicted_them_only():

@@ -98,7 +98,7 @@ def test_sheets_show_the_items_that_training_is_fed(tiny_cache, tiny_settings, t
 
     settings = load(["stage=bbox", f"cache={tiny_cache}", f"out={tmp_path}", f"config={tiny_settings}"])
     inputs = Inputs(settings)
-    items = stage_class("bbox")(settings, inputs).train_items(inputs.train_ids(segmented=True))
+    items = stage_class("bbox")(settings, inputs).train_items(inputs.train_ids())
     order = Training(items, settings.seed, 16, step=len(items) // 16, by_block=True)
     for still in (False, True):
         found = list(shown(settings, epoch=1, count=5, still=still))

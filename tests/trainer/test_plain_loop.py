@@ -65,7 +65,7 @@ def plain_step(settings):
     inputs, name = Inputs(settings), settings.stage
     stage = stage_class(name)(settings, inputs)
     torch.manual_seed(settings.seed)
-    ids = inputs.train_ids(segmented=inputs.segmented)
+    ids = inputs.train_ids()
     schedule = Training(stage.train_items(ids), settings.seed, settings.train.batch, by_block=stage.items == "triplets")
     augmentation = Run(settings, inputs, "").augmentation()
     source = Source(settings.cache, schedule, augmentation, inputs.crop_boxes(ids))

@@ -23,13 +23,14 @@ from trainer.scores.scores import (
     score_folds,
     write_scores,
 )
+from trainer.settings.registry import stage_class
 
 BOX = ["x0", "y0", "x1", "y1"]
 RNG = np.random.default_rng(0)
-bbox_scores = partial(score, "bbox")
-vertebra_scores = partial(score, "vertebrae")
-slice_fracture_scores = partial(score, "slice_fracture")
-study_fracture_scores = partial(score, "study_fracture")
+bbox_scores = partial(score, stage_class("bbox"))
+vertebra_scores = partial(score, stage_class("vertebrae"))
+slice_fracture_scores = partial(score, stage_class("slice_fracture"))
+study_fracture_scores = partial(score, stage_class("study_fracture"))
 
 
 def boxes(rows: list[tuple]) -> pd.DataFrame:
@@ -206,7 +207,7 @@ def test_each_fold_is_held_against_the_baseline_of_the_others():
     folds = pd.Series(np.arange(40) % 2, index=labels["id"])
     labels.loc[folds.to_numpy() == 0, list(TARGETS)] = 1.0
     predicted = labels.assign(**dict.fromkeys(TARGETS, 0.5))
-    score, *by_target = score_folds("study_fracture", predicted, labels, folds)
+    score, *by_target = score_folds(stage_class("study_fracture"), predicted, labels, folds)
     assert [row.target for row in by_target] == list(TARGETS)
     losses = []
     for fold in (0, 1):
@@ -214,7 +215,7 @@ def test_each_fold_is_held_against_the_baseline_of_the_others():
         constants = best_constants(others, study_weights(others)).clip(1 / 22, 21 / 22)
         losses.append(weighted_log_loss(own, np.tile(constants, (20, 1))))
     assert score.n == 40 and score.baseline_value == pytest.approx(np.mean(losses))
-    one, *_ = score_folds("study_fracture", predicted[folds.to_numpy() == 0], labels, folds)
+    one, *_ = score_folds(stage_class("study_fracture"), predicted[folds.to_numpy() == 0], labels, folds)
     assert one.n == 20 and one.baseline_value == pytest.approx(losses[0])
 
 
@@ -290,7 +291,7 @@ def test_what_the_targets_add_is_the_score_and_each_has_its_own_bound():
     folds = pd.Series(np.arange(60) % 2, index=labels["id"])
     predicted = labels.assign(**{target: RNG.random(60) for target in TARGETS})
     predicted["C3"] = labels["C3"].astype(float)
-    score, *by_target = score_folds("study_fracture", predicted, labels, folds)
+    score, *by_target = score_folds(stage_class("study_fracture"), predicted, labels, folds)
     assert sum(row.value for row in by_target) == pytest.approx(score.value)
     assert sum(row.baseline_value for row in by_target) == pytest.approx(score.baseline_value)
     levels = {row.target: row for row in by_target}
@@ -306,6 +307,6 @@ def test_stage_3_has_a_score_for_the_fracture_of_each_level():
     predicted = truth.assign(any_frac=truth[list(FRACTURES)].max(axis=1))
     predicted["C2_frac"] += 0.5
     folds = pd.Series({"a": 0, "b": 1})
-    rows = {row.target: row for row in score_folds("slice_fracture", predicted, truth, folds)}
+    rows = {row.target: row for row in score_folds(stage_class("slice_fracture"), predicted, truth, folds)}
     assert set(rows) == {None, "any", *LEVELS}
     assert rows["C1"].value == 0 and rows["C2"].value == pytest.approx((2 + 1) / 2 * 0.25)

@@ -214,7 +214,7 @@ def test_weights_of_another_caches_pixels_are_refused(chain, tiny_cache, tiny_se
 
 
 def test_without_segmentations_stage_1_and_2_say_so(tiny_cache, tiny_settings, tmp_path, monkeypatch):
-    monkeypatch.setattr("trainer.runs.inputs.Inputs.train_ids", lambda self, segmented=False: [])
+    monkeypatch.setattr("trainer.runs.inputs.Inputs.train_ids", lambda self: [])
     with pytest.raises(UsageError, match="no study with a segmentation to train bbox on; build the cache with --segm"):
         train(stage="bbox", cache=tiny_cache, out=tmp_path, config=tiny_settings)
 

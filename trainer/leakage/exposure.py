@@ -34,7 +34,7 @@ def of_run(settings: Settings, inputs: Inputs) -> pd.DataFrame:
 
 
 def _of_training(name: str, settings: Settings, inputs: Inputs) -> list[pd.DataFrame]:
-    ids = inputs.train_ids(segmented=inputs.segmented)
+    ids = inputs.train_ids()
     seen = []
     if inputs.segmented:
         seen.append(lineage.used(name, ids, lineage.SEGMENTATION))
@@ -59,7 +59,7 @@ def _of_training(name: str, settings: Settings, inputs: Inputs) -> list[pd.DataF
 def check_scorable(settings: Settings, inputs: Inputs, exposure: pd.DataFrame) -> None:
     """Raises ForbiddenScore before anything is trained, where the held-out studies could not be scored."""
     if settings.split == "held_out":
-        lineage.refuse_exposed(settings.facts.learns_from, exposure, inputs.eval_ids(segmented=inputs.segmented))
+        lineage.refuse_exposed(settings.facts.learns_from, exposure, inputs.scored_ids())
 
 
 def keep(settings: Settings, key: str, exposure: pd.DataFrame) -> None:

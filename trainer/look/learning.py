@@ -9,7 +9,7 @@ import numpy as np
 from trainer.look.drawing import BLACK, GREY, PALETTE, Colour, blank, text
 from trainer.look.plot import Axes, key
 from trainer.runs.files import METRICS_FILE
-from trainer.runs.metrics_log import Journal
+from trainer.runs.metrics_log import MetricsLog
 from trainer.scores.scores import HELD_OUT
 from trainer.settings.registry import stage_names
 
@@ -101,7 +101,7 @@ def _scores(canvas: np.ndarray, region: tuple[int, int, int, int], own: list[His
 def _read(path: Path) -> History:
     loss: dict[int, float] = {}
     scores: dict[int, dict] = {}
-    for line in Journal(path.parent).lines():
+    for line in MetricsLog(path.parent).lines():
         score = line.get("score")
         if _is_number(line.get("loss")):
             loss[line["step"]] = line["loss"]

@@ -44,7 +44,7 @@ def shown(settings: Settings, *, epoch: int, count: int, still: bool) -> Iterato
     session = Session(settings, Inputs(settings), "")
     stage, inputs, training = session.stage, session.inputs, settings.mode == "train"
     if training:
-        ids = inputs.train_ids(segmented=inputs.segmented)
+        ids = inputs.train_ids()
         items = _some(stage.train_items(ids))
         count, batch = min(count, len(items)), min(settings.train.batch, len(items))
         first = epoch * (len(items) // batch)

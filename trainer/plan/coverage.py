@@ -41,7 +41,7 @@ def _feeders(plan: Plan) -> dict[str, str]:
 
 def _folds_needed(settings: Settings, inputs: Inputs) -> dict[str, set[int]]:
     """Table -> the folds of the studies whose rows the run cannot do without."""
-    trained = inputs.training_fold_ids(segmented=inputs.segmented)
+    trained = inputs.training_fold_ids()
     if not trained:
         outside = "" if settings.fold == "all" else f" outside fold {settings.fold}"
         if inputs.segmented:

@@ -58,38 +58,44 @@ class Inputs:
         """Whether the stage trains, and is scored, on segmented studies only."""
         return self.settings.facts.learns_from == "segmentations"
 
-    def train_ids(self, *, segmented: bool = False) -> list[str]:
-        """Studies outside the held-out fold, with fold=all every study; where boxes decide what is seen, those with one.
+    def train_ids(self) -> list[str]:
+        """Studies to train on: `training_fold_ids`, and of these, where boxes decide what is seen, those with one.
 
         The reference trains on no study whose box was not found; it is predicted all the same (its 3.3).
         """
-        ids = self.training_fold_ids(segmented=segmented)
+        ids = self.training_fold_ids()
         return [id for id in ids if id not in self.without_box] if self.settings.needs_boxes else ids
 
-    def training_fold_ids(self, *, segmented: bool = False) -> list[str]:
-        """Studies outside the held-out fold, with fold=all every study, whatever their boxes."""
+    def training_fold_ids(self) -> list[str]:
+        """Studies outside the held-out fold, with fold=all every study; segmented ones for a stage that learns from masks."""
         fold = self.labels["fold"]
         chosen = fold.notna() if self.settings.fold == "all" else fold.notna() & (fold != self.settings.fold)
-        return self._ids(chosen, segmented)
+        return self._scored(self._ids(chosen))
 
-    def eval_ids(self, *, segmented: bool = False) -> list[str]:
+    def eval_ids(self) -> list[str]:
         """Held-out studies, or all with split=all; none where fold=all holds nothing out."""
         fold = self.labels["fold"]
         if self.settings.split == "all":
-            return self._ids(pd.Series(True, index=fold.index), segmented)
-        if self.settings.fold == "all":
-            return []
-        return self._ids(fold == self.settings.fold, segmented)
+            return sorted(self.index.index)
+        return [] if self.settings.fold == "all" else self._ids(fold == self.settings.fold)
 
-    def _ids(self, chosen: pd.Series, segmented: bool) -> list[str]:
-        if segmented:
-            chosen = chosen & self.index["segmentation_digest"].notna()
+    def scored_ids(self) -> list[str]:
+        """Those of `eval_ids` that the stage is scored on."""
+        return self._scored(self.eval_ids())
+
+    def _ids(self, chosen: pd.Series) -> list[str]:
         return sorted(self.index.index[chosen.fillna(False)])
+
+    def _scored(self, ids: list[str]) -> list[str]:
+        if not self.segmented:
+            return ids
+        segmented = self.index["segmentation_digest"].notna()
+        return [id for id in ids if segmented[id]]
 
     def read_ids(self) -> list[str]:
         """Every study that the run may read: trained on, predicted, or scored with, since a baseline is that of the training folds."""
         training = self.settings.mode == "train" or self.segmented
-        trained = self.training_fold_ids(segmented=self.segmented) if training else []
+        trained = self.training_fold_ids() if training else []
         return sorted({*trained, *self.eval_ids()})
 
     def lengths(self, ids: list[str]) -> list[tuple[str, int]]:
@@ -207,7 +213,7 @@ class Inputs:
 
     def cache_digests(self) -> dict[str, str]:
         """The part of `training_digests` that comes from the cache itself."""
-        return self._digests(self.training_fold_ids(segmented=self.segmented))
+        return self._digests(self.training_fold_ids())
 
     def held_out_digests(self) -> dict[str, str]:
         """The part of `prediction_digests` that comes from the cache itself."""

@@ -131,12 +131,9 @@ class Stage:
 
     def scores(self, table: pd.DataFrame) -> list[Score]:
         """On those studies of the table that have a truth, beside the baseline of the training folds."""
-        inputs, segmented = self.inputs, self.inputs.segmented
         if self.learns_from == "pseudo_labels" and self.settings.pseudo is None:
             return []
-        held_out, training = map(
-            self._known, (inputs.eval_ids(segmented=segmented), inputs.train_ids(segmented=segmented))
-        )
+        held_out, training = map(self._known, (self.inputs.scored_ids(), self.inputs.train_ids()))
         return score(type(self), table, held_out, training, variant=self.settings.variant)
 
     def _known(self, ids: list[str]) -> pd.DataFrame:
