@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+__all__ = ["train"]
+
 
 def train(**settings: Any) -> Path:
     """`train(stage="bbox", cache=..., out=..., train={"epochs": 2})`: the same as the command line. Returns the run's folder.
