@@ -51,14 +51,14 @@ class Scratch(threading.local):
     """A thread's own memory, used again and again: touching fresh pages costs more than reading a file into them."""
 
     def __init__(self):
-        self._held = np.empty(0, np.uint8)
+        self._buffer = np.empty(0, np.uint8)
 
     def __call__(self, *shape: int) -> np.ndarray:
         """uint8 of this shape, holding anything; valid until the next call in this thread."""
         size = math.prod(shape)
-        if len(self._held) < size:
-            self._held = np.empty(size, np.uint8)
-        return self._held[:size].reshape(shape)
+        if len(self._buffer) < size:
+            self._buffer = np.empty(size, np.uint8)
+        return self._buffer[:size].reshape(shape)
 
 
 _file, _chunk = Scratch(), Scratch()

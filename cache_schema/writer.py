@@ -135,12 +135,12 @@ class CacheWriter:
         written, for a missing column, an id that is there twice, a box outside its study, or a table that names no
         study of the cache.
         """
-        wanted = boxes_of(table)
+        boxes = boxes_of(table)
         with self.locked():
             changed, given = [], 0
             for folder in self.studies():
                 record, attributes = read_study_document(folder)
-                box = wanted.get(record.id)
+                box = boxes.get(record.id)
                 given += box is not None
                 if record.study_box != box:
                     changed.append((folder, _with_box(record, box), attributes["files"]))
@@ -244,7 +244,7 @@ def _write_study(study: Study, folder: Path) -> StudyRecord:
     for name, value in found.items():
         if getattr(record, name) not in (None, value):
             raise CacheError(f"{name} is not what its source promised", where=study.id, do="verify the source")
-    record = study.settled_record().model_copy(update=found)
+    record = study.record_after_reading().model_copy(update=found)
     (folder / GROUP).write_bytes(study_document(record, writer.files))
     return record
 

@@ -10,8 +10,8 @@ import typer
 
 from cache_schema.errors import CspineError
 from cache_schema.output import OUTPUT, lost_output
-from preprocess.faults import about, unprintable
-from preprocess.usage import ClickException, check_command, check_places, wrong_words
+from preprocess.os_errors import as_usage_error, not_utf8
+from preprocess.usage_errors import ClickException, check_command, check_places, wrong_words
 
 app = typer.Typer(
     name="preprocess",
@@ -218,7 +218,7 @@ def main(arguments: list[str] | None = None) -> None:
     if isinstance(lost, BrokenPipeError):
         status = 1
     elif lost is not None:
-        status = _fail(str(about(lost, {}, OUTPUT)), CspineError.exit_status)
+        status = _fail(str(as_usage_error(lost, {}, OUTPUT)), CspineError.exit_status)
     sys.exit(status)
 
 
@@ -243,9 +243,9 @@ def run(arguments: list[str]) -> int:
         sys.stderr.close()
         return 1
     except OSError as error:
-        return _fail(str(about(error, _typed(arguments))), CspineError.exit_status)
+        return _fail(str(as_usage_error(error, _typed(arguments))), CspineError.exit_status)
     except UnicodeError as error:
-        return _fail(str(unprintable(error)), CspineError.exit_status)
+        return _fail(str(not_utf8(error)), CspineError.exit_status)
 
 
 def _show(text: str) -> None:
@@ -255,7 +255,7 @@ def _show(text: str) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise about(error, {}, OUTPUT) from error
+        raise as_usage_error(error, {}, OUTPUT) from error
 
 
 def _commands() -> dict[str, Any]:

@@ -112,12 +112,12 @@ def _rows(path: Path, text: str) -> Iterator[_Numbered]:
         yield line, cells
 
 
-def _places(path: Path, names: _Numbered, wanted: tuple[str, ...]) -> list[int]:
-    """Where the wanted columns are."""
+def _places(path: Path, names: _Numbered, columns: tuple[str, ...]) -> list[int]:
+    """Where the columns columns are."""
     line, there = names[0], [name.strip() for name in names[1]]
-    for name in wanted:
+    for name in columns:
         if name not in there:
-            expected, do = ", ".join(wanted), _nearest(name, there)
+            expected, do = ", ".join(columns), _nearest(name, there)
             what = f"has no column {name}"
             if name == ID_COLUMN and (separator := _separator(names[1])):
                 what, expected = f"its cells are separated by {separator}", "commas"
@@ -125,7 +125,7 @@ def _places(path: Path, names: _Numbered, wanted: tuple[str, ...]) -> list[int]:
     twice = [name for name in there if name and there.count(name) > 1]
     if twice:
         raise UsageError(f"column {twice[0]} is there twice", where=at(path, line))
-    return [there.index(name) for name in wanted]
+    return [there.index(name) for name in columns]
 
 
 def _separator(cells: list[str]) -> str | None:
