@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from cache_schema.documents import canonical_json
-from cache_schema.layout import CHUNK_SLICES, LEVELS, SCHEMA_VERSION, is_valid_id
+from cache_schema.layout import CHUNK_SLICES, LEVELS, SCHEMA_VERSION, chunk_starts, is_valid_id
 
 Box = tuple[int, int, int, int]
 """x0 y0 x1 y1 in native pixels, exclusive ends"""
@@ -263,7 +263,7 @@ def segmentation_digest(study: Study) -> str | None:
 def blocks(study: Study) -> Iterator[np.ndarray]:
     """The pixels that a study holds, up to 8 slices at a time, in order: uint8 (<= 8, h, w)."""
     n = study.record.slices
-    for first in range(0, n, CHUNK_SLICES):
+    for first in chunk_starts(0, n):
         yield study.read(first, min(first + CHUNK_SLICES, n))
 
 

@@ -43,18 +43,10 @@ def phantom(
     workers: Annotated[int | None, typer.Option(metavar="N", min=1, help="processes [one a core]")] = None,
 ) -> int:
     """Write synthetic studies in the RSNA layout, with known truth."""
+    options = locals()  # the command's parameters are those of the function
     from preprocess.phantom.generate import write_phantom
 
-    table = write_phantom(
-        out,
-        studies=studies,
-        slices=slices,
-        segmented=segmented,
-        prevalence=prevalence,
-        syntax=syntax,
-        seed=seed,
-        workers=workers,
-    )
+    table = write_phantom(**options)
     fractured = int(table["patient_overall"].sum())
     _show(f"{len(table)} studies in {out}, {min(segmented, studies)} with a segmentation, {fractured} fractured")
     return 0
@@ -84,21 +76,10 @@ def build_cache(
     ] = None,
 ) -> int:
     """Decode every study once, into CACHE; what is there already is skipped."""
+    options = locals()  # the command's parameters are those of the function
     from preprocess.build.build_cache import build_cache as build
 
-    result = build(
-        source,
-        cache,
-        segmentations=segmentations,
-        labels=labels,
-        folds=folds,
-        workers=workers,
-        scheduler=scheduler,
-        limit=limit,
-        max_refused=max_refused,
-        paths=paths,
-        pseudonymise=pseudonymise,
-    )
+    result = build(**options)
     _show(
         f"{cache}: {result.studies} studies; {result.published} new, {result.skipped} unchanged, {result.refused} refused"
         + (f" ({result.files} of them files of no study)" if result.files else "")

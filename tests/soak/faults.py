@@ -149,9 +149,7 @@ class Trial:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
         self.judge(nth, reason, (done.returncode, done.stdout, done.stderr), paths, failed)
 
-    def plan_from_headers(
-        self, nth: int, reason: int, seen: tuple[int, str, str], paths: dict[str, Path], failed: Failed
-    ) -> None:
+    def judge(self, nth: int, reason: int, seen: tuple[int, str, str], paths: dict[str, Path], failed: Failed) -> None:
         failed.tried += 1
         what = f"{self.command.words}: {os.strerror(reason)} at operation {nth}"
         failed.wrong += [f"{what}: {fault}" for fault in faults_of(seen, (paths["source"], paths["more"]))]
