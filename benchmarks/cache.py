@@ -25,7 +25,7 @@ from pydicom.pixels import get_decoder
 from benchmarks.rounds import Cost, Ratio, cost_of, machine, print_and_keep, run_rounds, table
 from benchmarks.sources import write_sources
 from cache_schema import Cache
-from cache_schema.layout import CHUNK_SLICES, chunk_file
+from cache_schema.layout import CHUNK_SLICES, chunk_file, chunk_starts
 from preprocess.build.build_cache import build_cache
 from preprocess.build.cluster import local_cluster
 from preprocess.headers.transfer_syntaxes import PLUGINS, decoder_names
@@ -174,8 +174,7 @@ class Readers:
         for z, picture in enumerate(whole):
             cv2.imwrite(f"{self.png}/{z}.png", picture)
         self.packed = [
-            (self.study.folder / chunk_file("pixels", first)).read_bytes()[:-4]
-            for first in range(0, len(whole), CHUNK_SLICES)
+            (self.study.folder / chunk_file("pixels", first)).read_bytes()[:-4] for first in chunk_starts(0, len(whole))
         ]
         self.chunk = np.empty((CHUNK_SLICES, *whole.shape[1:]), np.uint8)
         self.whole = whole
@@ -199,8 +198,8 @@ class Readers:
                 raise SystemExit(f"{name} reads other pixels")
 
     def _zstd(self, z0: int, z1: int, box: tuple | None) -> None:
-        for number in range(z0 // CHUNK_SLICES, (z1 - 1) // CHUNK_SLICES + 1):
-            zstd.decompress(self.packed[number], self.chunk)
+        for first in chunk_starts(z0, z1):
+            zstd.decompress(self.packed[first // CHUNK_SLICES], self.chunk)
 
     def _npy(self, z0: int, z1: int, box: tuple | None) -> np.ndarray:
         x0, y0, x1, y1 = box or (0, 0, None, None)

@@ -78,6 +78,15 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def sync_and_read(path: Path) -> bytes:
+    """Flush a file's bytes to the disk, and read them from there and not from the page cache."""
+    with open(path, "rb") as file, naming(path):
+        os.fsync(file.fileno())
+        if hasattr(os, "posix_fadvise"):  # macOS has none
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        return file.read()
+
+
 def read_group(path: Path) -> dict[str, Any]:
     """The attributes of a zarr.json of ours. Raises FileNotFoundError; ValueError where form or digest is wrong."""
     data = path.read_bytes()

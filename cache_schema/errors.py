@@ -1,8 +1,10 @@
 """The one family of errors a user may meet: each is a single clear line and carries the exit status it deserves."""
 
+import difflib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 class CspineError(Exception):
@@ -62,6 +64,24 @@ def reason_of(error: OSError) -> str:
         return type(error).__name__
     words = os.strerror(error.errno)
     return words[:1].lower() + words[1:]
+
+
+def did_you_mean(
+    word: str, choices: Iterable[str], *, cutoff: float = 0.5, show: Callable[[str], object] = str
+) -> str | None:
+    """`did you mean X?`, X being the choice most like `word`; None where none is as like as `cutoff` (0 to 1) asks.
+
+    show: how the choice is written.
+    """
+    near = difflib.get_close_matches(word, list(choices), 1, cutoff)
+    return f"did you mean {show(near[0])}?" if near else None
+
+
+def did_you_mean_path(path: Path) -> str | None:
+    """The same for a path that is not there: the entry of its folder whose name is most like its own."""
+    folder = path.parent
+    entries = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    return did_you_mean(path.name, entries, cutoff=0.6, show=lambda name: folder / name)
 
 
 @contextmanager

@@ -113,8 +113,13 @@ def chunk_file(name: str, first_slice: int = 0) -> str:
     return ".".join([f"{name}/c", str(first_slice // CHUNK_SLICES), *["0"] * (len(ARRAYS[name][1]) - 1)])
 
 
+def chunk_starts(z0: int, z1: int) -> range:
+    """First slices of the chunks that hold slices z0 up to z1."""
+    return range(z0 // CHUNK_SLICES * CHUNK_SLICES, z1, CHUNK_SLICES)
+
+
 def study_files(rows: int, columns: int, slices: int, *, segmented: bool) -> Iterator[str]:
     """Every file of a study but its own zarr.json."""
     for name in array_shapes(rows, columns, slices, segmented=segmented):
         yield f"{name}/{GROUP}"
-        yield from (chunk_file(name, first) for first in range(0, slices if name == "pixels" else 1, CHUNK_SLICES))
+        yield from (chunk_file(name, first) for first in chunk_starts(0, slices if name == "pixels" else 1))

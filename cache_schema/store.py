@@ -4,7 +4,6 @@ A study is replaced by one rename, the index is rewritten later. So what is open
 chunk that is read with the record that was opened: a reader gets the studies of one index, or one line.
 """
 
-import difflib
 import os
 import sys
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from pydantic import ValidationError
 
 from cache_schema.arrays import StoredPixels, read_array
 from cache_schema.documents import canonical_json, read_group
-from cache_schema.errors import CacheError, StaleStudy, UsageError, reason_of
+from cache_schema.errors import CacheError, StaleStudy, UsageError, did_you_mean, did_you_mean_path, reason_of
 from cache_schema.layout import GROUP, INDEX, LABELS, SCHEMA_VERSION, is_valid_id
 from cache_schema.study import Box, Study, StudyRecord
 from cache_schema.tables import read_table
@@ -261,8 +260,7 @@ class Cache:
             return ChangedStudy(
                 f"study {id} is not in the index; a build has not ended", where=self.path, do=BUILD_AGAIN
             )
-        near = difflib.get_close_matches(id, self.ids, 1, 0.8)
-        return UsageError(f"no study {id}", where=self.path, do=f"did you mean {near[0]}?" if near else None)
+        return UsageError(f"no study {id}", where=self.path, do=did_you_mean(id, self.ids, cutoff=0.8))
 
     def __repr__(self) -> str:
         return f"Cache({str(self.path)!r})"
@@ -271,13 +269,8 @@ class Cache:
 def read_cache_document(path: Path) -> dict:
     """schema_version, pixel_hash, storage, files, digest: what the root of a cache says."""
     if not path.is_dir():
-        near = (
-            difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir()], 1)
-            if path.parent.is_dir()
-            else []
-        )
-        do = f"did you mean {path.parent / near[0]}?" if near else None
-        raise UsageError("no such folder", where=path, expected="a cache made by preprocess build-cache", do=do)
+        expected = "a cache made by preprocess build-cache"
+        raise UsageError("no such folder", where=path, expected=expected, do=did_you_mean_path(path))
     try:
         attributes = read_group(path / GROUP)
         found = attributes["schema_version"]

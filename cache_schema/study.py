@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from cache_schema.documents import canonical_json
-from cache_schema.layout import CHUNK_SLICES, LEVELS, SCHEMA_VERSION, is_valid_id
+from cache_schema.layout import CHUNK_SLICES, LEVELS, SCHEMA_VERSION, chunk_starts, is_valid_id
 
 Box = tuple[int, int, int, int]
 """x0 y0 x1 y1 in native pixels, exclusive ends"""
@@ -107,7 +107,7 @@ class StudyRecord(_Frozen):
 
     @model_validator(mode="after")
     def _consistent(self) -> "StudyRecord":
-        x0, y0, x1, y1 = self.held
+        x0, y0, x1, y1 = self.stored_region
         if x1 > self.columns or y1 > self.rows:
             raise ValueError("origin lies outside the frame")
         box = self.study_box
@@ -118,7 +118,7 @@ class StudyRecord(_Frozen):
         return self
 
     @property
-    def held(self) -> Box:
+    def stored_region(self) -> Box:
         """The part of the frame that is stored; all of it unless the study was cropped."""
         part = self.origin
         if part is None:
@@ -199,7 +199,7 @@ class Study:
         return np.concatenate([value_range(block) for block in blocks(self)])
 
     def read(self, z0: int, z1: int, box: Box | None = None) -> np.ndarray:
-        """uint8 (z1 - z0, h, w): slices z0 up to z1, cut to `box` (native pixels, exclusive ends), or all that is held.
+        """uint8 (z1 - z0, h, w): slices z0 up to z1, cut to `box` (native pixels, exclusive ends), or all that is stored.
 
         Raises ValueError for slices or boxes outside of what the study holds.
         """
@@ -208,15 +208,15 @@ class Study:
             raise ValueError(f"{self.id} has slices 0 up to {record.slices}, not {z0} up to {z1}")
         if box is None:
             return self.pixels.read(z0, z1)
-        left, top, right, bottom = record.held
+        left, top, right, bottom = record.stored_region
         x0, y0, x1, y1 = map(int, box)
         if not (left <= x0 < x1 <= right and top <= y0 < y1 <= bottom):
             raise ValueError(
-                f"{self.id} holds the pixels {record.held}, which do not contain the box {(x0, y0, x1, y1)}"
+                f"{self.id} holds the pixels {record.stored_region}, which do not contain the box {(x0, y0, x1, y1)}"
             )
         return self.pixels.read(z0, z1, (x0 - left, y0 - top, x1 - left, y1 - top))
 
-    def settled_record(self) -> StudyRecord:
+    def record_after_reading(self) -> StudyRecord:
         """The record with what only reading tells: decoders used, digest of the source, flags. For after the last slice."""
         update = {}
         if hasattr(self.pixels, "decoder"):
@@ -263,7 +263,7 @@ def segmentation_digest(study: Study) -> str | None:
 def blocks(study: Study) -> Iterator[np.ndarray]:
     """The pixels that a study holds, up to 8 slices at a time, in order: uint8 (<= 8, h, w)."""
     n = study.record.slices
-    for first in range(0, n, CHUNK_SLICES):
+    for first in chunk_starts(0, n):
         yield study.read(first, min(first + CHUNK_SLICES, n))
 
 

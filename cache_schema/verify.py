@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from cache_schema.arrays import is_as_listed
 from cache_schema.columns import index_frame, index_row, labels_frame
-from cache_schema.documents import checksum, chunk_checksum
+from cache_schema.documents import checksum
 from cache_schema.errors import CspineError, reason_of
 from cache_schema.layout import (
     BUILD_FOLDER,
@@ -145,12 +146,7 @@ def _check_study(folder: Path, record: StudyRecord, attributes: dict[str, Any], 
     if not deep or problems:
         return problems
     for name, listed in sorted(attributes["files"].items()):
-        data = (folder / name).read_bytes()
-        if name.endswith(GROUP):
-            whole = checksum(data) == listed
-        else:
-            whole = chunk_checksum(data) == listed and data[-4:] == bytes.fromhex(listed["crc32c"])[::-1]
-        if not whole:
+        if not is_as_listed(name, (folder / name).read_bytes(), listed):
             problems.append(f"{name} changed")
     return problems or _check_content(folder, record)
 

@@ -12,13 +12,12 @@ from typing import IO, Any
 import numpy as np
 import pandas as pd
 
-from cache_schema.arrays import StudyWriter
+from cache_schema.arrays import StudyWriter, is_as_listed
 from cache_schema.columns import REPORT_COLUMNS, STUDY_BOX, index_frame, index_row, labels_frame
-from cache_schema.documents import checksum, sync, write_whole
+from cache_schema.documents import checksum, sync, sync_and_read, write_whole
 from cache_schema.errors import CacheError, UsageError, naming, reason_of
 from cache_schema.layout import (
     BUILD_FOLDER,
-    CHUNK_SLICES,
     GROUP,
     INDEX,
     LABELS,
@@ -26,6 +25,7 @@ from cache_schema.layout import (
     REPORT,
     SCHEMA_VERSION,
     STORAGE,
+    chunk_starts,
     group_document,
     is_valid_id,
 )
@@ -62,15 +62,15 @@ class CacheWriter:
     def publish(self, study: Study) -> StudyRecord:
         """Keep a study; returns its record with the digests.
 
-        8 slices are in memory at a time; every chunk is written once, read back and flushed, the record last; then the
-        whole is renamed into place, where it replaces a study of the same id. What reading the study raises passes
-        through and leaves the cache as it was.
+        8 slices are in memory at a time. Every chunk is written once, flushed, and read back from the disk, the record
+        last; then the whole is renamed into place, where it replaces a study of the same id. Raises CacheError where
+        the disk gives back something else. That, and what reading the study raises, leaves the cache as it was.
         """
         part = self._aside("new", study.id)
         try:
             with naming(part):
-                record = _write_study(study, part)
-                _sync_tree(part)
+                record, files = _write_study(study, part)
+                _sync_study(part, files)
             self._swap(part, self.path / study.id)
         except BaseException:
             shutil.rmtree(part, ignore_errors=True)
@@ -135,12 +135,12 @@ class CacheWriter:
         written, for a missing column, an id that is there twice, a box outside its study, or a table that names no
         study of the cache.
         """
-        wanted = boxes_of(table)
+        boxes = boxes_of(table)
         with self.locked():
             changed, given = [], 0
             for folder in self.studies():
                 record, attributes = read_study_document(folder)
-                box = wanted.get(record.id)
+                box = boxes.get(record.id)
                 given += box is not None
                 if record.study_box != box:
                     changed.append((folder, _with_box(record, box), attributes["files"]))
@@ -225,14 +225,15 @@ def study_document(record: StudyRecord, files: dict[str, dict]) -> bytes:
     return group_document({"schema_version": SCHEMA_VERSION, "pixel_hash": PIXEL_HASH, "record": kept, "files": files})
 
 
-def _write_study(study: Study, folder: Path) -> StudyRecord:
+def _write_study(study: Study, folder: Path) -> tuple[StudyRecord, dict[str, dict[str, Any]]]:
+    """The record, and what it lists of the study's files."""
     record = study.record
     shape = record.shape
     writer, digest, ranges = StudyWriter(folder), ContentDigest(study), []
-    for number, block in enumerate(blocks(study)):
+    for first, block in zip(chunk_starts(0, shape[0]), blocks(study), strict=True):
         if block.dtype != np.uint8 or block.shape[1:] != shape[1:]:
             raise ValueError(f"{study.id} gives {block.dtype} {block.shape}, its record says uint8 {shape}")
-        writer.write_block(number * CHUNK_SLICES, block, shape)
+        writer.write_block(first, block, shape)
         digest.update(block)
         ranges.append(value_range(block))
     small = {"z": study.z, "slice_number": study.slice_number, "value_range": np.concatenate(ranges)}
@@ -244,19 +245,18 @@ def _write_study(study: Study, folder: Path) -> StudyRecord:
     for name, value in found.items():
         if getattr(record, name) not in (None, value):
             raise CacheError(f"{name} is not what its source promised", where=study.id, do="verify the source")
-    record = study.settled_record().model_copy(update=found)
+    record = study.record_after_reading().model_copy(update=found)
     (folder / GROUP).write_bytes(study_document(record, writer.files))
-    return record
+    return record, writer.files
 
 
-def _sync_tree(folder: Path) -> None:
+def _sync_study(folder: Path, files: dict[str, dict[str, Any]]) -> None:
     """Flush every file, then the names, then the record: it must not outlive what it lists."""
-    for where, _, names in os.walk(folder, topdown=False):
-        for name in names:
-            if Path(where, name) != folder / GROUP:
-                sync(Path(where, name))
-        sync(Path(where))
-    sync(folder / GROUP)
+    for name, listed in files.items():
+        if not is_as_listed(name, sync_and_read(folder / name), listed):
+            raise CacheError(f"{name} reads back changed", where=folder, do="check the disk")
+    for place in (*sorted({(folder / name).parent for name in files}), folder, folder / GROUP):
+        sync(place)
     sync(folder.parent)
 
 

@@ -10,8 +10,8 @@ import typer
 
 from cache_schema.errors import CspineError
 from cache_schema.output import OUTPUT, lost_output
-from preprocess.faults import about, unprintable
-from preprocess.usage import ClickException, check_command, check_places, wrong_words
+from preprocess.os_errors import as_usage_error, not_utf8
+from preprocess.usage_errors import ClickException, check_command, check_places, wrong_words
 
 app = typer.Typer(
     name="preprocess",
@@ -43,18 +43,10 @@ def phantom(
     workers: Annotated[int | None, typer.Option(metavar="N", min=1, help="processes [one a core]")] = None,
 ) -> int:
     """Write synthetic studies in the RSNA layout, with known truth."""
+    options = locals()  # the command's parameters are those of the function
     from preprocess.phantom.generate import write_phantom
 
-    table = write_phantom(
-        out,
-        studies=studies,
-        slices=slices,
-        segmented=segmented,
-        prevalence=prevalence,
-        syntax=syntax,
-        seed=seed,
-        workers=workers,
-    )
+    table = write_phantom(**options)
     fractured = int(table["patient_overall"].sum())
     _show(f"{len(table)} studies in {out}, {min(segmented, studies)} with a segmentation, {fractured} fractured")
     return 0
@@ -84,21 +76,10 @@ def build_cache(
     ] = None,
 ) -> int:
     """Decode every study once, into CACHE; what is there already is skipped."""
+    options = locals()  # the command's parameters are those of the function
     from preprocess.build.build_cache import build_cache as build
 
-    result = build(
-        source,
-        cache,
-        segmentations=segmentations,
-        labels=labels,
-        folds=folds,
-        workers=workers,
-        scheduler=scheduler,
-        limit=limit,
-        max_refused=max_refused,
-        paths=paths,
-        pseudonymise=pseudonymise,
-    )
+    result = build(**options)
     _show(
         f"{cache}: {result.studies} studies; {result.published} new, {result.skipped} unchanged, {result.refused} refused"
         + (f" ({result.files} of them files of no study)" if result.files else "")
@@ -218,7 +199,7 @@ def main(arguments: list[str] | None = None) -> None:
     if isinstance(lost, BrokenPipeError):
         status = 1
     elif lost is not None:
-        status = _fail(str(about(lost, {}, OUTPUT)), CspineError.exit_status)
+        status = _fail(str(as_usage_error(lost, {}, OUTPUT)), CspineError.exit_status)
     sys.exit(status)
 
 
@@ -243,9 +224,9 @@ def run(arguments: list[str]) -> int:
         sys.stderr.close()
         return 1
     except OSError as error:
-        return _fail(str(about(error, _typed(arguments))), CspineError.exit_status)
+        return _fail(str(as_usage_error(error, _typed(arguments))), CspineError.exit_status)
     except UnicodeError as error:
-        return _fail(str(unprintable(error)), CspineError.exit_status)
+        return _fail(str(not_utf8(error)), CspineError.exit_status)
 
 
 def _show(text: str) -> None:
@@ -255,7 +236,7 @@ def _show(text: str) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise about(error, {}, OUTPUT) from error
+        raise as_usage_error(error, {}, OUTPUT) from error
 
 
 def _commands() -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -16,7 +16,8 @@ from cache_schema.study import Box, square_around
 from cache_schema.tables import read_table
 from cache_schema.verify import changed_files
 from cache_schema.writer import boxes_of
-from preprocess.build.report import Row, build_row, report_frame
+from preprocess.build.report import report_frame
+from preprocess.findings import Finding
 from preprocess.labels import LabelsTable
 from preprocess.progress import progress_over, say
 
@@ -33,12 +34,12 @@ class CropResult:
 class Part:
     """The pixels of a study within a part of its frame."""
 
-    def __init__(self, study: Study, held: Box):
-        self.study, self.held = study, held
+    def __init__(self, study: Study, region: Box):
+        self.study, self.region = study, region
 
     def read(self, z0: int, z1: int, box: Box | None = None):
         """uint8 (z1 - z0, h, w); `box` in pixels of the part."""
-        left, top, right, bottom = self.held
+        left, top, right, bottom = self.region
         x0, y0, x1, y1 = box or (0, 0, right - left, bottom - top)
         return self.study.read(z0, z1, (x0 + left, y0 + top, x1 + left, y1 + top))
 
@@ -62,9 +63,9 @@ def crop_cache(
     source, out = Cache(cache), Path(out)
     if out.resolve() == source.path.resolve():
         raise UsageError("is the cache itself", where=out, expected="a new folder")
-    wanted = _wanted(source, boxes)
+    box_of = _boxes(source, boxes)
     known = set(source.ids)
-    parts = [_Cut.of(source.study(id), box, margin) for id, box in wanted.items() if id in known]
+    parts = [_Cut.of(source.study(id), box, margin) for id, box in box_of.items() if id in known]
     if not parts:
         do = "publish boxes by preprocess set-boxes, or name a table by --boxes" if boxes is None else None
         raise UsageError("no study of this cache has a box", where=source.path, do=do)
@@ -85,7 +86,7 @@ def crop_cache(
     return CropResult(len(parts), without, (int(before), int(Cache(out).index["pixels"].sum())))
 
 
-def _wanted(source: Cache, table: str | Path | None) -> dict[str, StudyBox]:
+def _boxes(source: Cache, table: str | Path | None) -> dict[str, StudyBox]:
     if table is not None:
         return boxes_of(read_table(table))
     found = {id: source.record(id).study_box for id in source.index["id"][source.index["x0"].notna()]}
@@ -102,7 +103,7 @@ class _Cut:
     @classmethod
     def of(cls, study: Study, box: StudyBox, margin: int) -> "_Cut":
         record = study.record
-        left, top, right, bottom = record.held
+        left, top, right, bottom = record.stored_region
         x0, y0, x1, y1 = square_around((box.x0, box.y0, box.x1, box.y1), record.rows, record.columns)
         x0, y0 = max(left, min(x0, box.x0 - margin)), max(top, min(y0, box.y0 - margin))
         x1, y1 = min(right, max(x1, box.x1 + margin)), min(bottom, max(y1, box.y1 + margin))
@@ -125,7 +126,7 @@ class _Cut:
         return same and not changed_files(folder, attributes["files"])
 
     def publish(self, writer: CacheWriter) -> StudyRecord:
-        whole, pixels = self.whole, Part(self.whole, self.record.held)
+        whole, pixels = self.whole, Part(self.whole, self.record.stored_region)
         labels = {"slice_box": whole.slice_box, "vertebra_ratio": whole.vertebra_ratio}
         return writer.publish(Study(self.record, whole.z, whole.slice_number, pixels, **labels))
 
@@ -145,10 +146,10 @@ def _publish(writer: CacheWriter, parts: list[_Cut]) -> None:
             raise
 
 
-def _report_of(source: Cache) -> list[Row]:
+def _report_of(source: Cache) -> list[Finding]:
     try:
         table = pd.read_csv(source.path / REPORT, dtype=str, keep_default_na=False)
-        return [Row(*row) for row in table.itertuples(index=False)]
+        return [Finding(*row) for row in table.itertuples(index=False)]
     except (ValueError, TypeError) as error:
         raise CacheError("is no report of a build", where=source.path / REPORT, do="run build-cache again") from error
 
@@ -156,12 +157,10 @@ def _report_of(source: Cache) -> list[Row]:
 def _finish(source: Cache, writer: CacheWriter, without: tuple[str, ...]) -> None:
     """Labels and report of the studies kept, as they are in the whole cache."""
     kept = {folder.name for folder in writer.studies()}
-    rows = [row for row in _report_of(source) if row.id in kept]
-    report = report_frame([*rows, *(build_row(id, "refused", "no_box") for id in without)])
+    findings = [finding for finding in _report_of(source) if finding.id in kept]
+    report = report_frame([*findings, *(Finding.of_study(id, "refused", "no_box") for id in without)])
     labels = LabelsTable.read(source.path)
     if labels is None:
         writer.finish(report=report)
         return
-    frame = labels.frame[labels.frame["id"].isin(kept)]
-    meta = {"made_by": labels.made_by, "inputs": labels.inputs, "extra": {"folds": labels.folds_name}}
-    writer.finish(frame, report, **meta)
+    replace(labels, frame=labels.frame[labels.frame["id"].isin(kept)]).write(writer, report)

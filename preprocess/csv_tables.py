@@ -5,7 +5,6 @@ read; what may mean something else than it seems to is refused by its line.
 """
 
 import csv
-import difflib
 import hashlib
 import io
 import re
@@ -13,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cache_schema.errors import UsageError
+from cache_schema.errors import UsageError, did_you_mean
 from cache_schema.layout import is_valid_id
 
 ID_COLUMN = "StudyInstanceUID"
@@ -112,12 +111,14 @@ def _rows(path: Path, text: str) -> Iterator[_Numbered]:
         yield line, cells
 
 
-def _places(path: Path, names: _Numbered, wanted: tuple[str, ...]) -> list[int]:
-    """Where the wanted columns are."""
+def _places(path: Path, names: _Numbered, columns: tuple[str, ...]) -> list[int]:
+    """Where the columns columns are."""
     line, there = names[0], [name.strip() for name in names[1]]
-    for name in wanted:
+    plain = {each.casefold(): each for each in there if each}
+    for name in columns:
         if name not in there:
-            expected, do = ", ".join(wanted), _nearest(name, there)
+            do = did_you_mean(name.casefold(), plain, cutoff=0.8, show=lambda near: repr(plain[near]))
+            expected = ", ".join(columns)
             what = f"has no column {name}"
             if name == ID_COLUMN and (separator := _separator(names[1])):
                 what, expected = f"its cells are separated by {separator}", "commas"
@@ -125,18 +126,12 @@ def _places(path: Path, names: _Numbered, wanted: tuple[str, ...]) -> list[int]:
     twice = [name for name in there if name and there.count(name) > 1]
     if twice:
         raise UsageError(f"column {twice[0]} is there twice", where=at(path, line))
-    return [there.index(name) for name in wanted]
+    return [there.index(name) for name in columns]
 
 
 def _separator(cells: list[str]) -> str | None:
     text = ",".join(cells)
     return next((word for mark, word in SEPARATORS.items() if ID_COLUMN in map(str.strip, text.split(mark))), None)
-
-
-def _nearest(name: str, there: list[str]) -> str | None:
-    plain = {each.casefold(): each for each in there if each}
-    near = difflib.get_close_matches(name.casefold(), plain, 1, 0.8)
-    return f"did you mean {plain[near[0]]!r}?" if near else None
 
 
 def _check_widths(path: Path, width: int, rows: list[_Numbered], *, open_end: bool) -> None:

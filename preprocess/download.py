@@ -15,7 +15,7 @@ COMPETITION = "rsna-2022-cervical-spine-fracture-detection"
 DATA_BYTES = 343 * 10**9
 NEEDED_BYTES = 2 * DATA_BYTES
 """the archive, and what is unpacked from it"""
-WANTED = (("train_images",), ("segmentations",), ("train.csv",))
+UNPACKED = (("train_images",), ("segmentations",), ("train.csv",))
 ACCOUNT_VARIABLES = ("KAGGLE_API_TOKEN", "KAGGLE_USERNAME")
 ACCOUNT_FILES = ("kaggle.json", "access_token")
 UNSOUND = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError)
@@ -76,7 +76,9 @@ def _unpack(dest: Path, tell: Callable[[str], None]) -> int:
     archive = dest / f"{COMPETITION}.zip"
     try:
         with zipfile.ZipFile(archive) as packed:
-            members = [m for m in packed.infolist() if not m.is_dir() and PurePosixPath(m.filename).parts[:1] in WANTED]
+            members = [
+                m for m in packed.infolist() if not m.is_dir() and PurePosixPath(m.filename).parts[:1] in UNPACKED
+            ]
             tell(f"unpacking {len(members)} files")
             for member in members:
                 file = dest / member.filename

@@ -1,8 +1,6 @@
-"""What is said about files and studies that are not simply fine: a closed list of reasons, and the row that carries
-one.
+"""Findings about files and studies, the rows of report.csv, and the closed list of their reasons.
 
-Nothing is dropped in silence: whatever is refused, repaired or merely odd becomes a `Finding`, and the report is made
-of them.
+Nothing is dropped in silence: whatever is refused, repaired or merely odd becomes a `Finding`.
 """
 
 from dataclasses import dataclass
@@ -92,6 +90,13 @@ REASONS: dict[str, str] = {
     "segmentation_by_fixed_flips": "the affine does not fit the slices; the competition's flips were applied",
     "segmentation_two_affines": "qform and sform disagree; what lies on brighter voxels was taken",
     "unused_mask": "the file looks like a segmentation, and no study takes it",
+    # What only a build or a crop can tell.
+    "failed": "the study ended in an error that no other reason covers",
+    "worker_died": "a process died on the study, or hung and was ended, and again one that worked on nothing else",
+    "study_box_lost": "the study was replaced because its source changed, and lost its study_box; run set-boxes again",
+    "no_box": "left out of a cropped cache: the study has no box to be cut to",
+    "labels_mismatch": "the CSVs of labels or folds and the source do not name the same studies",
+    "not_in_source": "kept from an earlier build: the source has no study of this id any more",
 }
 
 STUDY_KEPT = frozenset(
@@ -100,6 +105,14 @@ STUDY_KEPT = frozenset(
 )
 """Reasons that refuse a file or a segmentation only, never the study."""
 
+TRANSIENT_REASONS = frozenset(
+    {
+        *("failed", "worker_died", "source_changed", "study_box_lost"),
+        *("unreadable_file", "unlisted_folder", "segmentation_unopened"),
+    }
+)
+"""Reasons that may be gone at the next build though no file changed."""
+
 
 @dataclass(frozen=True, order=True)
 class Finding:
@@ -107,7 +120,7 @@ class Finding:
 
     id: the study, "" where no usable id is known. file: the file's number (1-based) among the study's sorted files,
     or among all files of the source where the study is unknown; "" where the finding is about the study. message: one
-    line without text from a header. path: the file's path, for `--paths` only.
+    line without text from a header. path: the file's path, for `--paths` only; it is never kept.
     """
 
     id: str
@@ -117,9 +130,14 @@ class Finding:
     message: str
     path: str = ""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.reason not in REASONS:
             raise ValueError(f"{self.reason!r} is not one of the reasons in preprocess.findings.REASONS")
+
+    @classmethod
+    def of_study(cls, id: str, severity: Severity, reason: str, message: str | None = None) -> "Finding":
+        """A finding about a whole study. Its message is that of the reason unless one is given."""
+        return cls(id, "", severity, reason, message or REASONS[reason])
 
     @property
     def refuses_study(self) -> bool:

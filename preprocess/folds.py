@@ -60,36 +60,36 @@ def _search(patterns: np.ndarray, members: np.ndarray, placed: np.ndarray) -> np
     return best
 
 
-def _cost(held: np.ndarray) -> int:
-    return int((held.astype(np.int64) ** 2).sum())
+def _cost(sums: np.ndarray) -> int:
+    return int((sums.astype(np.int64) ** 2).sum())
 
 
 def _spread(patterns: np.ndarray, members: np.ndarray, placed: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Every pattern evenly; what is left over one by one to the fold that needs it most, of those with the fewest studies."""
     folds = len(placed)
     counts = np.repeat((members // folds)[:, None], folds, axis=1)
-    held = placed + counts.T @ patterns
+    sums = placed + counts.T @ patterns
     left = rng.permutation(np.repeat(np.arange(len(patterns)), members % folds))
     if placed[:, 0].any():  # what is fixed may ask for other shares than even ones
-        counts[:], held, left = 0, placed.copy(), rng.permutation(np.repeat(np.arange(len(patterns)), members))
+        counts[:], sums, left = 0, placed.copy(), rng.permutation(np.repeat(np.arange(len(patterns)), members))
     rarity = patterns[left] @ (1 / np.maximum(1, placed.sum(axis=0) + members @ patterns))
     for pattern in left[np.argsort(-rarity, kind="stable")]:
-        fold = min(range(folds), key=lambda fold: (held[fold, 0], held[fold] @ patterns[pattern], fold))
+        fold = min(range(folds), key=lambda fold: (sums[fold, 0], sums[fold] @ patterns[pattern], fold))
         counts[pattern, fold] += 1
-        held[fold] += patterns[pattern]
+        sums[fold] += patterns[pattern]
     return counts
 
 
 def _descend(patterns: np.ndarray, counts: np.ndarray, placed: np.ndarray) -> np.ndarray:
     """Swap two studies of two folds, always the pair that helps most, until none does."""
-    held = placed + counts.T @ patterns
+    sums = placed + counts.T @ patterns
     # apart[p, q]: squared length of what changes when a study of pattern q replaces one of pattern p
     apart = (patterns**2).sum(axis=1)[:, None] + (patterns**2).sum(axis=1) - 2 * patterns @ patterns.T
     pairs = [(a, b) for a in range(len(placed)) for b in range(a + 1, len(placed))]
     while True:
         gain, swap = 0, None
         for a, b in pairs:
-            pull = patterns @ (held[a] - held[b])
+            pull = patterns @ (sums[a] - sums[b])
             change = 2 * (pull[None, :] - pull[:, None]) + 2 * apart
             change[counts[:, a] == 0, :] = 0
             change[:, counts[:, b] == 0] = 0
@@ -103,5 +103,5 @@ def _descend(patterns: np.ndarray, counts: np.ndarray, placed: np.ndarray) -> np
         counts[q, a] += 1
         counts[q, b] -= 1
         counts[p, b] += 1
-        held[a] += patterns[q] - patterns[p]
-        held[b] += patterns[p] - patterns[q]
+        sums[a] += patterns[q] - patterns[p]
+        sums[b] += patterns[p] - patterns[q]

@@ -22,7 +22,7 @@ MADE_BY_LABELS = "preprocess labels"
 
 
 @dataclass(frozen=True)
-class Wanted:
+class LabelsAndFolds:
     """What the user gave. labels: indexed by id, the eight targets, Int8; None where there is no file. folds: a number, or id -> fold."""
 
     labels: pd.DataFrame | None
@@ -35,7 +35,9 @@ class Wanted:
     folds_file: Path | None = None
 
 
-def wanted(labels: str | Path | None, folds: str | int | Path | None, rename: Callable[[str], str] = str) -> Wanted:
+def read_labels_and_folds(
+    labels: str | Path | None, folds: str | int | Path | None, rename: Callable[[str], str] = str
+) -> LabelsAndFolds:
     """Read what was given; `rename` turns a UID into a cache's id. Raises UsageError naming file, line and column."""
     labels_file = None if labels is None else Path(labels)
     table, digest = (None, None) if labels_file is None else _read_labels(labels_file, rename)
@@ -45,10 +47,10 @@ def wanted(labels: str | Path | None, folds: str | int | Path | None, rename: Ca
             raise UsageError(
                 f"{folds} folds", where="--folds", expected=f"a number from 2 to {MAX_FOLDS}, or a CSV file"
             )
-        return Wanted(table, digest, int(folds), str(int(folds)), given, labels_file)
+        return LabelsAndFolds(table, digest, int(folds), str(int(folds)), given, labels_file)
     rows, folds_digest = read_by_study(Path(folds), ("fold",), _fold, rename)
     column = pd.Series({id: row.values[0] for id, row in rows.items()}, dtype="int64")
-    return Wanted(table, digest, column, folds_digest, given, labels_file, Path(folds))
+    return LabelsAndFolds(table, digest, column, folds_digest, given, labels_file, Path(folds))
 
 
 def _read_labels(file: Path, rename: Callable[[str], str]) -> tuple[pd.DataFrame, str]:
@@ -92,7 +94,7 @@ def _number(text: str) -> float | None:
         return None
 
 
-def check_named(want: Wanted, ids: set[str], of: str = "the source", do: str | None = None) -> str | None:
+def check_named(want: LabelsAndFolds, ids: set[str], of: str = "the source", do: str | None = None) -> str | None:
     """What to say where labels or folds from a CSV and the studies `ids` do not match, None where they do.
 
     Raises UsageError where one of the CSVs names none of them.
@@ -134,8 +136,12 @@ class LabelsTable:
             raise CacheError("is not a table of labels", where=path, do=do) from error
         return cls(frame, meta["made_by"], meta["inputs"], meta.get("folds", ""))
 
+    def write(self, writer: CacheWriter, report: pd.DataFrame | None = None) -> None:
+        """Write it into a cache, under the writer's lock, with a new index and, where one is given, a new report."""
+        writer.finish(self.frame, report, made_by=self.made_by, inputs=self.inputs, extra={"folds": self.folds_name})
 
-def check_same(old: LabelsTable, new: Wanted, *, labels_given: bool, cache: Path) -> None:
+
+def check_same(old: LabelsTable, new: LabelsAndFolds, *, labels_given: bool, cache: Path) -> None:
     """Raise UsageError where labels or folds given now are not those of the cache.
 
     A train.csv that was only found beside the images does not argue with a table made by `preprocess labels`.
@@ -157,7 +163,7 @@ def check_same(old: LabelsTable, new: Wanted, *, labels_given: bool, cache: Path
         )
 
 
-def make_table(index: pd.DataFrame, new: Wanted, old: LabelsTable | None, made_by: str) -> LabelsTable:
+def make_table(index: pd.DataFrame, new: LabelsAndFolds, old: LabelsTable | None, made_by: str) -> LabelsTable:
     """Labels and folds of every study in `index`.
 
     Studies that `old` knows keep their rows there; without `old`, folds are drawn with levels and segmentations balanced.
@@ -177,7 +183,7 @@ def make_table(index: pd.DataFrame, new: Wanted, old: LabelsTable | None, made_b
     return LabelsTable(frame, made_by, inputs, new.folds_name)
 
 
-def _folds(index: pd.DataFrame, labels: pd.DataFrame, new: Wanted, fixed: pd.Series | None) -> pd.Series:
+def _folds(index: pd.DataFrame, labels: pd.DataFrame, new: LabelsAndFolds, fixed: pd.Series | None) -> pd.Series:
     if isinstance(new.folds, pd.Series):
         folds = new.folds.reindex(labels.index).astype("Int8")
         return folds if fixed is None else fixed.reindex(labels.index).fillna(folds)
@@ -198,7 +204,7 @@ def replace_labels(
     """
     Cache(cache)
     rename = str if pseudonymise is None else Pseudonyms.read(pseudonymise)
-    new, writer = wanted(labels, folds, rename), CacheWriter(cache)
+    new, writer = read_labels_and_folds(labels, folds, rename), CacheWriter(cache)
     with writer.locked():
         index = writer.make_index()
         do = None if pseudonymise else "where the cache holds pseudonyms: --pseudonymise KEYFILE"
@@ -206,11 +212,11 @@ def replace_labels(
         labelled = int(index["id"].isin(new.labels.index).sum())
         old = None if folds is not None else LabelsTable.read(Path(cache))
         table = make_table(index, new, None, MADE_BY_LABELS) if old is None else _with_folds_of(old, index, new)
-        writer.finish(table.frame, made_by=MADE_BY_LABELS, inputs=table.inputs, extra={"folds": table.folds_name})
+        replace(table, made_by=MADE_BY_LABELS).write(writer)
     return len(index), labelled
 
 
-def _with_folds_of(old: LabelsTable, index: pd.DataFrame, new: Wanted) -> LabelsTable:
+def _with_folds_of(old: LabelsTable, index: pd.DataFrame, new: LabelsAndFolds) -> LabelsTable:
     """New labels for all; folds as they were, drawn for studies that had none."""
     labels = new.labels.reindex(index["id"]).astype("Int8")
     labels["fold"] = old.frame.set_index("id")["fold"].reindex(labels.index)

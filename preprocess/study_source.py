@@ -70,10 +70,10 @@ def open_study(plan: "StudyPlan", segmentation: str | Path | None = None) -> tup
     from cache_schema.study import Study, StudyRecord
     from preprocess.masks.segmentation import read_segmentation
     from preprocess.pixels.decoder_cross_check import check_decoders
-    from preprocess.pixels.same_position import without_rivals
+    from preprocess.pixels.same_position import choose_at_same_position
     from preprocess.pixels.study_pixels import DicomPixels
 
-    plan, findings = without_rivals(plan)
+    plan, findings = choose_at_same_position(plan)
     pixels = DicomPixels(plan)
     boxes = ratios = None
     checked = check_decoders(pixels)

@@ -10,19 +10,13 @@ from cache_schema.layout import is_valid_id
 from cache_schema.writer import CacheWriter
 from preprocess.build.cluster import Pool, check_address
 from preprocess.build.job import BuildJob
-from preprocess.build.report import PASSING_REASONS, build_row
-from preprocess.build.state import (
-    forget_finish,
-    options_digest,
-    recall_finish,
-    remember_finish,
-    studies_digest,
-)
+from preprocess.build.state import clear_finished, load_finished, options_digest, save_finished, studies_digest
+from preprocess.findings import TRANSIENT_REASONS, Finding
 from preprocess.headers.inventory import find_files
-from preprocess.labels import LabelsTable, check_named, check_same, wanted
+from preprocess.labels import LabelsTable, check_named, check_same, read_labels_and_folds
 from preprocess.progress import say
 from preprocess.pseudonyms import Pseudonyms
-from preprocess.series.planning import judge
+from preprocess.series.planning import plan_from_headers
 from preprocess.study_source import segmentation_folder
 
 
@@ -87,20 +81,20 @@ def build_cache(
     files, unlisted = find_files(source, without=[cache] if segmentations is None else [cache, segmentations])
     if not files and not unlisted:
         raise UsageError("holds no files", where=source, expected="DICOM files")
-    want = wanted(labels, folds, pseudonyms or str)
+    given = read_labels_and_folds(labels, folds, pseudonyms or str)
     is_new, writer = not cache.exists(), CacheWriter(cache)
     with writer.locked(lambda: tell(f"another process is changing {cache}; waiting for it")):
         writer.sweep()
         old_labels = LabelsTable.read(cache)
         if old_labels is not None:
-            check_same(old_labels, want, labels_given=labels_given, cache=cache)
+            check_same(old_labels, given, labels_given=labels_given, cache=cache)
         job = BuildJob(source, writer, segmentations, pseudonyms, options_digest(pseudonyms), limit, paths, prune, tell)
-        fingerprint = job.fingerprint(files, want)
-        finished = recall_finish(writer, fingerprint)
+        fingerprint = job.fingerprint(files, given)
+        finished = load_finished(writer, fingerprint)
         if finished and job.all_there(finished.get("content")):
             good, refused, studies = finished["good"], finished["refused"], finished["studies"]
             return BuildResult(0, good, refused, studies, 0, max_refused, finished["files"])
-        forget_finish(writer)
+        clear_finished(writer)
         with Pool(workers, scheduler, tell) as pool:
             found = job.read_headers(files, pool)
             found.unread += unlisted
@@ -108,27 +102,27 @@ def build_cache(
             try:
                 if not found.headers and not found.unread:
                     raise UsageError("holds no DICOM files", where=source)
-                mismatch = check_named(want, {job.name(uid) for uid in uids if is_valid_id(uid)})
+                mismatch = check_named(given, {job.name(uid) for uid in uids if is_valid_id(uid)})
             except UsageError:
                 if is_new:
                     shutil.rmtree(cache)
                 raise
-            plans, findings = judge(found.headers, found.unread)
+            plans, findings = plan_from_headers(found.headers, found.unread)
             findings += found.about_others() + job.about_masks(uids)
             source_ids = {job.name(plan.id) for plan in plans}
             if limit is not None and len(plans) > limit:
                 plans = plans[:limit]
                 findings = [finding for finding in findings if finding.id <= plans[-1].id]
-            done = job.make(plans, pool)
-        rows, refused = job.judge(findings, done)
+            built = job.build_studies(plans, pool)
+        findings, refused = job.all_findings(findings, built)
         if mismatch is not None:
-            rows.append(build_row("", "flagged", "labels_mismatch", mismatch))
-        rows, index = job.finish(rows, refused, source_ids, want, old_labels)
-        good, studies = len(plans) - len(done.refused), len(index)
+            findings.append(Finding.of_study("", "flagged", "labels_mismatch", mismatch))
+        findings, index = job.finish(findings, refused, source_ids, given, old_labels)
+        good, studies = len(plans) - len(built.refused), len(index)
         files_refused = sum(not is_valid_id(what) for what in refused)
-        if not any(row.reason in PASSING_REASONS for row in rows):
+        if not any(finding.reason in TRANSIENT_REASONS for finding in findings):
             content = studies_digest(index)
             summary = {"good": good, "refused": len(refused), "studies": studies, "files": files_refused}
-            remember_finish(writer, fingerprint, content=content, **summary)
-        skipped = good - done.published
-        return BuildResult(done.published, skipped, len(refused), studies, done.slices, max_refused, files_refused)
+            save_finished(writer, fingerprint, content=content, **summary)
+        skipped = good - built.published
+        return BuildResult(built.published, skipped, len(refused), studies, built.slices, max_refused, files_refused)

@@ -17,9 +17,9 @@ from cache_schema.errors import UsageError
 from preprocess.build.isolated_task import Died, run_alone, run_alone_on_worker
 
 CONNECT_SECONDS = 20
-DEAF_TO_INTERRUPTS = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+IGNORE_SIGINT = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
 """a terminal sends Ctrl-C to every process; workers are stopped by the one that started them, without tracebacks"""
-KEEP_MEMORY = {
+WORKER_ENVIRONMENT = {
     **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), 1),
     "MALLOC_ARENA_MAX": 1,
     "MALLOC_MMAP_THRESHOLD_": 1 << 26,
@@ -28,15 +28,15 @@ KEEP_MEMORY = {
 }
 """glibc gives buffers of a slice or a chunk back to the system, Dask asks it to do so sooner still, and touching them
 anew costs more than reading a file into them"""
-LOOK_SECONDS, REPLACE_SECONDS, LONELY_SECONDS = 2, 30, 120
+POLL_SECONDS, RESPAWN_SECONDS, NO_WORKER_SECONDS = 2, 30, 120
 """how often to look whether workers are left, how long a local one may stay away, and how long to wait for any: Dask
 starts dead local workers again, but on a busy machine it may leave one out"""
-HANDLING = {
+DASK_SETTINGS = {
     "distributed.scheduler.allowed-failures": 0,  # what is lost with a worker is tried again alone
     # a local worker that died and is just being started again would be given up if it had died so long before as well
     "distributed.deploy.lost-worker-timeout": "1000 days",
 }
-LONE_TRIES = 3
+ISOLATED_TRIES = 3
 """a process alone dies without its worker; where the worker is lost all the same, as machines are, it was not tried"""
 LOST = object()
 """in place of the result of a task that was lost with its worker"""
@@ -48,7 +48,7 @@ def local_cluster(workers: int) -> Any:
     from distributed import LocalCluster
 
     # Dask looks at every thread's stack each hundredth of a second, for a page that nobody opens
-    settings = {"distributed.nanny.pre-spawn-environ": KEEP_MEMORY, "distributed.worker.profile.enabled": False}
+    settings = {"distributed.nanny.pre-spawn-environ": WORKER_ENVIRONMENT, "distributed.worker.profile.enabled": False}
     with dask.config.set(settings):
         return LocalCluster(
             n_workers=workers,
@@ -57,7 +57,7 @@ def local_cluster(workers: int) -> Any:
             host="127.0.0.1",
             dashboard_address="127.0.0.1:0",
             silence_logs=logging.CRITICAL,
-            preload=[DEAF_TO_INTERRUPTS],
+            preload=[IGNORE_SIGINT],
         )
 
 
@@ -116,12 +116,12 @@ class Pool:
 
         work = cloudpickle.dumps((function, task))
         if not self._scheduler:
-            return run_alone(work, self._memory_limit, {**os.environ, **KEEP_MEMORY})
-        for _ in range(LONE_TRIES):
+            return run_alone(work, self._memory_limit, {**os.environ, **WORKER_ENVIRONMENT})
+        for _ in range(ISOLATED_TRIES):
             ((_, _, result),) = self._together(run_alone_on_worker, [work])
             if result is not LOST:
                 return result
-        return Died(f"was lost {LONE_TRIES} times with a worker, though nothing else was under way")
+        return Died(f"was lost {ISOLATED_TRIES} times with a worker, though nothing else was under way")
 
     def _together(self, function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[tuple[int, Any, Any]]:
         """(number of the task, the task, its result or LOST) as they come."""
@@ -155,24 +155,24 @@ class Pool:
             yield number, task, result
 
     def _next(self, finished: SimpleQueue) -> Any:
-        """The next future to end. Raises UsageError where for `LONELY_SECONDS` there was nobody to work on any."""
+        """The next future to end. Raises UsageError where for `NO_WORKER_SECONDS` there was nobody to work on any."""
         any_left = all_left = time.monotonic()
         while not self._interrupted:
             try:
-                return finished.get(timeout=LOOK_SECONDS)
+                return finished.get(timeout=POLL_SECONDS)
             except Empty:
-                now, lost = time.monotonic(), self._wanted - (threads := self._threads())
+                now, lost = time.monotonic(), self._own_workers - (threads := self._threads())
                 any_left, all_left = now if threads else any_left, now if lost <= 0 else all_left
-                if now - all_left > REPLACE_SECONDS:
+                if now - all_left > RESPAWN_SECONDS:
                     self._cluster.scale(len(self._cluster.worker_spec) + lost)
                     all_left = now
-                elif now - any_left > LONELY_SECONDS:
-                    line = f"no worker has been left for {LONELY_SECONDS} s"
+                elif now - any_left > NO_WORKER_SECONDS:
+                    line = f"no worker has been left for {NO_WORKER_SECONDS} s"
                     raise UsageError(line, where=self._scheduler, do="run the same again") from None
         raise KeyboardInterrupt
 
     @property
-    def _wanted(self) -> int:
+    def _own_workers(self) -> int:
         """Workers of its own; 0 where they are someone else's."""
         return 0 if self._scheduler else self._workers or os.cpu_count() or 1
 
@@ -189,7 +189,7 @@ class Pool:
             import dask
 
             logging.getLogger("distributed").setLevel(logging.CRITICAL)
-            self._stack.enter_context(dask.config.set(HANDLING))
+            self._stack.enter_context(dask.config.set(DASK_SETTINGS))
             self._client = self._connect() if self._scheduler else self._local()
             self._tell(f"Dask dashboard: {self._client.dashboard_link}")
         return self._client
@@ -197,7 +197,7 @@ class Pool:
     def _local(self) -> Any:
         from distributed import Client
 
-        self._cluster = self._stack.enter_context(local_cluster(self._wanted))
+        self._cluster = self._stack.enter_context(local_cluster(self._own_workers))
         client = self._stack.enter_context(Client(self._cluster))
         limits = [worker["memory_limit"] for worker in client.scheduler_info()["workers"].values()]
         self._memory_limit = min(filter(None, limits), default=None)

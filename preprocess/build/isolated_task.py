@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any
 
-LOOK_SECONDS = 0.02
+POLL_SECONDS = 0.02
 """how often to look at the memory of the process: the fastest that fills it gets 0.1 GB further meanwhile"""
 PR_SET_PDEATHSIG = 1
 DEADLINE = struct.Struct("<d")
@@ -51,19 +51,19 @@ class _End:
 
 
 def run_alone(
-    work: bytes, limit: int | None, environment: Mapping[str, str], is_wanted: Callable[[], bool] = lambda: True
+    work: bytes, limit: int | None, environment: Mapping[str, str], is_needed: Callable[[], bool] = lambda: True
 ) -> Any:
     """The result of a task run in a new process, or `Died`. Raises what the task raises.
 
     work: the pickled (function, task). limit: bytes of memory that the process may fill. The process dies with this
-    one, and when this call is left by an exception. Raises InterruptedError once it `is_wanted` no longer.
+    one, and when this call is left by an exception. Raises InterruptedError once it `is_needed` no longer.
     """
     with TemporaryFile() as given, TemporaryFile() as answer:
         pickle.dump((os.getpid(), answer.fileno(), sys.path), given)
         given.write(work)
         given.seek(0)
         with _process(given, answer, environment) as process:
-            end = _wait(process, limit, is_wanted)
+            end = _wait(process, limit, is_needed)
         answer.seek(0)
         (deadline,) = DEADLINE.unpack(answer.read(DEADLINE.size) or bytes(DEADLINE.size))
         try:
@@ -84,7 +84,7 @@ def run_alone_on_worker(work: bytes) -> Any:
     worker = get_worker()
     task = worker.state.tasks[worker.get_current_task()]
     limit = worker.memory_manager.memory_limit
-    return run_alone(work, limit, os.environ, is_wanted=lambda: task.state != "cancelled")
+    return run_alone(work, limit, os.environ, is_needed=lambda: task.state != "cancelled")
 
 
 @contextmanager
@@ -105,7 +105,7 @@ def _process(given: IO, answer: IO, environment: Mapping[str, str]) -> Iterator[
             process.wait()
 
 
-def _wait(process: subprocess.Popen, limit: int | None, is_wanted: Callable[[], bool]) -> _End:
+def _wait(process: subprocess.Popen, limit: int | None, is_needed: Callable[[], bool]) -> _End:
     """Until the process has ended, or has been ended because it fills more memory than `limit`.
 
     Its memory is looked at from outside: the kernel's own limit (RLIMIT_AS) counts mapped files and what was set aside
@@ -118,9 +118,9 @@ def _wait(process: subprocess.Popen, limit: int | None, is_wanted: Callable[[], 
         if limit and filled > limit:
             was_over = True
             os.kill(process.pid, signal.SIGKILL)
-        if not is_wanted():
+        if not is_needed():
             raise InterruptedError("nobody waits for this task any more")
-        time.sleep(LOOK_SECONDS)
+        time.sleep(POLL_SECONDS)
     _, status, usage = ended
     process.returncode = os.waitstatus_to_exitcode(status)
     if usage.ru_maxrss > resource.getrusage(resource.RUSAGE_SELF).ru_maxrss:  # a child begins with its parent's peak
@@ -175,8 +175,8 @@ def _name(number: int) -> str:
 def work(parent: int, answer: int) -> None:
     """All that the new process does: the task of its standard input, into the file `answer`."""
     global _answer
-    _die_with(parent)
-    _be_the_first_to_go()
+    _die_with_parent(parent)
+    _prefer_for_oom_kill()
     _answer = answer
     note_deadline(0)
     try:
@@ -205,7 +205,7 @@ def _pickled(found: tuple[bool, Any]) -> bytes:
         return cloudpickle.dumps((False, TypeError(f"{type(found[1]).__name__} cannot be pickled: {error}")))
 
 
-def _die_with(parent: int) -> None:
+def _die_with_parent(parent: int) -> None:
     """Have the kernel kill this process when the one that waits for it ends, however that ends."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -213,7 +213,7 @@ def _die_with(parent: int) -> None:
         os._exit(1)
 
 
-def _be_the_first_to_go() -> None:
+def _prefer_for_oom_kill() -> None:
     """Where memory runs out the kernel shall end this process, and neither the build nor a worker."""
     try:
         Path("/proc/self/oom_score_adj").write_text("1000")

@@ -17,19 +17,12 @@ from cache_schema.verify import changed_files
 from cache_schema.writer import CacheWriter
 from preprocess.build.cluster import Pool
 from preprocess.build.isolated_task import Died
-from preprocess.build.report import Row, build_row, report_frame
-from preprocess.build.state import (
-    decoders_digest,
-    is_done,
-    recall,
-    sources_digest,
-    studies_digest,
-    tree_digest,
-)
-from preprocess.build.task import StudyTask, make_study
+from preprocess.build.report import report_frame
+from preprocess.build.state import StudyState, decoders_digest, sources_digest, studies_digest, tree_digest
+from preprocess.build.task import StudyTask, TaskResult, build_study
 from preprocess.findings import Finding
 from preprocess.headers.inventory import Inventory, read_many
-from preprocess.labels import MADE_BY_BUILD, LabelsTable, Wanted, make_table
+from preprocess.labels import MADE_BY_BUILD, LabelsAndFolds, LabelsTable, make_table
 from preprocess.masks.names import find_segmentation, unlistable, unused_masks
 from preprocess.natural_order import natural_key
 from preprocess.progress import progress_over
@@ -43,11 +36,11 @@ FILES_READ_HERE = 256
 
 
 @dataclass
-class Done:
-    """What became of the planned studies, by their id in the cache."""
+class Built:
+    """What became of the planned studies. refused: by the study's id in the cache."""
 
-    rows: list[Row]
-    refused: dict[str, Row]
+    findings: list[Finding]
+    refused: dict[str, Finding]
     published: int = 0
     slices: int = 0
 
@@ -69,24 +62,17 @@ class BuildJob:
     def name(self, uid: str) -> str:
         return self.pseudonyms(uid) if self.pseudonyms else uid
 
-    def fingerprint(self, files: list[Path], want: Wanted) -> str:
+    def fingerprint(self, files: list[Path], given: LabelsAndFolds) -> str:
         """Of everything a build depends on; where it has not changed, there is nothing to do."""
-        masks = [] if self.segmentations is None else self.mask_files()
         return digest_of(
             {
                 "files": tree_digest(files, self.source),
-                "segmentations": self.segmentations and tree_digest(masks, self.segmentations),
-                "labels": want.labels_digest,
-                "folds": want.folds_name if want.folds_given else None,
+                "segmentations": self.segmentations and _masks_digest(self.segmentations),
+                "labels": given.labels_digest,
+                "folds": given.folds_name if given.folds_given else None,
                 "options": [self.options, self.limit, self.paths, self.prune, decoders_digest()],
             }
         )
-
-    def mask_files(self) -> list[Path]:
-        try:
-            return sorted(path for path in self.segmentations.rglob("*") if path.is_file())
-        except OSError as error:
-            raise unlistable(self.segmentations, error) from None
 
     def all_there(self, content: str | None) -> bool:
         """Whether the tables are as listed, and the studies are those of a digest and have all their files; a stat for each.
@@ -126,29 +112,28 @@ class BuildJob:
         return whole
 
     def about_masks(self, uids: set[str]) -> list[Finding]:
-        """A row for every mask that no study of the source takes."""
-        unused = unused_masks(self.segmentations, uids)
-        if not unused:
+        """A finding for every mask that no study of the source takes."""
+        folder = self.segmentations
+        if folder is None or not (unused := unused_masks(folder, uids)):
             return []
-        listed = sorted((path for path in self.segmentations.rglob("*")), key=lambda path: natural_key(str(path)))
+        listed = sorted(folder.rglob("*"), key=lambda path: natural_key(str(path)))
         number = {path: place for place, path in enumerate(listed, start=1)}
         message = "number {} of its folder's files and folders, in natural order, is taken by no study"
         return [
             Finding("", "", "flagged", "unused_mask", message.format(number.get(path, 0)), str(path)) for path in unused
         ]
 
-    def make(self, plans: list[StudyPlan], pool: Pool) -> Done:
+    def build_studies(self, plans: list[StudyPlan], pool: Pool) -> Built:
         """Publish every planned study that is not there yet."""
-        done, tasks = Done([], {}), []
+        built, tasks = Built([], {}), []
         for plan in plans:
             id, mask = self.name(plan.id), find_segmentation(self.segmentations, plan.id)
             sources = sources_digest(plan, mask, self.source)
-            memory = recall(self.writer, id)
-            if is_done(self.writer, id, memory, self.options, sources):
-                done.rows.extend(self.with_path(row, plan, mask) for row in memory.rows)
+            state = StudyState.load(self.writer, id)
+            if state is not None and state.is_current(self.writer, id, self.options, sources):
+                built.findings.extend(_with_path(finding, plan, mask) for finding in state.findings)
             else:
-                task = StudyTask(id, plan, mask, self.writer.path, self.pseudonyms, self.options, sources)
-                tasks.append(task)
+                tasks.append(StudyTask(id, plan, mask, self.writer.path, self.pseudonyms, self.options, sources))
         tasks.sort(key=lambda task: -len(task.plan.slices))  # the longest first, so that the last ones end together
         slices = sum(len(task.plan.slices) for task in tasks)
         self.tell(
@@ -156,61 +141,72 @@ class BuildJob:
         )
         if tasks:
             with progress_over(len(tasks), slices) as steps:
-                for number, outcome in pool.run(make_study, tasks):
+                for number, result in pool.run(build_study, tasks):
                     task = tasks[number]
                     steps.advance(len(task.plan.slices))
-                    died = isinstance(outcome, Died)
-                    refused = build_row(task.id, "refused", "worker_died", outcome.message) if died else outcome.refused
-                    if refused is not None:
-                        done.refused[task.id] = self.with_path(refused, task.plan, task.segmentation)
+                    if isinstance(result, Died):
+                        result = TaskResult(Finding.of_study(task.id, "refused", "worker_died", result.message))
+                    if result.refused is not None:
+                        built.refused[task.id] = _with_path(result.refused, task.plan, task.segmentation)
                         continue
-                    done.rows.extend(self.with_path(row, task.plan, task.segmentation) for row in outcome.rows)
-                    done.published += 1
-                    done.slices += len(task.plan.slices)
-        return done
+                    built.findings.extend(_with_path(found, task.plan, task.segmentation) for found in result.findings)
+                    built.published += 1
+                    built.slices += len(task.plan.slices)
+        return built
 
-    def with_path(self, row: Row, plan: StudyPlan, mask: Path | None) -> Row:
-        """The row with its file's path in place of its number, where paths were asked for."""
-        if not self.paths:
-            return row
-        if row.reason.startswith("segmentation_") and mask is not None:
-            return replace(row, file=str(mask))
-        paths = {str(place.file): place.path for place in plan.images}
-        return replace(row, file=paths.get(row.file, row.file))
-
-    def judge(self, findings: Iterable[Finding], done: Done) -> tuple[list[Row], set[str]]:
-        """All rows but those about the cache itself, and which studies were refused."""
-        rows, refused = [*done.rows, *done.refused.values()], set(done.refused)
-        for finding in findings:
-            row = Row.of(self.pseudonyms.finding(finding) if self.pseudonyms else finding, paths=self.paths)
-            rows.append(row)
+    def all_findings(self, planned: Iterable[Finding], built: Built) -> tuple[list[Finding], set[str]]:
+        """All findings but those about the cache itself, and which studies and files were refused."""
+        findings, refused = [*built.findings, *built.refused.values()], set(built.refused)
+        for finding in planned:
+            if self.pseudonyms:
+                finding = self.pseudonyms.finding(finding)
+            findings.append(finding)
             if finding.refuses_study or (finding.severity == "refused" and not finding.id):
-                refused.add(row.id or f"file {row.file or row.message}")
-        return rows, refused
+                refused.add(finding.id or f"file {finding.file or finding.message}")
+        return findings, refused
 
     def finish(
-        self, rows: list[Row], refused: set[str], source_ids: set[str], want: Wanted, old: LabelsTable | None
-    ) -> tuple[list[Row], pd.DataFrame]:
-        """Take out what was refused, then write labels, report and index; returns the report's rows and the index."""
+        self,
+        findings: list[Finding],
+        refused: set[str],
+        source_ids: set[str],
+        given: LabelsAndFolds,
+        old: LabelsTable | None,
+    ) -> tuple[list[Finding], pd.DataFrame]:
+        """Remove what was refused, then write labels, report and index; returns the report's findings and the index."""
         gone = {folder.name for folder in self.writer.studies()} - source_ids if self.prune else set()
         for id in refused | gone:
             if is_valid_id(id):
                 self.writer.remove(id)
         index = self.writer.make_index()
-        rows = [*rows, *self.rows_about_cache(index, source_ids)]
-        table = make_table(index, want, old, MADE_BY_BUILD) if len(index) else None
+        findings = [*findings, *self.about_cache(index, source_ids)]
+        report = report_frame(findings, paths=self.paths)
+        table = make_table(index, given, old, MADE_BY_BUILD) if len(index) else None
         if table is None or (old is not None and table.frame.equals(old.frame)):
-            self.writer.finish(report=report_frame(rows))
+            self.writer.finish(report=report)
         else:
-            meta = {"made_by": table.made_by, "inputs": table.inputs, "extra": {"folds": table.folds_name}}
-            self.writer.finish(table.frame, report_frame(rows), **meta)
-        return rows, index
+            table.write(self.writer, report)
+        return findings, index
 
-    def rows_about_cache(self, index: pd.DataFrame, source_ids: set[str]) -> Iterator[Row]:
+    def about_cache(self, index: pd.DataFrame, source_ids: set[str]) -> Iterator[Finding]:
         boxed = dict(zip(index["id"], index["x0"].notna(), strict=True))
         for id, has_box in boxed.items():
-            memory = recall(self.writer, id)
-            if memory is not None and memory.lost_box and not has_box:
-                yield build_row(id, "flagged", "study_box_lost")
+            state = StudyState.load(self.writer, id)
+            if state is not None and state.lost_box and not has_box:
+                yield Finding.of_study(id, "flagged", "study_box_lost")
             if id not in source_ids:
-                yield build_row(id, "flagged", "not_in_source")
+                yield Finding.of_study(id, "flagged", "not_in_source")
+
+
+def _with_path(finding: Finding, plan: StudyPlan, mask: Path | None) -> Finding:
+    """The finding with the path of the file whose number it carries."""
+    if finding.reason.startswith("segmentation_") and mask is not None:
+        return replace(finding, path=str(mask))
+    return replace(finding, path=next((each.path for each in plan.images if str(each.file) == finding.file), ""))
+
+
+def _masks_digest(folder: Path) -> str:
+    try:
+        return tree_digest(sorted(path for path in folder.rglob("*") if path.is_file()), folder)
+    except OSError as error:
+        raise unlistable(folder, error) from None

@@ -1,4 +1,4 @@
-"""What a build remembers so that the next one skips what is done. It lies in CACHE/.build/, is no part of the cache, and may be deleted."""
+"""The state that a build leaves in CACHE/.build/ so that the next one skips what is done. It may be deleted."""
 
 import hashlib
 import json
@@ -7,9 +7,11 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
+from cache_schema.columns import REPORT_COLUMNS
 from cache_schema.documents import canonical_json, digest_of, write_whole
 from cache_schema.errors import CacheError
 from cache_schema.layout import PIXEL_HASH
@@ -17,7 +19,7 @@ from cache_schema.store import read_study_document
 from cache_schema.tables import content_digest
 from cache_schema.verify import changed_files
 from cache_schema.writer import CacheWriter
-from preprocess.build.report import Row
+from preprocess.findings import Finding
 from preprocess.pseudonyms import Pseudonyms
 from preprocess.series.study_plan import StudyPlan
 
@@ -38,12 +40,12 @@ DECODERS = (
 
 
 @dataclass(frozen=True)
-class Memory:
-    """What was done about one study.
+class StudyState:
+    """What a build did about one study, for the next build to skip it.
 
-    sources: digest of the names, sizes and times of its files, "" while it is being written. content_digest,
-    segmentation_digest: of what was published. rows: what reading it had to say. lost_box: it replaced a study that had
-    a study_box.
+    options: digest of the options that it was made with. sources: digest of the names, sizes and times of its files, ""
+    while the study is being written. content_digest, segmentation_digest: those of the published record. findings: what
+    reading it told. lost_box: it replaced a study that had a study_box.
     """
 
     options: str
@@ -51,7 +53,35 @@ class Memory:
     content_digest: str | None = None
     segmentation_digest: str | None = None
     lost_box: bool = False
-    rows: tuple[Row, ...] = ()
+    findings: tuple[Finding, ...] = ()
+
+    @classmethod
+    def load(cls, writer: CacheWriter, id: str) -> "StudyState | None":
+        """The state of a study, or None where there is none that can be read."""
+        found = _read_json(_state_path(writer, id))
+        try:
+            findings = tuple(Finding(*row) for row in found.pop("rows"))
+            return cls(**found, findings=findings)
+        except (TypeError, KeyError, ValueError):
+            return None
+
+    def save(self, writer: CacheWriter, id: str) -> None:
+        path = _state_path(writer, id)
+        path.parent.mkdir(exist_ok=True)
+        document = asdict(self)
+        document["rows"] = [list(row.values())[: len(REPORT_COLUMNS)] for row in document.pop("findings")]  # no paths
+        write_whole(path, canonical_json(document), beside=writer.build_folder)
+
+    def is_current(self, writer: CacheWriter, id: str, options: str, sources: str) -> bool:
+        """Whether the study in the cache is what these files and options would give, and all of its files are there."""
+        if (self.options, self.sources) != (options, sources):
+            return False
+        try:
+            record, attributes = read_study_document(writer.path / id)
+        except CacheError:
+            return False
+        same = (record.content_digest, record.segmentation_digest) == (self.content_digest, self.segmentation_digest)
+        return same and not changed_files(writer.path / id, attributes["files"])
 
 
 def options_digest(pseudonyms: Pseudonyms | None, rules: int = RULES) -> str:
@@ -99,60 +129,36 @@ def _files_digest(files: Iterable[tuple[str, int, int]]) -> str:
     return total.hexdigest()
 
 
-def recall(writer: CacheWriter, id: str) -> Memory | None:
-    """What is remembered of a study, or None."""
-    found = _read_json(_memory_path(writer, id))
-    try:
-        return Memory(**found | {"rows": tuple(Row(*row) for row in found["rows"])})
-    except (TypeError, KeyError, ValueError):
-        return None
-
-
-def remember(writer: CacheWriter, id: str, memory: Memory) -> None:
-    path = _memory_path(writer, id)
-    path.parent.mkdir(exist_ok=True)
-    rows = [list(asdict(row).values()) for row in memory.rows]
-    write_whole(path, canonical_json(asdict(memory) | {"rows": rows}), beside=writer.build_folder)
-
-
-def is_done(writer: CacheWriter, id: str, memory: Memory | None, options: str, sources: str) -> bool:
-    """Whether the study in the cache is what these files and options would give, and all of its files are there."""
-    if memory is None or (memory.options, memory.sources) != (options, sources):
-        return False
-    try:
-        record, attributes = read_study_document(writer.path / id)
-    except CacheError:
-        return False
-    kept = (record.content_digest, record.segmentation_digest) == (memory.content_digest, memory.segmentation_digest)
-    return kept and not changed_files(writer.path / id, attributes["files"])
-
-
 def studies_digest(index: pd.DataFrame) -> str:
     """Of which studies a cache has and what is in them; of nothing that set-boxes or labels change."""
     return content_digest(index[["id", "content_digest", "segmentation_digest"]])
 
 
-def recall_finish(writer: CacheWriter, fingerprint: str) -> dict | None:
-    """What `remember_finish` kept, if the whole build was the same."""
-    found = _read_json(writer.build_folder / "finished.json")
+def load_finished(writer: CacheWriter, fingerprint: str) -> dict[str, Any] | None:
+    """What `save_finished` kept, if the whole build was the same."""
+    found = _read_json(_finished_path(writer))
     return found if found.get("fingerprint") == fingerprint else None
 
 
-def remember_finish(writer: CacheWriter, fingerprint: str, **summary: int | str) -> None:
+def save_finished(writer: CacheWriter, fingerprint: str, **summary: int | str) -> None:
     document = {"fingerprint": fingerprint, **summary}
-    write_whole(writer.build_folder / "finished.json", canonical_json(document), beside=writer.build_folder)
+    write_whole(_finished_path(writer), canonical_json(document), beside=writer.build_folder)
 
 
-def forget_finish(writer: CacheWriter) -> None:
-    """Before anything is changed: what a build that is stopped, or has to be tried again, leaves behind is not finished."""
-    (writer.build_folder / "finished.json").unlink(missing_ok=True)
+def clear_finished(writer: CacheWriter) -> None:
+    """Call it before anything is changed: a build that is stopped, or has to be tried again, is not finished."""
+    _finished_path(writer).unlink(missing_ok=True)
 
 
-def _memory_path(writer: CacheWriter, id: str) -> Path:
+def _finished_path(writer: CacheWriter) -> Path:
+    return writer.build_folder / "finished.json"
+
+
+def _state_path(writer: CacheWriter, id: str) -> Path:
     return writer.build_folder / "studies" / f"{id}.json"
 
 
-def _read_json(path: Path) -> dict:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_bytes())
     except (OSError, ValueError):

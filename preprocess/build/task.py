@@ -1,5 +1,6 @@
 """What a worker does: turn one planned study into a published one."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -7,10 +8,9 @@ import cv2
 
 from cache_schema.errors import CspineError, StudyRefused, reason_of
 from cache_schema.writer import CacheWriter
-from preprocess.build.report import BUILD_REASONS, PASSING_REASONS, Row
-from preprocess.build.state import Memory, recall, remember
+from preprocess.build.state import StudyState
 from preprocess.build.watchdog import STALL_SECONDS, GuardedPixels, deadline
-from preprocess.findings import Finding
+from preprocess.findings import REASONS, TRANSIENT_REASONS, Finding
 from preprocess.pseudonyms import Pseudonyms
 from preprocess.series.study_plan import StudyPlan
 from preprocess.study_source import open_study
@@ -18,7 +18,7 @@ from preprocess.study_source import open_study
 
 @dataclass(frozen=True)
 class StudyTask:
-    """One study to make. id: what it is called in the cache. options, sources: for whoever asks later whether it is done."""
+    """One study to build. id: its id in the cache. options, sources: digests for the study's state."""
 
     id: str
     plan: StudyPlan
@@ -30,52 +30,58 @@ class StudyTask:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TaskResult:
     """What became of a task. `refused` is None where the study was published."""
 
-    refused: Row | None
-    rows: tuple[Row, ...]
+    refused: Finding | None
+    findings: tuple[Finding, ...] = ()
 
 
-def make_study(task: StudyTask) -> Outcome:
-    """Decode and publish. Never raises: one failing study must not stop the others, and a traceback would show names of files."""
+def build_study(task: StudyTask) -> TaskResult:
+    """Decode and publish. Never raises: a failing study must not stop the others, and tracebacks show names of files."""
     cv2.setNumThreads(1)
     try:
-        return _make_study(task)
+        return TaskResult(None, _build_study(task))
     except StudyRefused as refused:
-        return Outcome(Row(task.id, refused.file or "", "refused", refused.reason, refused.what), ())
+        return TaskResult(Finding(task.id, refused.file or "", "refused", refused.reason, refused.what))
     except CspineError as error:
-        return Outcome(Row(task.id, "", "refused", "failed", error.what), ())
+        return TaskResult(Finding.of_study(task.id, "refused", "failed", error.what))
     except Exception as error:
         why = reason_of(error) if isinstance(error, OSError) else type(error).__name__
-        message = f"{BUILD_REASONS['failed']} ({why})"
-        return Outcome(Row(task.id, "", "refused", "failed", message), ())
+        return TaskResult(Finding.of_study(task.id, "refused", "failed", f"{REASONS['failed']} ({why})"))
 
 
-def _make_study(task: StudyTask) -> Outcome:
+def _build_study(task: StudyTask) -> tuple[Finding, ...]:
     writer = CacheWriter(task.cache)
     with deadline(STALL_SECONDS):
-        study, findings = open_study(task.plan, task.segmentation)
+        study, found = open_study(task.plan, task.segmentation)
     if task.pseudonyms is not None:
         study = task.pseudonyms.study(study)
-    study.pixels = GuardedPixels(study.pixels)
-    rows = _rows(task, findings)
-    memory = Memory(task.options, "", lost_box=_loses_box(writer, task.id), rows=rows)
-    if memory.lost_box:
-        remember(writer, task.id, memory)
+    study.pixels = pixels = GuardedPixels(study.pixels)
+    findings = _named(task, found)
+    state = StudyState(task.options, "", lost_box=_loses_box(writer, task.id), findings=findings)
+    if state.lost_box:
+        state.save(writer, task.id)
     record = writer.publish(study)
-    rows += _rows(task, study.pixels.findings())
-    done = {"content_digest": record.content_digest, "segmentation_digest": record.segmentation_digest}
-    passing = any(row.reason in PASSING_REASONS for row in rows)  # the next build tries again
-    remember(writer, task.id, replace(memory, sources="" if passing else task.sources, rows=rows, **done))
-    return Outcome(None, rows)
+    findings += _named(task, pixels.findings())
+    transient = any(finding.reason in TRANSIENT_REASONS for finding in findings)  # the next build tries again
+    state = replace(
+        state,
+        sources="" if transient else task.sources,
+        content_digest=record.content_digest,
+        segmentation_digest=record.segmentation_digest,
+        findings=findings,
+    )
+    state.save(writer, task.id)
+    return findings
 
 
-def _rows(task: StudyTask, findings: list[Finding]) -> tuple[Row, ...]:
-    return tuple(replace(Row.of(finding, paths=False), id=task.id) for finding in findings)
+def _named(task: StudyTask, findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """The findings under the study's id in the cache."""
+    return tuple(replace(finding, id=task.id) for finding in findings)
 
 
 def _loses_box(writer: CacheWriter, id: str) -> bool:
     """Whether the study that is about to be replaced has a study_box, or one before it had."""
-    earlier = recall(writer, id)
+    earlier = StudyState.load(writer, id)
     return (earlier is not None and earlier.lost_box) or writer.has_box(id)

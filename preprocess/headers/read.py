@@ -23,7 +23,7 @@ from preprocess.headers.enhanced import frames_of
 from preprocess.headers.file_header import FileHeader
 from preprocess.headers.file_kinds import APPLE_DOUBLE, archive_kind, is_bare_dicom, other_kind
 from preprocess.headers.transfer_syntaxes import NATIVE_SYNTAXES, PLUGINS, decoder_names
-from preprocess.headers.values import HU_WORDS, NOT_HU_WORDS, WANTED, HeaderValues
+from preprocess.headers.values import HEADER_TAGS, HU_WORDS, NOT_HU_WORDS, HeaderValues
 
 MAX_MM, MAX_HU = 1e6, 1e9
 """Beyond any table and any scanner, but small enough to compute with."""
@@ -56,7 +56,7 @@ def read_headers(path: str | Path, salt: bytes = b"") -> list[FileHeader] | Find
             status = os.fstat(file.fileno())
             head = file.read(HEAD_BYTES)
             if head[128:META_BEGIN] == b"DICM":
-                elements = walk(head, WANTED, _walked_syntaxes())
+                elements = walk(head, HEADER_TAGS, _walked_syntaxes())
                 if elements is not None:
                     return _frames_of_ordinary(elements, path, status, salt)
             elif not is_bare_dicom(head):
@@ -191,11 +191,11 @@ def _check_length(header: FileHeader) -> FileHeader:
     if header.pixel_length is None:
         message = "compressed pixel data under a transfer syntax of uncompressed data"
         return header.with_problem("pixel_length", message)
-    wanted = header.rows * header.columns * header.frames * header.bits_allocated // 8
-    if header.pixel_length not in (wanted, wanted + wanted % 2):
-        return header.with_problem("pixel_length", f"{header.pixel_length} bytes of pixel data, {wanted} expected")
-    if header.pixel_offset + wanted > header.size:
-        missing = header.pixel_offset + wanted - header.size
+    expected = header.rows * header.columns * header.frames * header.bits_allocated // 8
+    if header.pixel_length not in (expected, expected + expected % 2):
+        return header.with_problem("pixel_length", f"{header.pixel_length} bytes of pixel data, {expected} expected")
+    if header.pixel_offset + expected > header.size:
+        missing = header.pixel_offset + expected - header.size
         return header.with_problem("pixel_length", f"the file ends {missing} bytes too early")
     return header
 

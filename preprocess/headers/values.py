@@ -62,7 +62,7 @@ _OTHER_FIELDS = (
 )
 TAGS = {keyword: int(Tag(keyword)) for keyword in (*PIXEL_FIELDS, *_OTHER_FIELDS)}
 """plain numbers: pydicom's tags hash and compare in Python"""
-WANTED = frozenset(TAGS.values())
+HEADER_TAGS = frozenset(TAGS.values())
 
 
 class HeaderValues:

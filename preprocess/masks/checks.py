@@ -7,7 +7,7 @@ import numpy as np
 
 from cache_schema.layout import LEVELS
 from preprocess.masks.nifti_file import SegmentationRefused
-from preprocess.masks.shifts import Better, Moves, Pictures
+from preprocess.masks.shifts import BetterPlace, LabelImages, Moves
 
 ONE_LEVEL_MM = (30.0, *[60.0] * (len(LEVELS) - 1))
 """Extent from head to feet, of each of C1..C7, beyond which a mask's only level is no vertebra. A ring of C1 takes up
@@ -22,7 +22,7 @@ CHECKED_SLICES = 24
 behind."""
 
 MIRROR_MARGIN = 0.5
-"""Grey levels (3.5 HU) by which a mirror image may be brighter: a neck in the middle of the picture is as good as its
+"""Grey levels (3.5 HU) by which a mirror image may be brighter: a neck in the middle of the image is as good as its
 mirror image."""
 
 Read = Callable[[int, int], np.ndarray]
@@ -51,18 +51,18 @@ def check_levels(pixels: np.ndarray, z: np.ndarray) -> None:
         )
 
 
-def brightness(pictures: Pictures, labelled: np.ndarray, read: Read) -> float:
+def brightness(label_images: LabelImages, labelled: np.ndarray, read: Read) -> float:
     """Mean grey level under the labels of some slices."""
     total = pixels = 0
     for z in checked_slices(labelled):
-        inside = pictures(z) > 0
+        inside = label_images(z) > 0
         total += int(read(z, z + 1)[0][inside].sum(dtype=np.int64))
         pixels += int(inside.sum())
     return total / max(1, pixels)
 
 
 def check_against_bone(
-    pictures: Pictures, labelled: np.ndarray, read: Read, voxel: Sequence[float], spacing: Sequence[float]
+    label_images: LabelImages, labelled: np.ndarray, read: Read, voxel: Sequence[float], spacing: Sequence[float]
 ) -> None:
     """Raise SegmentationRefused where the labels would lie better on the bone elsewhere: in one of their seven mirror
     images, or moved by more than two voxels.
@@ -71,11 +71,11 @@ def check_against_bone(
     labelled: bool (n), whether a slice has labels. spacing: mm between slices, rows and columns; voxel: how far one of
     the mask's reaches in these directions. Reads up to 24 labelled slices and their mirror slices.
     """
-    mirrors, moves = Mirrors(), Moves(pictures, labelled, voxel, spacing)
+    mirrors, moves = Mirrors(), Moves(label_images, labelled, voxel, spacing)
     last = len(labelled) - 1
     for z in checked_slices(labelled):
         here, mirrored = read(z, z + 1)[0], read(last - z, last - z + 1)[0]
-        mirrors.look(pictures(z) > 0, here, mirrored)
+        mirrors.look(label_images(z) > 0, here, mirrored)
         moves.look(z, here)
     better = [found for found in (mirrors.better(), moves.better()) if found is not None]
     if better:
@@ -103,10 +103,10 @@ class Mirrors:
             grey = here if flip_z == 1 else mirrored
             self._sums[flip_z, flip_y, flip_x] += int(grey[::flip_y, ::flip_x][places].sum(dtype=np.int64))
 
-    def better(self) -> Better | None:
+    def better(self) -> BetterPlace | None:
         best = max(self._sums, key=self._sums.get)
         if (self._sums[best] - self._sums[1, 1, 1]) / self._pixels <= MIRROR_MARGIN:
             return None
         axes = [name for name, flip in zip(("head-feet", "front-back", "left-right"), best, strict=True) if flip < 0]
         message = f"mirrored {' and '.join(axes)}, the labels would lie on brighter pixels"
-        return Better(self._sums[best] / self._pixels, SegmentationRefused("segmentation_mirrored", message))
+        return BetterPlace(self._sums[best] / self._pixels, SegmentationRefused("segmentation_mirrored", message))

@@ -60,7 +60,7 @@ def unused_masks(folder: str | Path | None, studies: Iterable[str]) -> list[Path
     for where, below, names in os.walk(folder):
         below[:] = [name for name in below if not name.startswith(".")]
         paths = (Path(where, name) for name in names if not name.startswith("."))
-        found.extend(path for path in paths if path not in taken and _is_nobodys(path, studies))
+        found.extend(path for path in paths if path not in taken and _is_unused_mask(path, studies))
     return sorted(found)
 
 
@@ -81,7 +81,7 @@ def _other_names(folder: Path, changed: int) -> dict[str, str]:
     return names
 
 
-def _is_nobodys(path: Path, studies: set[str]) -> bool:
+def _is_unused_mask(path: Path, studies: set[str]) -> bool:
     """Whether a file that no study takes was meant to be a mask."""
     name = path.name
     if name.lower().endswith(TEXT) or not path.is_file():

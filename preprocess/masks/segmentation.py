@@ -16,7 +16,7 @@ from preprocess.findings import Finding
 from preprocess.masks.checks import MIRROR_MARGIN, Read, brightness, check_against_bone, check_levels
 from preprocess.masks.names import find_segmentation, unused_masks
 from preprocess.masks.nifti_file import LabelVolume, SegmentationRefused, read_labels
-from preprocess.masks.shifts import Pictures
+from preprocess.masks.shifts import LabelImages
 from preprocess.series.geometry import Grid
 from preprocess.series.study_plan import StudyPlan
 
@@ -33,10 +33,10 @@ TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """NIfTI counts millimetres to the right and the front, DICOM to the left and the back."""
 
 STILL = 0.01
-"""An axis that moves by less than this share of a voxel over a whole picture does not move."""
+"""An axis that moves by less than this share of a voxel over a whole image does not move."""
 
 
-class _StudysFault(Exception):
+class _StudyReadError(Exception):
     """What reading the study's own pixels raised: it is no fault of the mask that asked for them."""
 
     def __init__(self, error: Exception):
@@ -50,7 +50,7 @@ class Survey:
 
     pixels: of each of C1..C7, int (n, 7). boxes: x0 y0 x1 y1 around all of them, exclusive ends, -1 where there is
     none, int16 (n, 4). labelled: whether the slice holds any label at all, bool (n). voxel: mm that a voxel of the
-    file reaches between the study's slices, down and across its pictures.
+    file reaches between the study's slices, down and across its images.
     """
 
     pixels: np.ndarray
@@ -65,20 +65,20 @@ def read_segmentation(
     """Slice boxes (n, 4) int16 and vertebra ratios (n, 7) float32 of a study, and what there is to say about the
     segmentation.
 
-    Boxes are x0 y0 x1 y1 in native pixels of the canonical picture, exclusive ends, around all of C1..C7, -1 where
+    Boxes are x0 y0 x1 y1 in native pixels of the canonical image, exclusive ends, around all of C1..C7, -1 where
     there is none. The ratio is a level's pixels in the slice divided by those in its fullest slice, 0 where the level
     is absent (reference 3.2). `read(z0, z1)` gives the study's grey values for the checks against bone, which are left
     out without it; what it raises is raised. Whatever else goes wrong refuses the segmentation: (None, None, findings).
     """
     try:
         with np.errstate(all="ignore"):  # affines of a broken file hold any number there is
-            pictures, survey, findings = place_labels(nifti, plan, read and _passing(read))
+            label_images, survey, findings = place_labels(nifti, plan, read and _marking_read_errors(read))
         check_levels(survey.pixels, plan.z)
         if read is not None:
             spacing = plan.spacing or (survey.voxel[0] or 1.0, *plan.grid.pixel_spacing)
-            check_against_bone(pictures, survey.labelled, _passing(read), survey.voxel, spacing)
+            check_against_bone(label_images, survey.labelled, _marking_read_errors(read), survey.voxel, spacing)
         return survey.boxes, vertebra_ratios(survey.pixels), findings
-    except _StudysFault as fault:
+    except _StudyReadError as fault:
         raise fault.error from None
     except SegmentationRefused as refused:
         reason, message = refused.reason, refused.message
@@ -89,19 +89,19 @@ def read_segmentation(
     return None, None, [Finding(plan.id, "", "refused", reason, message, str(nifti))]
 
 
-def _passing(read: Read) -> Read:
+def _marking_read_errors(read: Read) -> Read:
     def passing(z0: int, z1: int) -> np.ndarray:
         try:
             return read(z0, z1)
         except Exception as error:
-            raise _StudysFault(error) from error
+            raise _StudyReadError(error) from error
 
     return passing
 
 
 def place_labels(
     nifti: str | Path, plan: StudyPlan, read: Read | None = None
-) -> tuple[Pictures, Survey, list[Finding]]:
+) -> tuple[LabelImages, Survey, list[Finding]]:
     """Labels on the study's slices, by the affine where it fits them, else by fixed flips and flagged.
 
     Where the file's two affines disagree that is flagged as well, and what lies on brighter pixels is taken, as far as
@@ -113,18 +113,18 @@ def place_labels(
         raise SegmentationRefused("segmentation_empty", "holds no voxel of C1 to C7")
     apart = _farthest(volume)
     placed = _placed(volume, plan.grid, voxels, 1 if apart is None else 2)
-    name, pictures, survey = _brightest(placed, read) if placed else ("neither", None, None)
+    name, label_images, survey = _brightest(placed, read) if placed else ("neither", None, None)
     said = {}
     if apart is not None:
         where = f"up to {apart:.1f} mm apart" if np.isfinite(apart) else "apart, one of them nowhere"
         said["segmentation_two_affines"] = f"qform and sform place the labels {where}; {name} was taken"
-    if pictures is None:
-        pictures = by_fixed_flips(volume, plan)
-        survey = survey_slices(pictures, plan.grid.slices)
+    if label_images is None:
+        label_images = by_fixed_flips(volume, plan)
+        survey = survey_slices(label_images, plan.grid.slices)
         said["segmentation_by_fixed_flips"] = (
             "the affine does not place the labels on the slices; placed by the competition's fixed flips"
         )
-    return pictures, survey, [Finding(plan.id, "", "flagged", *about, str(nifti)) for about in said.items()]
+    return label_images, survey, [Finding(plan.id, "", "flagged", *about, str(nifti)) for about in said.items()]
 
 
 def _farthest(volume: LabelVolume) -> float | None:
@@ -138,24 +138,24 @@ def _farthest(volume: LabelVolume) -> float | None:
     return None if apart <= AGREE_VOXELS * step else apart
 
 
-def _placed(volume: LabelVolume, grid: Grid, voxels: int, forms: int) -> list[tuple[str, Pictures, Survey]]:
+def _placed(volume: LabelVolume, grid: Grid, voxels: int, forms: int) -> list[tuple[str, LabelImages, Survey]]:
     """What the first affines of a file make of it, those of them that place its labels on the study's slices."""
     placed = []
     for name, to_ras in list(volume.forms.items())[:forms]:
         affine = TO_LPS @ to_ras
-        pictures = by_affine(volume, affine, grid)
-        if pictures is not None:
-            survey = survey_slices(pictures, grid.slices, _voxel(affine, grid))
+        label_images = by_affine(volume, affine, grid)
+        if label_images is not None:
+            survey = survey_slices(label_images, grid.slices, _voxel(affine, grid))
             if survey.pixels.sum(axis=1) @ _slice_volumes(grid, affine) >= PLACED * voxels * abs(np.linalg.det(affine)):
-                placed.append((name, pictures, survey))
+                placed.append((name, label_images, survey))
     return placed
 
 
-def _brightest(placed: list[tuple[str, Pictures, Survey]], read: Read | None) -> tuple[str, Pictures, Survey]:
+def _brightest(placed: list[tuple[str, LabelImages, Survey]], read: Read | None) -> tuple[str, LabelImages, Survey]:
     """The first, unless another one lies on brighter pixels."""
     if len(placed) == 1 or read is None:
         return placed[0]
-    first, second = (brightness(pictures, survey.labelled, read) for _, pictures, survey in placed)
+    first, second = (brightness(label_images, survey.labelled, read) for _, label_images, survey in placed)
     return placed[second > first + MIRROR_MARGIN]
 
 
@@ -164,7 +164,7 @@ def _is_level(labels: np.ndarray) -> np.ndarray:
     return labels - np.uint8(1) < len(LEVELS)
 
 
-def by_affine(volume: LabelVolume, affine: np.ndarray, grid: Grid) -> Pictures | None:
+def by_affine(volume: LabelVolume, affine: np.ndarray, grid: Grid) -> LabelImages | None:
     """The nearest labels at the study's pixel centres; None where `affine` (voxels to LPS mm) is no placement at
     all."""
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-9:
@@ -174,12 +174,12 @@ def by_affine(volume: LabelVolume, affine: np.ndarray, grid: Grid) -> Pictures |
     down, across = to_voxels[:3, :3] @ grid.row_step, to_voxels[:3, :3] @ grid.column_step
     rows, columns = np.arange(grid.rows)[:, None], np.arange(grid.columns)[None, :]
 
-    def picture(z: int) -> np.ndarray:
+    def image(z: int) -> np.ndarray:
         whole = np.zeros((grid.rows, grid.columns), np.uint8)
         places = []
         for axis, first in enumerate(volume.first):
             place = np.full((1, 1), starts[z, axis])
-            # an axis that stands still over the picture stays small: orthogonal segmentations need no full index arrays
+            # an axis that stands still over the image stays small: orthogonal segmentations need no full index arrays
             if abs(down[axis]) * grid.rows > STILL:
                 place = place + rows * down[axis]
             if abs(across[axis]) * grid.columns > STILL:
@@ -200,7 +200,7 @@ def by_affine(volume: LabelVolume, affine: np.ndarray, grid: Grid) -> Pictures |
         whole[part] = labels
         return whole
 
-    return picture
+    return image
 
 
 def _common(masks: list[np.ndarray]) -> slice | None:
@@ -220,7 +220,7 @@ def _cut(array: np.ndarray, part: tuple[slice, slice]) -> np.ndarray:
 def _look_up(volume: np.ndarray, index: list[np.ndarray]) -> np.ndarray:
     """`volume[tuple(index)]` for index arrays (rows or 1, columns or 1) of its three axes.
 
-    Where one axis runs down the picture and one across, and the third stands still, they are cut one after the other,
+    Where one axis runs down the image and one across, and the third stands still, they are cut one after the other,
     as views where no voxel is left out or repeated: a tenth of the cost.
     """
     down = [axis for axis, places in enumerate(index) if places.shape[0] > 1]
@@ -251,12 +251,12 @@ def _slice_volumes(grid: Grid, affine: np.ndarray) -> np.ndarray:
 
 
 def _voxel(affine: np.ndarray, grid: Grid) -> tuple[float, float, float]:
-    """mm that a voxel reaches at most along the slices' normal, down and across the pictures."""
+    """mm that a voxel reaches at most along the slices' normal, down and across the images."""
     ways = np.array((np.cross(grid.row_direction, grid.column_direction), grid.column_direction, grid.row_direction))
     return tuple(np.abs(ways @ affine[:3, :3]).max(axis=1).tolist())
 
 
-def by_fixed_flips(volume: LabelVolume, plan: StudyPlan) -> Pictures:
+def by_fixed_flips(volume: LabelVolume, plan: StudyPlan) -> LabelImages:
     """Labels placed without an affine, as the reference does (3.1): voxels are (x, y, z) with y upside down, and z as
     well where the slices run from head to feet by slice number. Raises SegmentationRefused where the shape is not the
     study's."""
@@ -268,19 +268,21 @@ def by_fixed_flips(volume: LabelVolume, plan: StudyPlan) -> Pictures:
     place = np.empty(len(by_number), int)
     place[by_number] = np.arange(len(by_number))[:: -1 if head_first else 1]
 
-    def picture(z: int) -> np.ndarray:
+    def image(z: int) -> np.ndarray:
         return plan.turn.apply(volume.plane(int(place[z]))[:, ::-1].T)
 
-    return picture
+    return image
 
 
-def survey_slices(pictures: Pictures, slices: int, voxel: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> Survey:
+def survey_slices(
+    label_images: LabelImages, slices: int, voxel: tuple[float, float, float] = (0.0, 0.0, 0.0)
+) -> Survey:
     """Look at every slice once."""
     pixels = np.zeros((slices, len(LEVELS)), int)
     boxes = np.full((slices, 4), -1, np.int16)
     labelled = np.zeros(slices, bool)
     for z in range(slices):
-        whole = pictures(z)
+        whole = label_images(z)
         rows, columns = np.flatnonzero(whole.max(axis=1)), np.flatnonzero(whole.max(axis=0))
         if not len(rows):
             continue

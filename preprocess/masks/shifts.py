@@ -48,12 +48,12 @@ WAYS = (("feet", "head"), ("back", "front"), ("left", "right"))
 
 ROUNDING = 1e-3
 
-Pictures = Callable[[int], np.ndarray]
-"""z_index -> labels of that slice, (rows, columns) uint8 in the canonical picture"""
+LabelImages = Callable[[int], np.ndarray]
+"""z_index -> labels of that slice, (rows, columns) uint8 in the canonical image"""
 
 
 @dataclass(frozen=True)
-class Better:
+class BetterPlace:
     """A place where the labels would lie on brighter pixels: their mean grey level there, and the refusal."""
 
     brightness: float
@@ -67,8 +67,10 @@ class Moves:
     study, along slices, rows and columns.
     """
 
-    def __init__(self, pictures: Pictures, labelled: np.ndarray, voxel: Sequence[float], spacing: Sequence[float]):
-        self._pictures, self._labelled, self._step_mm = pictures, labelled, float(spacing[0])
+    def __init__(
+        self, label_images: LabelImages, labelled: np.ndarray, voxel: Sequence[float], spacing: Sequence[float]
+    ):
+        self._label_images, self._labelled, self._step_mm = label_images, labelled, float(spacing[0])
         pixel, two_voxels = np.asarray(spacing[1:]), SHIFT_VOXELS * np.maximum(voxel, spacing)
         self._slices_allowed = int(two_voxels[0] / spacing[0] + ROUNDING)
         self._plane = _Contrast(pixel, 0.0, IN_PLANE_MM, two_voxels[1:])
@@ -77,7 +79,7 @@ class Moves:
         self._still = {step: _Contrast(pixel, ASIDE_PIXEL_MM, 0.0, two_voxels[1:]) for step in self._steps()}
         self._stepped = {step: _Contrast(*aside) for step in self._still}
         self._updown = 0
-        self._aside_outline = lru_cache(256)(lambda z: self._stepped[1].outline(pictures(z)))
+        self._aside_outline = lru_cache(256)(lambda z: self._stepped[1].outline(label_images(z)))
 
     def _steps(self) -> list[int]:
         """By how many slices the labels are moved, to the feet where that is positive."""
@@ -89,7 +91,7 @@ class Moves:
 
     def look(self, z: int, frame: np.ndarray) -> None:
         """At the frame (rows, columns) uint8 of a labelled slice."""
-        labels = self._pictures(z)
+        labels = self._label_images(z)
         for contrast in (self._plane, self._beside):
             contrast.add(contrast.sums(contrast.outline(labels), contrast.shrunk(frame)))
         if self._stepped and self._plane.slices % UPDOWN_EVERY == 1:
@@ -105,7 +107,7 @@ class Moves:
                 self._still[step].add(here)
                 stepped.add(stepped.sums(self._aside_outline(z - step), small))
 
-    def better(self) -> Better | None:
+    def better(self) -> BetterPlace | None:
         """The best place that is further off than masks may be, where it is clearly better than all that are not."""
         steps = [step for step, still in self._still.items() if 2 * still.slices >= self._updown > 0]
         before = {step: self._still[step].middle() for step in steps}
@@ -117,16 +119,18 @@ class Moves:
             (self._beside, self._beside.middle(), 0, FAR_CLEARLY),
         ]
         places += [(self._stepped[step], before[step], step, CLEARLY) for step in steps]
-        found: list[tuple[float, Better]] = []
+        found: list[tuple[float, BetterPlace]] = []
         for there, here, step, share in places:
             contrast, gain = there.best(), there.best() - here
             if contrast >= MIN_CONTRAST and gain - least > share * contrast:
-                refusal = SegmentationRefused("segmentation_shifted", _told((step * self._step_mm, *there.move())))
-                found.append((gain, Better(there.brightness(), refusal)))
+                refusal = SegmentationRefused(
+                    "segmentation_shifted", _describe_move((step * self._step_mm, *there.move()))
+                )
+                found.append((gain, BetterPlace(there.brightness(), refusal)))
         return max(found, key=lambda pair: pair[0], default=(0.0, None))[1]
 
 
-def _told(move: Sequence[float]) -> str:
+def _describe_move(move: Sequence[float]) -> str:
     ways = [f"{abs(by):.1f} mm to the {way[int(by < 0)]}" for by, way in zip(move, WAYS, strict=True) if by]
     return f"moved {' and '.join(ways)}, the labels would lie on brighter pixels"
 
@@ -160,13 +164,13 @@ class _Contrast:
         self._pixels = [0, 0]
         self.slices = 0
 
-    def shrunk(self, picture: np.ndarray) -> np.ndarray:
+    def shrunk(self, image: np.ndarray) -> np.ndarray:
         """By whole factors, without the last rows and columns that do not fill a pixel: means of blocks are quick."""
         if (self._factors == 1).all():
-            return picture
+            return image
         down, across = self._factors.tolist()
-        rows, columns = (max(1, size // factor) for size, factor in zip(picture.shape, (down, across), strict=True))
-        return cv2.resize(picture[: rows * down, : columns * across], (columns, rows), interpolation=cv2.INTER_AREA)
+        rows, columns = (max(1, size // factor) for size, factor in zip(image.shape, (down, across), strict=True))
+        return cv2.resize(image[: rows * down, : columns * across], (columns, rows), interpolation=cv2.INTER_AREA)
 
     def outline(self, labels: np.ndarray) -> _Outline | None:
         """Of labels (rows, columns) of a whole frame; None where they are too small to be seen."""

@@ -18,7 +18,7 @@ from preprocess.phantom.dicom import SYNTAXES, plan_files, write_dicom
 from preprocess.phantom.labels import draw_labels
 from preprocess.phantom.nifti import write_segmentation
 from preprocess.phantom.seeds import Stream, stream
-from preprocess.phantom.study import make_study
+from preprocess.phantom.study import make_phantom_study
 from preprocess.phantom.truth import write_truth
 from preprocess.progress import Steps, progress_over
 
@@ -129,7 +129,7 @@ def _run(orders: list[_Order], workers: int, progress: bool):
 
 def _write_study(order: _Order):
     cv2.setNumThreads(1)
-    study = make_study(order.seed, order.index, order.slices, order.levels)
+    study = make_phantom_study(order.seed, order.index, order.slices, order.levels)
     plan = plan_files(order.seed, order.index, order.syntax)
     write_dicom(order.out / "train_images" / plan.study_uid, study.hu, study.scan, plan)
     if order.segmented:

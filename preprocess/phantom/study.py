@@ -32,7 +32,7 @@ class PhantomStudy:
     labels: np.ndarray
 
 
-def make_study(seed: int, index: int, slices: int, fractured_levels: Iterable[int] = ()) -> PhantomStudy:
+def make_phantom_study(seed: int, index: int, slices: int, fractured_levels: Iterable[int] = ()) -> PhantomStudy:
     """Study `index` with the given levels (1..7) broken. Anatomy, scan and noise depend on (seed, index, slices) only,
     so two calls that differ in `fractured_levels` are twins: the same voxels but for the broken bone."""
     person = make_person(seed, index)

@@ -1,7 +1,7 @@
 """Guards on one compressed frame, before any decoder sees it.
 
 Decoders believe the frame: one that claims 30000 x 30000 pixels costs gigabytes and raises nothing, and one that was
-cut decodes into a wrong picture in silence. A few bytes tell both.
+cut decodes into a wrong image in silence. A few bytes tell both.
 """
 
 import struct

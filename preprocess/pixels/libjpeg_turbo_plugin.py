@@ -18,7 +18,7 @@ def is_available(uid: str) -> bool:
 
 
 def decode_frame(frame: bytes, runner: DecodeRunner) -> memoryview:
-    """The frame's stored values as bytes, one sample per pixel. Raises ValueError where the picture has another shape
+    """The frame's stored values as bytes, one sample per pixel. Raises ValueError where the image has another shape
     than the header says."""
     from imagecodecs import jpeg8_decode
 

@@ -9,13 +9,13 @@ from preprocess.series.flags import study_flags
 from preprocess.series.study_plan import SlicePlan, StudyPlan
 
 
-def without_rivals(plan: StudyPlan) -> tuple[StudyPlan, list[Finding]]:
+def choose_at_same_position(plan: StudyPlan) -> tuple[StudyPlan, list[Finding]]:
     """The plan with one image at each place, and what there is to say of the others: of several the first that decodes
     whole. Only images of places that hold several are decoded."""
-    if not any(place.rivals for place in plan.slices):
+    if not any(place.alternatives for place in plan.slices):
         return plan, []
     pixels = DicomPixels(plan)
-    slices = tuple(_that_decodes(place, pixels) if place.rivals else place for place in plan.slices)
+    slices = tuple(_that_decodes(place, pixels) if place.alternatives else place for place in plan.slices)
     kept = {(place.path, place.frame) for place in slices}
     left = sorted({image.file for image in plan.images if (image.path, image.frame) not in kept})
     names = ("file " if len(left) == 1 else "files ") + ", ".join(map(str, left))
@@ -33,7 +33,7 @@ def without_rivals(plan: StudyPlan) -> tuple[StudyPlan, list[Finding]]:
 
 def _that_decodes(place: SlicePlan, pixels: DicomPixels) -> SlicePlan:
     """Where none does, the first: reading it says why."""
-    candidates = (replace(place, rivals=()), *place.rivals)
+    candidates = (replace(place, alternatives=()), *place.alternatives)
     used = {other.slice_number for other in pixels.plan.slices if other is not place}
     for candidate in candidates:
         if not candidate.header.problems and _decodes(candidate, pixels):

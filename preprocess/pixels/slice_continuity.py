@@ -9,14 +9,14 @@ LEAST = 20.0
 TIMES_USUAL = 4.0
 
 
-def thumbnail(picture: np.ndarray) -> np.ndarray:
+def thumbnail(image: np.ndarray) -> np.ndarray:
     """uint8 (h, w) -> some 32 x 32 of its pixels, copied."""
-    return picture[:: max(1, picture.shape[0] // GRID), :: max(1, picture.shape[1] // GRID)].copy()
+    return image[:: max(1, image.shape[0] // GRID), :: max(1, image.shape[1] // GRID)].copy()
 
 
 def jumps(thumbnails: dict[int, np.ndarray]) -> list[int]:
     """Slices (keys: z_index) that differ from the one before and the one after far more than neighbours usually do."""
-    steps = {z: _apart(picture, thumbnails[z + 1]) for z, picture in thumbnails.items() if z + 1 in thumbnails}
+    steps = {z: _apart(image, thumbnails[z + 1]) for z, image in thumbnails.items() if z + 1 in thumbnails}
     if not steps:
         return []
     limit = max(LEAST, TIMES_USUAL * float(np.median(list(steps.values()))))

@@ -29,7 +29,7 @@ from preprocess.series.study_plan import StudyPlan
 LEAST_OF_A_KIND = 6
 """slices of one rescaling that show air and tissue by themselves"""
 
-_content, _picture = Scratch(), Scratch()
+_content, _image = Scratch(), Scratch()
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,13 @@ class DicomPixels:
         out = np.empty((len(slices), y1 - y0, x1 - x0), np.uint8)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pydicom's warnings print header text
-            for z, (picture, place) in enumerate(zip(out, slices, strict=True), start=z0):
+            for z, (image, place) in enumerate(zip(out, slices, strict=True), start=z0):
                 try:
                     grey = self._grey(z, place.header)
                 except StudyRefused as refused:
                     raise StudyRefused(refused.reason, refused.what, study=self.plan.id, file=str(place.file)) from None
                 turned = self.plan.turn.apply(grey)
-                picture[...] = turned[y0:y1, x0:x1]
+                image[...] = turned[y0:y1, x0:x1]
                 self._thumbnails[z] = thumbnail(turned)
         return out
 
@@ -82,7 +82,7 @@ class DicomPixels:
             sample=sample_of(stored, tables),
         )
         table = tables.grey if stored.dtype == np.uint16 else tables.grey[:256]
-        grey = cv2.LUT(stored, table[None], _picture(*stored.shape))
+        grey = cv2.LUT(stored, table[None], _image(*stored.shape))
         padding = padding_at_the_edge(stored, tables)
         if padding is not None:
             grey[padding] = AIR
@@ -170,8 +170,8 @@ class DicomPixels:
         everything = [seen.sample for seen in self._seen.values()]
         return next(filter(None, map(why_implausible, [everything, *several])), None)
 
-    def _slices(self, wanted: Callable[["_Seen"], bool]) -> set[int]:
-        return {z for z, seen in self._seen.items() if wanted(seen)}
+    def _slices(self, condition: Callable[["_Seen"], bool]) -> set[int]:
+        return {z for z, seen in self._seen.items() if condition(seen)}
 
     def _flag(self, reason: str, message: str) -> Finding:
         return Finding(self.plan.id, "", "flagged", reason, message)

@@ -1,4 +1,4 @@
-"""Where pixels lie in the patient: orientation, the in-plane turn to the canonical picture, and the grid of a whole
+"""Where pixels lie in the patient: orientation, the in-plane turn to the canonical image, and the grid of a whole
 study."""
 
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ PERPENDICULAR_TOLERANCE = 0.01
 
 @dataclass(frozen=True)
 class Turn:
-    """The in-plane change from the picture as stored to the canonical one: first `transpose`, then the flips."""
+    """The in-plane change from the image as stored to the canonical one: first `transpose`, then the flips."""
 
     transpose: bool = False
     flip_rows: bool = False
@@ -27,11 +27,11 @@ class Turn:
     def __bool__(self) -> bool:
         return self.transpose or self.flip_rows or self.flip_columns
 
-    def apply(self, picture: np.ndarray) -> np.ndarray:
+    def apply(self, image: np.ndarray) -> np.ndarray:
         """(rows, columns) as stored -> view of the canonical (rows, columns)."""
         if self.transpose:
-            picture = picture.T
-        return picture[:: -1 if self.flip_rows else 1, :: -1 if self.flip_columns else 1]
+            image = image.T
+        return image[:: -1 if self.flip_rows else 1, :: -1 if self.flip_columns else 1]
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def turn_to_canonical(row: np.ndarray, column: np.ndarray) -> Turn:
 def canonical_grid(
     turn: Turn, rows: int, columns: int, positions: np.ndarray, row: np.ndarray, column: np.ndarray, spacing: Vector
 ) -> Grid:
-    """The grid of the turned pictures, from that of the stored ones (positions (n, 3), spacing (between rows, between
+    """The grid of the turned images, from that of the stored ones (positions (n, 3), spacing (between rows, between
     columns))."""
     if turn.transpose:
         rows, columns, row, column, spacing = columns, rows, column, row, spacing[::-1]

@@ -10,8 +10,8 @@ from preprocess.headers.file_header import FileHeader
 from preprocess.headers.inventory import RSNA_FOLDER, scan
 from preprocess.natural_order import natural_key
 from preprocess.series.flags import DICOM_UID
-from preprocess.series.judge import StudyJudge
 from preprocess.series.study_plan import StudyPlan
+from preprocess.series.study_planner import StudyPlanner
 
 SALT_BYTES = 16
 
@@ -22,11 +22,13 @@ def plan_studies(source: str | Path) -> tuple[list[StudyPlan], list[Finding]]:
     Raises UsageError when `source` does not exist; whatever its files hold becomes a finding.
     """
     found = scan(source, secrets.token_bytes(SALT_BYTES))
-    plans, findings = judge(found.headers, found.unread)
+    plans, findings = plan_from_headers(found.headers, found.unread)
     return plans, [*found.about_others(), *findings]
 
 
-def judge(headers: Iterable[FileHeader], unread: Iterable[Finding] = ()) -> tuple[list[StudyPlan], list[Finding]]:
+def plan_from_headers(
+    headers: Iterable[FileHeader], unread: Iterable[Finding] = ()
+) -> tuple[list[StudyPlan], list[Finding]]:
     """The decisions of `plan_studies` on headers already read."""
     studies: dict[str, list[FileHeader]] = {}
     unread = list(unread)
@@ -57,7 +59,7 @@ def judge(headers: Iterable[FileHeader], unread: Iterable[Finding] = ()) -> tupl
             findings.append(finding)
     plans = []
     for uid in sorted(studies.keys() | beside.keys()):
-        judged = StudyJudge(uid, studies.get(uid, []), beside.get(uid, []))
+        judged = StudyPlanner(uid, studies.get(uid, []), beside.get(uid, []))
         plan = judged.plan()
         findings.extend(judged.findings)
         if plan is not None:

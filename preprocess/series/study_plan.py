@@ -11,13 +11,13 @@ from preprocess.series.geometry import Grid, Turn
 @dataclass(frozen=True)
 class SlicePlan:
     """One slice in cache order. z: mm along the normal; file: its file's number among the study's sorted files,
-    1-based. rivals: other images at its place, the best first, one of which takes its place where it does not decode."""
+    1-based. alternatives: other images at its place, the best first, one of which takes its place where it does not decode."""
 
     header: FileHeader
     z: float
     slice_number: int
     file: int
-    rivals: tuple["SlicePlan", ...] = ()
+    alternatives: tuple["SlicePlan", ...] = ()
 
     @property
     def path(self) -> str:
@@ -32,7 +32,7 @@ class SlicePlan:
 class StudyPlan:
     """All that is decided about a study before its pixels are read. Picklable; slices run head to feet.
 
-    rows, columns, orientation, position and pixel_spacing (of `grid`) are those of the canonical picture, after
+    rows, columns, orientation, position and pixel_spacing (of `grid`) are those of the canonical image, after
     `turn`.
     """
 
@@ -87,8 +87,8 @@ class StudyPlan:
 
     @property
     def images(self) -> list[SlicePlan]:
-        """The slices and their rivals, in slice order."""
-        return [image for place in self.slices for image in (place, *place.rivals)]
+        """The slices and their alternatives, in slice order."""
+        return [image for place in self.slices for image in (place, *place.alternatives)]
 
     @property
     def files(self) -> list[tuple[str, int, int]]:

@@ -11,7 +11,7 @@ from made_studies import files_of
 from cache_schema import Cache
 from cache_schema.documents import read_group
 from cache_schema.verify import verify
-from preprocess.build.report import ALL_REASONS
+from preprocess.findings import REASONS
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "cache.md"
 
@@ -62,7 +62,7 @@ def test_the_code_of_the_document_runs_on_it(tmp_path, monkeypatch):
 
 def test_the_document_lists_every_reason():
     listed = re.findall(r"^\| `(\w+)` \| (.*) \|$", DOCUMENT.read_text().partition("## Reasons")[2], re.MULTILINE)
-    assert dict(listed) == ALL_REASONS
+    assert dict(listed) == REASONS
 
 
 def test_the_document_names_every_field_of_a_record():

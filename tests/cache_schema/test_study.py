@@ -38,7 +38,7 @@ def test_boxes_of_a_cropped_study_stay_native():
     whole = make_study().pixels.array
     origin = Origin(x0=4, y0=6, rows=10, columns=12, parent="abc")
     cropped = Study(record(origin=origin), np.arange(19)[::-1], np.arange(19), InMemory(whole[:, 6:16, 4:16]))
-    assert cropped.record.held == (4, 6, 16, 16) and cropped.record.shape == (19, 10, 12)
+    assert cropped.record.stored_region == (4, 6, 16, 16) and cropped.record.shape == (19, 10, 12)
     assert np.array_equal(cropped.read(0, 2), whole[:2, 6:16, 4:16])
     assert np.array_equal(cropped.read(0, 2, (5, 7, 9, 12)), whole[:2, 7:12, 5:9])
     with pytest.raises(ValueError):

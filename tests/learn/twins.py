@@ -11,7 +11,7 @@ import pandas as pd
 
 from cache_schema import LEVELS
 from preprocess.phantom.dicom import plan_files, write_dicom
-from preprocess.phantom.study import make_study
+from preprocess.phantom.study import make_phantom_study
 from trainer.predict import predict_studies
 
 CACHE, RUNS = "cache-twins", "runs-twins"
@@ -34,7 +34,7 @@ def _write_pair(order: tuple[Path, int, int, int]) -> tuple[str, str, str]:
     plan = plan_files(SEED, index)
     twins = [(plan, ()), (dataclasses.replace(plan, study_uid=f"{plan.study_uid}.{level}"), (level,))]
     for own, levels in twins:
-        study = make_study(SEED, index, slices, levels)
+        study = make_phantom_study(SEED, index, slices, levels)
         write_dicom(out / "train_images" / own.study_uid, study.hu, study.scan, own)
     return twins[0][0].study_uid, twins[1][0].study_uid, LEVELS[level - 1]
 

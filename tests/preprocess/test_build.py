@@ -22,7 +22,7 @@ from cache_schema.errors import UsageError
 from cache_schema.tables import table_meta
 from cache_schema.verify import verify
 from preprocess.build.build_cache import build_cache
-from preprocess.build.state import options_digest, recall, remember
+from preprocess.build.state import StudyState, options_digest
 from preprocess.labels import replace_labels
 
 
@@ -128,7 +128,7 @@ def test_with_other_labels_boxes_or_a_limit_nothing_changed_still_costs_a_stat_a
     assert build(limit=3).published == 1 and verify(cache) == []
 
 
-def test_what_a_build_remembers_may_be_deleted(build, built, tmp_path):
+def test_the_state_of_a_build_may_be_deleted(build, built, tmp_path):
     build()
     shutil.rmtree(tmp_path / "cache" / ".build")
     assert build().published == 4 and files_of(tmp_path / "cache") == files_of(built)
@@ -229,7 +229,7 @@ def test_a_report_is_never_that_of_an_earlier_build(build, source, tmp_path):
     build()
     study, broken = source / "train_images" / IDS[3], source / "train_images" / "broken.dcm"
     shutil.move(study, tmp_path / "elsewhere")
-    broken.symlink_to("nowhere")  # a reason that may pass, so that the build is not remembered as finished
+    broken.symlink_to("nowhere")  # a reason that may pass, so that the build is not saved as finished
     build()
     assert "not_in_source" in set(report_of(tmp_path / "cache")["reason"])
     shutil.move(tmp_path / "elsewhere", study)
@@ -249,7 +249,8 @@ def test_a_cache_made_by_earlier_rules_is_judged_again_pixels_and_masks_included
     writer, found = CacheWriter(cache), report_of(cache)
     assert found["reason"].tolist() == ["hu_implausible"] and build().published == 0
     for id in IDS:
-        remember(writer, id, replace(recall(writer, id), options=options_digest(None, rules=1), rows=()))
+        state = StudyState.load(writer, id)
+        replace(state, options=options_digest(None, rules=1), findings=()).save(writer, id)
     finished = cache / ".build" / "finished.json"
     finished.write_text(json.dumps(json.loads(finished.read_text()) | {"fingerprint": "of earlier rules"}))
     assert build().published == 4

@@ -1,5 +1,6 @@
 """The command line is a contract: commands, options, exit statuses, and one line for whatever the user can mend."""
 
+import inspect
 import json
 import os
 import shutil
@@ -16,7 +17,9 @@ from tiny_rsna import IDS, files_of, write_rsna
 
 from cache_schema import TARGETS, Cache
 from cache_schema.tables import table_meta, write_table
+from preprocess.build.build_cache import build_cache
 from preprocess.cli import app, run
+from preprocess.phantom.generate import write_phantom
 
 COMMANDS = {
     "phantom": ["OUT", "--prevalence", "--seed", "--segmented", "--slices", "--studies", "--syntax", "--workers"],
@@ -66,6 +69,22 @@ def test_defaults_are_those_of_the_contract():
     assert {name: phantom[name] for name in expected} == expected
     build = {p.name: p.default for p in commands["build-cache"].params if p.param_type_name == "option"}
     assert build.pop("paths") is False and set(build.values()) == {None}
+
+
+@pytest.mark.parametrize(
+    ("name", "function", "python_only"),
+    [
+        ("build-cache", build_cache, {"pixels_only", "prune", "tell"}),
+        ("phantom", write_phantom, {"progress"}),
+    ],
+)
+def test_a_command_passes_its_parameters_to_the_function_of_its_name(name, function, python_only):
+    command = typer.main.get_command(app).commands[name]
+    asked = {p.name: p.default for p in command.params if p.name != "help"}
+    taken = inspect.signature(function).parameters
+    assert asked.keys() == taken.keys() - python_only
+    defaults = {key: value for key, value in asked.items() if taken[key].default is not inspect.Parameter.empty}
+    assert defaults == {key: taken[key].default for key in defaults}
 
 
 @pytest.mark.parametrize(

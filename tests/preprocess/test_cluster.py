@@ -16,13 +16,13 @@ from dicom_files import STUDY, dataset, encode, expected_grey, picture, write
 from distributed import LocalCluster
 from pydicom import uid
 from pydicom.encaps import encapsulate
-from test_lone_task import has_ended, lone_processes
+from test_isolated_task import has_ended, isolated_processes
 from tiny_rsna import IDS, PREFIX, SLICES, hu_of, write_study
 
 from cache_schema import Cache
 from cache_schema.errors import UsageError
 from preprocess.build.build_cache import build_cache
-from preprocess.build.cluster import HANDLING, Pool, local_cluster
+from preprocess.build.cluster import DASK_SETTINGS, Pool, local_cluster
 from preprocess.build.isolated_task import Died
 from preprocess.build.job import FILES_A_TASK, BuildJob
 
@@ -36,7 +36,7 @@ SIZE = 4096
 def small_workers():
     """The address of a scheduler with one worker of little memory."""
     options = {"threads_per_worker": 1, "memory_limit": LIMIT, "dashboard_address": "127.0.0.1:0"}
-    with dask.config.set(HANDLING), LocalCluster(n_workers=1, **options) as cluster:
+    with dask.config.set(DASK_SETTINGS), LocalCluster(n_workers=1, **options) as cluster:
         yield cluster.scheduler_address
 
 
@@ -67,7 +67,7 @@ def check_cache(folder, refused):
 def test_no_task_is_lost_because_many_others_kill_many_workers(workers):
     done = die_among_the_sound(workers, ways=[*WAYS] * 2, sound=60)
     assert (done.deadly, done.unnamed, done.sound, done.sound_lost) == (2 * len(WAYS), 0, 61, 0)
-    assert not lone_processes()
+    assert not isolated_processes()
 
 
 def test_what_is_lost_with_a_worker_is_tried_once_more_alone_and_no_neighbour_of_a_deadly_task_is_refused(tmp_path):
@@ -91,7 +91,7 @@ def test_what_is_lost_with_a_worker_is_tried_once_more_alone_and_no_neighbour_of
     assert all(tries[name] <= 2 for name in (*died, "crowded")), tries
     # a result that a dying worker still held is computed anew, and three workers die
     assert all(tries[name] <= 5 for name in names), tries
-    assert any("lost with workers that died" in line for line in lines) and not lone_processes()
+    assert any("lost with workers that died" in line for line in lines) and not isolated_processes()
 
 
 def test_on_a_scheduler_a_study_over_the_workers_memory_is_refused_and_says_so(small_workers, tmp_path):
@@ -104,7 +104,7 @@ def test_on_a_scheduler_a_study_over_the_workers_memory_is_refused_and_says_so(s
     (message,) = check_cache(tmp_path / "cache", [STUDY])
     peak = int(message.split("peak ")[1].split(" MB")[0])
     assert message.startswith("ran out of memory") and "limit 500 MB" in message and 500 <= peak < 900
-    assert PREFIX not in message and not lone_processes()
+    assert PREFIX not in message and not isolated_processes()
 
 
 @pytest.mark.check
@@ -140,7 +140,7 @@ def test_on_a_scheduler_a_lone_task_ends_when_its_build_does(small_workers, tmp_
         while not (tmp_path / "begun").exists():
             assert build.poll() is None
             time.sleep(0.02)
-        (pid,) = lone_processes()
+        (pid,) = isolated_processes()
         build.send_signal(end)
         assert build.wait(20) and has_ended(pid)
     finally:
@@ -175,8 +175,8 @@ def test_a_header_pass_that_kills_its_process_says_which_files_it_was_over(tmp_p
 
 
 def test_a_run_without_a_worker_left_ends_with_one_line(monkeypatch):
-    monkeypatch.setattr("preprocess.build.cluster.LOOK_SECONDS", 0.2)
-    monkeypatch.setattr("preprocess.build.cluster.LONELY_SECONDS", 1)
+    monkeypatch.setattr("preprocess.build.cluster.POLL_SECONDS", 0.2)
+    monkeypatch.setattr("preprocess.build.cluster.NO_WORKER_SECONDS", 1)
     with (
         local_cluster(1) as few,
         Pool(None, few.scheduler_address, lambda line: None) as pool,

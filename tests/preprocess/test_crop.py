@@ -61,9 +61,9 @@ def test_a_cropped_cache_gives_the_same_pixels_at_native_coordinates(cache, tabl
     assert small.ids == IDS[:2] and small.index["rows"].equals(whole.index["rows"][:2])
     for row in BOXES.itertuples():
         part, study = small.study(row.id), whole.study(row.id)
-        held = part.record.held
+        held = part.record.stored_region
         assert held[0] <= max(0, row.x0 - margin) and held[3] >= min(20, row.y1 + margin)
-        assert np.array_equal(part.read(0, 9), study.read(0, 9, part.record.held))
+        assert np.array_equal(part.read(0, 9), study.read(0, 9, part.record.stored_region))
         box = (row.x0, row.y0, row.x1, row.y1)
         assert np.array_equal(part.read(3, 9, box), study.read(3, 9, box))
         assert part.record.origin.parent == study.record.content_digest != part.record.content_digest

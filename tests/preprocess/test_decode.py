@@ -178,7 +178,7 @@ def test_the_source_digest_is_of_the_bytes_only(tmp_path):
     assert read.source_digest() == unread.source_digest() == partly.source_digest()
     write_slice(tmp_path / "b" / "deeper" / "2.dcm", picture(1), z=98.0, number=2, PatientName="ANOTHER^ONE")
     assert DicomPixels(only_plan(tmp_path / "b")).source_digest() != read.source_digest()
-    settled = open_study(only_plan(tmp_path / "a"))[0].settled_record()
+    settled = open_study(only_plan(tmp_path / "a"))[0].record_after_reading()
     assert (settled.source_digest, settled.decoder) == (read.source_digest(), "pydicom")
 
 

@@ -12,7 +12,7 @@ from pydicom.encaps import encapsulate
 from preprocess.findings import Finding
 from preprocess.headers import read as reading
 from preprocess.headers.read import read_headers
-from preprocess.headers.values import WANTED
+from preprocess.headers.values import HEADER_TAGS
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
 
@@ -31,7 +31,7 @@ def by_pydicom(monkeypatch):
 
 def is_walked(path):
     head = path.read_bytes()[: reading.HEAD_BYTES]
-    return reading.walk(head, WANTED, reading._walked_syntaxes()) is not None
+    return reading.walk(head, HEADER_TAGS, reading._walked_syntaxes()) is not None
 
 
 @pytest.mark.parametrize("syntax", SYNTAXES, ids=lambda syntax: syntax.name)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from cache_schema.errors import UsageError
 from cache_schema.layout import TARGETS
 from preprocess.folds import assign_folds
-from preprocess.labels import make_table, wanted
+from preprocess.labels import make_table, read_labels_and_folds
 
 
 def like_the_competition(studies=2019, seed=0):
@@ -82,7 +82,7 @@ INDEX = pd.DataFrame({"id": ["1.1", "1.2", "1.3"], "segmentation_digest": ["a", 
 
 def test_a_csv_of_folds_is_taken_as_it_is(tmp_path):
     folds = csv(tmp_path / "folds.csv", ["1.1", "1.3", "9.9"], fold=[4, 0, 1])
-    table = make_table(INDEX, wanted(folds, folds), None, "a test").frame
+    table = make_table(INDEX, read_labels_and_folds(folds, folds), None, "a test").frame
     assert table["fold"].tolist() == [4, pd.NA, 0] and table["C1"].tolist() == [0, pd.NA, 0]
 
 
@@ -102,21 +102,21 @@ def test_a_csv_of_folds_is_taken_as_it_is(tmp_path):
 def test_a_wrong_csv_of_labels_is_one_clear_line(tmp_path, text, words):
     (tmp_path / "labels.csv").write_text(text)
     with pytest.raises(UsageError, match=words):
-        wanted(tmp_path / "labels.csv", None)
+        read_labels_and_folds(tmp_path / "labels.csv", None)
 
 
 @pytest.mark.parametrize("folds", ["1", "0", "-3", "1000", "nowhere.csv"])
 def test_wrong_folds_are_one_clear_line(folds):
     with pytest.raises(UsageError):
-        wanted(None, folds)
+        read_labels_and_folds(None, folds)
 
 
 def test_a_fold_that_is_no_number_is_one_clear_line(tmp_path):
     path = csv(tmp_path / "folds.csv", ["1.1", "1.2"], fold=[0.5, 1])
     with pytest.raises(UsageError, match="not a whole number"):
-        wanted(None, path)
+        read_labels_and_folds(None, path)
 
 
 def test_empty_labels_are_unknown_and_not_zero(tmp_path):
     path = csv(tmp_path / "labels.csv", ["1.1", "1.2", "1.3"], C5=[1, None, 0], patient_overall=[1, None, 0])
-    assert make_table(INDEX, wanted(path, 2), None, "a test").frame["C5"].tolist() == [1, pd.NA, 0]
+    assert make_table(INDEX, read_labels_and_folds(path, 2), None, "a test").frame["C5"].tolist() == [1, pd.NA, 0]

@@ -10,7 +10,7 @@ from tiny_rsna import files_of
 from cache_schema import TARGETS, Cache, CacheWriter
 from cache_schema.errors import UsageError
 from preprocess.cli import run
-from preprocess.labels import check_named, wanted
+from preprocess.labels import check_named, read_labels_and_folds
 
 IDS = [f"1.2.826.0.1.3680043.8.498.7.{n}" for n in range(1, 5)]
 HEADER = "StudyInstanceUID,patient_overall,C1,C2,C3,C4,C5,C6,C7"
@@ -63,7 +63,7 @@ READ = {
 @pytest.mark.parametrize("text", READ.values(), ids=READ)
 def test_what_spreadsheets_and_scripts_write_is_read_with_the_values_written_there(tmp_path, text):
     (tmp_path / "labels.csv").write_bytes(text.encode())
-    found = wanted(tmp_path / "labels.csv", None).labels
+    found = read_labels_and_folds(tmp_path / "labels.csv", None).labels
     assert set(found.columns) == set(TARGETS) and list(found.dtypes.unique()) == [pd.Int8Dtype()]
     ids = IDS[:2] if "row of two" in text else IDS
     assert found[list(TARGETS)].T.to_dict("list") == {id: VALUES[id] for id in ids if id in text}
@@ -71,13 +71,22 @@ def test_what_spreadsheets_and_scripts_write_is_read_with_the_values_written_the
 
 def test_empty_cells_are_unknown(tmp_path):
     (tmp_path / "labels.csv").write_text(f'{HEADER}\n{IDS[0]},1,,  ,"",0,0,0,1\n')
-    assert wanted(tmp_path / "labels.csv", None).labels.loc[IDS[0]].tolist() == [1, pd.NA, pd.NA, pd.NA, 0, 0, 0, 1]
+    assert read_labels_and_folds(tmp_path / "labels.csv", None).labels.loc[IDS[0]].tolist() == [
+        1,
+        pd.NA,
+        pd.NA,
+        pd.NA,
+        0,
+        0,
+        0,
+        1,
+    ]
 
 
 def test_folds_are_read_by_the_same_rules(tmp_path):
     lines = ["StudyInstanceUID , fold", *(f"{id} ,{n}.0," for n, id in enumerate(IDS)), f"{IDS[0]},0,", ""]
     (tmp_path / "folds.csv").write_bytes(("\ufeff" + "\r\n".join(lines)).encode())
-    assert wanted(None, tmp_path / "folds.csv").folds.to_dict() == {id: n for n, id in enumerate(IDS)}
+    assert read_labels_and_folds(None, tmp_path / "folds.csv").folds.to_dict() == {id: n for n, id in enumerate(IDS)}
 
 
 REFUSED = {
@@ -154,13 +163,13 @@ def test_what_may_mean_something_else_is_one_line_with_file_and_row_and_nothing_
 def test_a_wrong_fold_is_named_by_its_row(tmp_path, fold, words):
     (tmp_path / "folds.csv").write_text(f"StudyInstanceUID,fold\n{IDS[0]},1\n{IDS[1]},{fold}\n")
     with pytest.raises(UsageError, match=rf"folds\.csv, line 3: fold of {IDS[1]} .*{words}"):
-        wanted(None, tmp_path / "folds.csv")
+        read_labels_and_folds(None, tmp_path / "folds.csv")
 
 
 def test_a_line_about_a_pseudonymised_cache_names_the_pseudonym_alone(tmp_path):
     (tmp_path / "labels.csv").write_text(PLAIN.replace("0\n", "2\n"))
     with pytest.raises(UsageError) as raised:
-        wanted(tmp_path / "labels.csv", None, lambda uid: "2.25.7" + uid[-1])
+        read_labels_and_folds(tmp_path / "labels.csv", None, lambda uid: "2.25.7" + uid[-1])
     assert "2.25.7" in str(raised.value) and IDS[0][:-2] not in str(raised.value)
 
 
@@ -176,14 +185,14 @@ def test_what_labels_and_folds_name_is_counted_against_the_source(tmp_path):
     labels, folds = tmp_path / "labels.csv", tmp_path / "folds.csv"
     labels.write_text(PLAIN)
     folds.write_text("StudyInstanceUID,fold\n" + "".join(f"{id},0\n" for id in [*IDS[:2], "9.9"]))
-    assert check_named(wanted(labels, None), set(IDS)) is None
-    assert check_named(wanted(None, 5), set(IDS)) is None
-    assert check_named(wanted(labels, None), {*IDS[:3], "8.8"}) == (
+    assert check_named(read_labels_and_folds(labels, None), set(IDS)) is None
+    assert check_named(read_labels_and_folds(None, 5), set(IDS)) is None
+    assert check_named(read_labels_and_folds(labels, None), {*IDS[:3], "8.8"}) == (
         "the labels name 3 of 4 studies of the source, and 1 that it has not"
     )
-    assert check_named(wanted(labels, folds), set(IDS)) == (
+    assert check_named(read_labels_and_folds(labels, folds), set(IDS)) == (
         "the folds name 2 of 4 studies of the source, and 1 that it has not"
     )
-    for given in (wanted(labels, 5), wanted(None, folds)):
+    for given in (read_labels_and_folds(labels, 5), read_labels_and_folds(None, folds)):
         with pytest.raises(UsageError, match="names no study of the source"):
             check_named(given, {"8.8"})

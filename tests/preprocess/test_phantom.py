@@ -15,7 +15,7 @@ from pydicom.encaps import generate_frames
 from pydicom.pixels import get_decoder
 
 from cache_schema.errors import UsageError
-from preprocess.phantom import make_study, write_phantom
+from preprocess.phantom import make_phantom_study, write_phantom
 from preprocess.phantom.dicom import ORIENTATIONS, SYNTAX_UIDS, plan_files, write_dicom
 from preprocess.phantom.labels import LEVELS, PREVALENCE, draw_labels
 from preprocess.phantom.nifti import write_segmentation
@@ -26,7 +26,7 @@ SLICES = 8
 
 @pytest.fixture(scope="module")
 def study():
-    return make_study(seed=5, index=1, slices=24, fractured_levels=[6])
+    return make_phantom_study(seed=5, index=1, slices=24, fractured_levels=[6])
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_a_study_is_the_same_whatever_the_number_of_studies_and_workers(small_se
 
 
 def test_another_seed_gives_another_person_and_other_noise():
-    one, other = make_study(1, 0, 8), make_study(2, 0, 8)
+    one, other = make_phantom_study(1, 0, 8), make_phantom_study(2, 0, 8)
     assert one.scan.field_of_view != other.scan.field_of_view
     assert (one.hu != other.hu).mean() > 0.2
 
@@ -168,7 +168,7 @@ def test_the_affine_puts_the_labels_on_the_bones_of_the_slices(study, tmp_path, 
 
 
 def test_masks_stop_somewhere_in_the_upper_thorax():
-    person_labels = [make_study(0, i, 20).labels for i in (8, 11)]
+    person_labels = [make_phantom_study(0, i, 20).labels for i in (8, 11)]
     assert all(labels.max() in (7, 8, 9) for labels in person_labels)
     assert any((labels == 8).any() for labels in person_labels)
 

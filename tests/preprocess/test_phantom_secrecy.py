@@ -9,7 +9,7 @@ from preprocess.phantom.anatomy import make_person
 from preprocess.phantom.dicom import plan_files, write_dicom
 from preprocess.phantom.labels import draw_labels
 from preprocess.phantom.scanner import make_scan
-from preprocess.phantom.study import make_study
+from preprocess.phantom.study import make_phantom_study
 
 STUDIES, SLICES = 8, 10
 
@@ -30,7 +30,7 @@ def pairs(tmp_path_factory) -> list[tuple[list, list]]:
         levels = {1 + index % 7, 1 + (3 * index + 4) % 7}
         twins = []
         for name, broken in (("whole", ()), ("broken", levels)):
-            study = make_study(0, index, SLICES, broken)
+            study = make_phantom_study(0, index, SLICES, broken)
             paths = write_dicom(root / str(index) / name, study.hu, study.scan, plan)
             twins.append((paths, study.hu))
         made.append(tuple(twins))

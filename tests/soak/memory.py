@@ -15,11 +15,11 @@ from pathlib import Path
 from mutations import peak_memory_mb
 from cache_schema import CacheWriter
 from preprocess.series.planning import plan_studies
-from preprocess.build.task import StudyTask, make_study
+from preprocess.build.task import StudyTask, build_study
 source, cache = map(Path, sys.argv[1:])
 CacheWriter(cache)
 plan = plan_studies(source)[0][0]
-outcome = make_study(StudyTask(plan.id, plan, None, cache, None, "", ""))
+outcome = build_study(StudyTask(plan.id, plan, None, cache, None, "", ""))
 assert outcome.refused is None, outcome
 print(peak_memory_mb())
 """

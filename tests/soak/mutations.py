@@ -13,7 +13,6 @@ from pydicom.encaps import encapsulate
 
 from cache_schema import Cache
 from preprocess.build.build_cache import build_cache
-from preprocess.build.report import BUILD_REASONS
 from preprocess.findings import REASONS
 
 SYNTAXES = (
@@ -59,7 +58,7 @@ def _count(done: Mutated, cache: Path, ids: list[str]) -> None:
     kept = Cache(cache).ids
     report = pd.read_csv(cache / "report.csv", dtype=str, keep_default_na=False)
     refused = report[report["severity"] == "refused"]
-    known = refused["reason"].isin([*REASONS, *BUILD_REASONS])
+    known = refused["reason"].isin(list(REASONS))
     explained = {*kept, *refused["id"][known]} - {""}
     nameless = int((refused["id"] == "").sum())
     done.files += len(ids)

@@ -15,7 +15,7 @@ import numpy as np
 
 from cache_schema import Cache, Study
 from cache_schema.errors import CacheError, UsageError
-from cache_schema.layout import CHUNK_SLICES
+from cache_schema.layout import CHUNK_SLICES, chunk_starts
 from cache_schema.store import ChangedStudy
 from cache_schema.study import Box, square_around
 from trainer.data.augment import Augmentation, AugmentParams
@@ -94,7 +94,7 @@ class Reader:
         if not self.keep_bytes:
             return study.read(z0, z1, box)
         parts = []
-        for first in range(z0 // CHUNK_SLICES * CHUNK_SLICES, z1, CHUNK_SLICES):
+        for first in chunk_starts(z0, z1):
             last = min(first + CHUNK_SLICES, study.record.slices)
             chunk = self._chunks.get(
                 (id, first, box), lambda a=first, b=last: np.ascontiguousarray(study.read(a, b, box))

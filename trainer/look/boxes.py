@@ -101,7 +101,7 @@ def _study(canvas: np.ndarray, study: Study, row: pd.Series) -> None:
 def _whole_frame(study: Study, z0: int, z1: int) -> np.ndarray:
     """(z1 - z0, rows, columns) uint8; 0 where a cropped study holds nothing."""
     record = study.record
-    x0, y0, x1, y1 = record.held
+    x0, y0, x1, y1 = record.stored_region
     held = study.read(z0, z1, (x0, y0, x1, y1))
     if held.shape[1:] == (record.rows, record.columns):
         return held

@@ -1,6 +1,5 @@
 """The CNN of every stage: a timm model without its classifier (reference 6)."""
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from cache_schema.errors import UsageError
+from cache_schema.errors import UsageError, did_you_mean
 
 PREFIX = "backbone."
 """Where each of the four models keeps its CNN, so that stage 4 finds stage 3's by name."""
@@ -61,8 +60,8 @@ def backbone_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _create(name: str, pretrained: bool) -> nn.Module:
     if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models() + timm.list_pretrained(), n=1, cutoff=0.5)
-        raise UsageError(f"timm has no model {name}", do=f"did you mean {near[0]}?" if near else "check model.name")
+        near = did_you_mean(name, timm.list_models() + timm.list_pretrained())
+        raise UsageError(f"timm has no model {name}", do=near or "check model.name")
     tag = timm.models.split_model_name_tag(name)[1]
     known = [full.partition(".")[2] for full in timm.list_pretrained(f"{name.partition('.')[0]}.*")]
     if tag and tag not in known:

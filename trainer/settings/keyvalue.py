@@ -1,6 +1,5 @@
 """From words of a command and YAML to nested mappings, none of them lost, and the right word nearest to a wrong one."""
 
-import difflib
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -8,14 +7,13 @@ from typing import Any
 
 import yaml
 
-from cache_schema.errors import UsageError
+from cache_schema.errors import UsageError, did_you_mean
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
     """'did you mean X?' where something is near, else the choices themselves."""
     choices = list(choices)
-    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
-    return f"did you mean {close[0]}?" if close else "choose from " + ", ".join(choices)
+    return did_you_mean(word, choices) or "choose from " + ", ".join(choices)
 
 
 def assignments(words: Iterable[str]) -> dict[str, str]:

@@ -1,9 +1,8 @@
 """What a run needs that its settings leave out, and paths that are not there: said before anything is opened."""
 
-import difflib
 from typing import TYPE_CHECKING
 
-from cache_schema.errors import UsageError
+from cache_schema.errors import UsageError, did_you_mean_path
 from trainer.settings.registry import stage_class, stage_names
 
 if TYPE_CHECKING:
@@ -46,12 +45,4 @@ def check_paths(settings: "Settings") -> None:
     for key, path in (given | {"model.weights_file": settings.model.weights_file}).items():
         if path is None or path.exists() or (key == "boxes" and str(path) == "cache"):
             continue
-        parent = path.absolute().parent
-        near = (
-            difflib.get_close_matches(path.name, [entry.name for entry in parent.iterdir()], n=1)
-            if parent.is_dir()
-            else []
-        )
-        raise UsageError(
-            "no such path", where=f"{key}={path}", do=f"did you mean {parent / near[0]}?" if near else None
-        )
+        raise UsageError("no such path", where=f"{key}={path}", do=did_you_mean_path(path.absolute()))

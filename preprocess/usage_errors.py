@@ -1,12 +1,11 @@
 """Words that no command, option or path is, each in one clear line that names the nearest right one."""
 
-import difflib
 from itertools import pairwise
 from typing import Any
 
 import typer
 
-from cache_schema.errors import CspineError
+from cache_schema.errors import CspineError, did_you_mean
 from cache_schema.places import check_place
 
 ClickException = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -16,7 +15,7 @@ ClickException = next(kind for kind in typer.BadParameter.__mro__ if kind.__name
 def check_command(name: str, known: list[str]) -> None:
     """Raises CspineError for a command that there is not."""
     if name not in known:
-        raise CspineError(f"no command {name!r}", expected=", ".join(known), do=_nearest(name, known))
+        raise CspineError(f"no command {name!r}", expected=", ".join(known), do=did_you_mean(name, known))
 
 
 def check_places(command: Any, words: list[str]) -> None:
@@ -37,9 +36,4 @@ def wrong_words(error: Exception) -> str:
     if option is None:
         return error.format_message().rstrip(".")
     known = [name for parameter in error.ctx.command.params for name in parameter.opts if name.startswith("--")]
-    return str(CspineError(f"no option {option}", expected=", ".join(known), do=_nearest(option, known)))
-
-
-def _nearest(name: str, known: list[str]) -> str | None:
-    near = difflib.get_close_matches(name, known, 1, 0.5)
-    return f"did you mean {near[0]}?" if near else None
+    return str(CspineError(f"no option {option}", expected=", ".join(known), do=did_you_mean(option, known)))

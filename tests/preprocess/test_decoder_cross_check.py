@@ -14,7 +14,7 @@ from cache_schema.verify import verify
 from preprocess import open_study
 from preprocess.build.cluster import Pool
 from preprocess.build.isolated_task import Died
-from preprocess.build.task import StudyTask, make_study
+from preprocess.build.task import StudyTask, build_study
 from preprocess.build.watchdog import deadline
 from preprocess.findings import REASONS
 from preprocess.headers.transfer_syntaxes import PLUGINS, decoder_names
@@ -95,12 +95,12 @@ def test_a_slice_of_one_single_value_is_suspect(tmp_path):
     write_slice(tmp_path / "rsna" / "4.dcm", np.full_like(picture(), -2000), z=94.0, number=4)
     write_slice(tmp_path / "rsna" / "9.dcm", np.full_like(picture(), 40), z=84.0, number=9)
     writer = CacheWriter(tmp_path / "cache")
-    outcome = make_study(StudyTask(STUDY, plan_studies(tmp_path / "rsna")[0][0], None, writer.path, None, "", ""))
+    result = build_study(StudyTask(STUDY, plan_studies(tmp_path / "rsna")[0][0], None, writer.path, None, "", ""))
     writer.finish()
     assert writer.make_index()["flags"].tolist() == ["constant_slice"] and verify(tmp_path / "cache") == []
-    (row,) = outcome.rows
+    (row,) = result.findings
     assert (row.id, row.severity, row.reason) == (STUDY, "flagged", "constant_slice") and row.reason in REASONS
-    assert row.message.startswith("2 slices") and outcome.refused is None
+    assert row.message.startswith("2 slices") and result.refused is None
 
 
 def test_a_decoder_that_hangs_costs_its_task_and_never_the_run(tmp_path):
@@ -122,7 +122,7 @@ def test_a_decoder_that_hangs_costs_its_task_and_never_the_run(tmp_path):
 
 def test_workers_that_nobody_starts_again_are_replaced(monkeypatch):
     """As after one that died before its start was noticed."""
-    monkeypatch.setattr("preprocess.build.cluster.REPLACE_SECONDS", 1)
+    monkeypatch.setattr("preprocess.build.cluster.RESPAWN_SECONDS", 1)
     with Pool(2, None, lambda line: None) as pool:
         assert dict(pool.run(str.upper, ["a"])) == {0: "A"}
         for nanny in list(pool._cluster.workers.values()):

@@ -42,7 +42,7 @@ NO_WORDS = re.compile(r"[0-9.]{1,64}")
 """A series' UID goes into the record as it is; one with letters in it may hold a name, and nothing depends on it."""
 
 
-class StudyJudge:
+class StudyPlanner:
     """Decides about one study, collecting its findings on the way."""
 
     def __init__(self, uid: str, headers: Sequence[FileHeader], unread: Sequence[Finding]):
@@ -268,11 +268,11 @@ class StudyJudge:
                 break
         slices = []
         for members, z, number in zip(places, along.tolist(), numbers, strict=True):
-            rivals = []
+            alternatives = []
             for h in members[1:]:
                 own = None if read is None else read(h)
-                rivals.append(SlicePlan(h, z, number if own is None else own, self.number[h.path]))
-            slices.append(SlicePlan(members[0], z, number, self.number[members[0].path], tuple(rivals)))
+                alternatives.append(SlicePlan(h, z, number if own is None else own, self.number[h.path]))
+            slices.append(SlicePlan(members[0], z, number, self.number[members[0].path], tuple(alternatives)))
         return tuple(reversed(slices)), read is not None
 
 

@@ -15,7 +15,7 @@ CACHES = ("cache", "out")
 FULL = (ENOSPC, EDQUOT)
 
 
-def about(error: OSError, typed: Mapping[str, object], place: str | None = None) -> UsageError:
+def as_usage_error(error: OSError, typed: Mapping[str, object], place: str | None = None) -> UsageError:
     """typed: a command's parameters and their values. place: what it is about where the error names no file.
 
     Below a cache the study is named; below SOURCE nothing is, for names of files may be names of patients, unless
@@ -38,7 +38,7 @@ def about(error: OSError, typed: Mapping[str, object], place: str | None = None)
     return UsageError(f"{reason} (study {study})" if study else reason, where=place, do=do)
 
 
-def unprintable(error: UnicodeError) -> UsageError:
+def not_utf8(error: UnicodeError) -> UsageError:
     """A name or a text in another encoding that got where only UTF-8 goes; what it says is not repeated."""
     return UsageError(f"a name or a text is not UTF-8 ({type(error).__name__})", do="name folders and files in UTF-8")
 

@@ -18,8 +18,8 @@ from tiny_rsna import IDS, files_of, write_rsna, write_study
 from cache_schema import CacheWriter
 from cache_schema.verify import verify
 from preprocess.build.build_cache import build_cache
-from preprocess.build.state import is_done, recall
-from preprocess.build.task import StudyTask, make_study
+from preprocess.build.state import StudyState
+from preprocess.build.task import StudyTask, build_study
 from preprocess.series.planning import plan_studies
 
 FEW, MANY = 5, 40
@@ -95,18 +95,19 @@ def test_what_fails_in_a_worker_keeps_its_reason_and_is_tried_again_by_the_next_
     task = StudyTask(IDS[0], plan, mask, writer.path, None, "options", "sources")
 
     def done():
-        return is_done(writer, IDS[0], recall(writer, IDS[0]), "options", "sources")
+        state = StudyState.load(writer, IDS[0])
+        return state is not None and state.is_current(writer, IDS[0], "options", "sources")
 
     with planted([writer.build_folder / "new"], 5, errno.ENOSPC):
-        outcome = make_study(task)
-    assert outcome.refused.message.endswith("(no space left on device)") and not done()
+        result = build_study(task)
+    assert result.refused.message.endswith("(no space left on device)") and not done()
     with planted([mask], 1, errno.EIO):
-        outcome = make_study(task)
-    assert [(row.reason, row.message) for row in outcome.rows] == [
+        result = build_study(task)
+    assert [(row.reason, row.message) for row in result.findings] == [
         ("segmentation_unopened", "cannot be read (input/output error)")
     ]
-    assert outcome.refused is None and not done()
-    assert make_study(task).rows == () and done()
+    assert result.refused is None and not done()
+    assert build_study(task).findings == () and done()
 
 
 def test_names_below_the_source_are_shown_where_paths_are_asked_for_or_where_they_were_typed(places, tmp_path):

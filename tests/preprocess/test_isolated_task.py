@@ -31,7 +31,7 @@ def alone(function, task=None, limit=None):
     return run_alone(cloudpickle.dumps((function, task)), limit, os.environ)
 
 
-def lone_processes() -> list[int]:
+def isolated_processes() -> list[int]:
     """Below this process; other tests may have theirs."""
     parents, found = {}, []
     for folder in Path("/proc").iterdir():
@@ -129,7 +129,7 @@ def test_a_lone_process_ends_with_the_one_that_waits_for_it(end, body):
     )
     try:
         pid = int(waits.stdout.readline())
-        assert pid in lone_processes()
+        assert pid in isolated_processes()
         waits.send_signal(end)
         assert waits.wait(PATIENCE_SECONDS) and has_ended(pid)
     finally:
@@ -141,4 +141,4 @@ def test_a_task_that_nobody_waits_for_any_more_is_ended():
     began = time.monotonic()
     with pytest.raises(InterruptedError):
         run_alone(cloudpickle.dumps((time.sleep, 600)), None, os.environ, lambda: time.monotonic() < began + 0.5)
-    assert not lone_processes()
+    assert not isolated_processes()

@@ -9,7 +9,7 @@ from preprocess.phantom.anatomy import make_person
 from preprocess.phantom.fractures import possible_fractures
 from preprocess.phantom.raster import Patch, vertebra_patch
 from preprocess.phantom.scanner import Scan, expose, make_scan
-from preprocess.phantom.study import make_study
+from preprocess.phantom.study import make_phantom_study
 from preprocess.phantom.truth import study_box
 
 
@@ -20,12 +20,12 @@ def windowed(hu: np.ndarray) -> np.ndarray:
 @pytest.fixture(scope="module")
 def sample() -> list:
     """Eight slices, evenly over the scan, of each of the first sixteen studies."""
-    return [make_study(0, i, 8) for i in range(16)]
+    return [make_phantom_study(0, i, 8) for i in range(16)]
 
 
 @pytest.fixture(scope="module")
 def twins() -> tuple:
-    return make_study(2, 3, 48), make_study(2, 3, 48, [5])
+    return make_phantom_study(2, 3, 48), make_phantom_study(2, 3, 48, [5])
 
 
 def test_body_fills_60_to_80_percent_of_the_frame(sample):
@@ -86,7 +86,7 @@ def test_breaks_are_4_px_wide_and_6_slices_long(index):
     person = make_person(0, index)
     scan = make_scan(0, index, person, 96)
     x, y = scan.columns(), scan.rows()
-    box = study_box(make_study(0, index, 12, range(1, 8)).labels)
+    box = study_box(make_phantom_study(0, index, 12, range(1, 8)).labels)
     side = max(box["x1"] - box["x0"], box["y1"] - box["y0"])
     for level, fracture in possible_fractures(0, index, person).items():
         vertebra = person.vertebrae[level - 1]
