@@ -17,7 +17,8 @@ from trainer.settings.keyvalue import given_twice, merge, nearest, parse_assignm
 from trainer.settings.needs import check_needs, check_paths
 from trainer.settings.paths import beside, check_folder
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+CONFIGS = (Path(__file__).resolve().parents[1] / "configs").resolve()
+"""a link to the top level's in a checkout, a folder in a wheel"""
 STAGES = ("bbox", "vertebrae", "slice_fracture", "study_fracture")
 PLACES = {"cache": "CACHE", "out": "RUNS", "boxes": "TABLE", "pseudo": "TABLE", "backbone": "RUN"}
 """what stands in `shown` for what a run is made from"""
