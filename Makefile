@@ -3,11 +3,12 @@ PYTHON ?= python3
 DEMO ?= work/demo
 BIN := .venv/bin
 SETUP := .venv/.installed
+LOWEST := .venv-lowest
 
-.PHONY: help setup demo test check soak learn bench-cache bench-loader bench-train bench-gpu lint format lock clean-demo
+.PHONY: help setup demo test test-lowest check soak learn bench-cache bench-loader bench-train bench-gpu lint format wheel lock clean-demo
 
 help:            ## this list
-	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  *##' $(MAKEFILE_LIST) | sed -E 's/: *[^#]*## */\t/' | sort | awk -F'\t' '{printf "make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: *[^#]*## */\t/' | sort | awk -F'\t' '{printf "make %-12s %s\n", $$1, $$2}'
 
 setup: $(SETUP)  ## .venv with the locked packages
 $(SETUP): requirements.lock pyproject.toml
@@ -31,6 +32,16 @@ test: $(SETUP)   ## the tests, at most 10 minutes on 2 idle cores
 check: $(SETUP)  ## what needs many launches, clusters, mounts, other users or hundreds of trials; at most 30 minutes
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m check
 
+test-lowest: $(LOWEST)/.installed  ## tables, settings, series, cache and training steps with the lowest packages that pyproject.toml allows
+	$(LOWEST)/bin/python -m pytest -n 2 --dist loadfile -m "not check" $(LOWEST_TESTS)
+
+LOWEST_TESTS := tests/cache_schema $(patsubst %,tests/preprocess/test_%.py,cli decode folds labels series values) \
+	$(patsubst %,tests/trainer/test_%.py,config own_tables plain_loop resume tables)
+$(LOWEST)/.installed: pyproject.toml | $(SETUP)
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(LOWEST)
+	$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct --editable '.[dev]'
+	touch $@
+
 soak: $(SETUP)   ## kills, flipped bits, broken files and random changes by the hundred; about an hour
 	PYTHONPATH=tests/preprocess:tests/cache_schema $(BIN)/python tests/soak/soak.py
 
@@ -49,9 +60,13 @@ bench-train: $(SETUP)  ## what a training step of each variant costs, and hours 
 bench-gpu: $(SETUP)    ## what only a GPU shows: its tests, items a second without a network, steps of the full-size variants in bf16
 	$(BIN)/python -m benchmarks.gpu images tests ceiling train
 
-lint: $(SETUP)   ## ruff, and the rules between the packages
+lint: $(SETUP)   ## ruff, its format, and types by mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+wheel: $(SETUP)  ## dist/*.whl, by way of a source distribution; without the network
+	$(BIN)/uv build --quiet --python $(BIN)/python --no-build-isolation --clear
 
 format: $(SETUP) ## rewrites the code in the project's format
 	$(BIN)/ruff check --fix .

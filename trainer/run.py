@@ -1,4 +1,4 @@
-"""One run of one stage: `accelerate launch trainer/run.py stage=... cache=CACHE out=RUNS`, or without the launcher for one process.
+"""One run of one stage: `accelerate launch -m trainer.run stage=... cache=CACHE out=RUNS`, or without the launcher for one process.
 
 Settings are checked, and a finished run is recognised, before torch is imported.
 """
@@ -25,11 +25,11 @@ from trainer.settings.layers import load, shown
 from trainer.settings.registry import stage_names
 from trainer.settings.settings import Settings
 
-HELP = f"""usage: accelerate launch trainer/run.py stage={"|".join(stage_names())} [variant=NAME] cache=CACHE out=RUNS
+HELP = f"""usage: accelerate launch -m trainer.run stage={"|".join(stage_names())} [variant=NAME] cache=CACHE out=RUNS
            [mode=train|predict] [show=true] [fold=0|all] [seed=1] [boxes=TABLE|cache] [pseudo=TABLE] [backbone=RUN] [weights=RUN]
            [split=held_out|all] [micro_batch=auto|N] [deterministic=true] [tracker=tensorboard|none] [config=FILE] [section.key=value ...]
 
-On one CPU, or one GPU, `python trainer/run.py ...` does the same without the launcher.
+On one CPU, or one GPU, `trainer run ...` does the same without the launcher; trainer/run.py may be named as a file, too.
 Settings: defaults < configs/<stage>.yaml < its variant < config=FILE < command line; sections are model, data, augment, train.
 show=true prints all of a run's settings and stops; what they mean stands beside them in trainer/settings/settings.py.
 Exit status: 0 done, 1 a check failed, 2 a wrong setting or nothing to do."""

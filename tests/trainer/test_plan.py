@@ -204,7 +204,7 @@ def test_the_graph_as_commands_for_a_shell_for_slurm_and_as_json():
     shell, slurm = formats.as_shell(plan, again), formats.as_slurm(plan, again)
     for script in (shell, slurm):
         assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
-    assert "'cache=c d' out=o only=study_boxes" in shell and shell.count("python trainer/run.py") == 8
+    assert "'cache=c d' out=o only=study_boxes" in shell and shell.count("python -m trainer.run ") == 8
     fake = 'n=0; sbatch() { echo "$@" >&2; echo $RANDOM$RANDOM; }\n'
     asked = subprocess.run(["bash"], input=fake + slurm, text=True, capture_output=True, check=True).stderr.splitlines()
     assert len(asked) == len(plan.nodes)

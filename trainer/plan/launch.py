@@ -49,8 +49,8 @@ def command(words: Sequence[str], processes: int = 1) -> list[str]:
 
 
 def shown(words: Sequence[str]) -> str:
-    """The run as a line for a shell in the project's folder."""
-    return shlex.join(["python", "trainer/run.py", *words])
+    """The run as a line for a shell."""
+    return shlex.join(["python", "-m", "trainer.run", *words])
 
 
 def log_file(out: Path, name: str) -> Path:

@@ -14,7 +14,8 @@ from trainer.settings.keyvalue import nearest, read_yaml
 if TYPE_CHECKING:
     from trainer.stages.base import Stage
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+CONFIGS = (Path(__file__).resolve().parents[1] / "configs").resolve()
+"""a link to the top level's in a checkout, a folder in a wheel"""
 STAGES = Path(__file__).resolve().parents[1] / "stages"
 ENTRY_POINTS = "cspine.stages"
 

@@ -1,0 +1,68 @@
+"""The command line: `trainer COMMAND ...` is `python -m trainer.COMMAND ...`, from any folder.
+
+Imports nothing that takes time: help and a mistyped command are answered in a moment.
+"""
+
+import re
+import runpy
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from trainer.process.ending import answer_at_once
+
+COMMANDS = {
+    "run": "train one stage on one fold, or predict with it",
+    "plan": "make every run and table of a plan; skip what is done",
+    "tables": "make the tables and scores that finished runs allow",
+    "predict": "probabilities of fractures in new studies, by the models of a plan",
+    "look": "contact sheets of what a model is shown, or figures of the tables",
+}
+PLAN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+"""a word that is no option, no `key=value` and no path"""
+HELP = "\n".join(
+    [
+        "usage: trainer COMMAND key=value ...",
+        "",
+        *(f"  {name:9} {what}" for name, what in COMMANDS.items()),
+        "",
+        "`trainer COMMAND --help` says more. `accelerate launch -m trainer.run ...` is `trainer run ...` in several processes.",
+        "`trainer plan` takes a plan's file, or the name of one that comes with the package: demo, oof, native, rsna22 ...",
+        "Exit status: that of the command; 2 for a command that is none.",
+    ]
+)
+
+
+def main(words: list[str] | None = None) -> int:
+    """Runs a command as `python -m` does, which ends with its own exit status, or answers itself. words: [sys.argv's]."""
+    answer_at_once("interrupted")
+    words = sys.argv[1:] if words is None else words
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(HELP)
+        return 0 if words else 2
+    command, *rest = words
+    if command not in COMMANDS:
+        return _wrong(f"no command {command}", command, COMMANDS)
+    if command == "plan":
+        packaged = packaged_plans()
+        names = {word for word in rest if PLAN_NAME.fullmatch(word) and not Path(word).is_file()} - {"help"}
+        for unknown in names - packaged.keys():
+            return _wrong(f"no plan {unknown}, neither a file nor one of the package's", unknown, packaged)
+        rest = [str(packaged[word]) if word in names else word for word in rest]
+    sys.argv = [f"trainer {command}", *rest]
+    runpy.run_module(f"trainer.{command}", run_name="__main__", alter_sys=True)
+    return 0
+
+
+def packaged_plans() -> dict[str, Path]:
+    """name -> file of each plan that comes with the package."""
+    from trainer.settings.registry import CONFIGS
+
+    return {path.stem: path for path in sorted((CONFIGS / "plan").glob("*.yaml"))}
+
+
+def _wrong(line: str, word: str, choices: Iterable[str]) -> int:
+    from trainer.settings.keyvalue import nearest
+
+    print(f"error: {line}; {nearest(word, choices)}", file=sys.stderr)
+    return 2
