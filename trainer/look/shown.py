@@ -12,6 +12,7 @@ from trainer.data.image import MEAN, STD
 from trainer.data.items import Item
 from trainer.data.loader import Batch
 from trainer.data.order import Evaluation, Training, shuffled
+from trainer.look.facts import FACTS
 from trainer.runs.inputs import Inputs
 from trainer.session import Session
 from trainer.settings.settings import Settings
@@ -84,7 +85,7 @@ def _has_targets(stage: Stage, id: str) -> bool:
     """Training items always have them; a prediction may be on studies without."""
     if stage.inputs.segmented:
         return stage.inputs.study(id).slice_box is not None
-    if stage.settings.stage == "slice_fracture":
+    if FACTS[stage.settings.stage].learns_from == "pseudo_labels":
         return stage.settings.pseudo is not None and id in stage.inputs.pseudo
     return True
 
