@@ -6,10 +6,7 @@ if __name__ == "__main__":
     answer_at_once("interrupted")
 
 import sys
-from collections.abc import Iterable
 from pathlib import Path
-
-import numpy as np
 
 from cache_schema import Cache
 from cache_schema.errors import UsageError
@@ -28,13 +25,13 @@ HELP = f"""usage: python -m trainer.look stage={"|".join(stage_names())} [varian
        python -m trainer.look tables=RUNS [cache=CACHE] [out=FOLDER] [items=12]
 
 With stage=: contact sheets (PNG) of what that stage's model is shown under these settings, out of the training loader: the first
-items of an epoch, in training's order and with its draws, boxes and targets drawn in.
+items of an epoch, in training's order and with its augmentation, boxes and targets drawn in.
   draw=still     the same items without augmentation
   mode=predict   a sample of what is predicted on (split=held_out|all), never augmented; another for each epoch=
   epoch, items   which epoch; how many items
-  slices         pictures in the row of a window or study: middle slices of triplets, evenly spaced
-  tile           side of a picture on the sheet, in pixels
-A backbone is not needed: it shapes no picture.
+  slices         images in the row of a window or study: middle slices of triplets, evenly spaced
+  tile           side of an image on the sheet, in pixels
+A backbone is not needed: it shapes no image.
 
 With tables=: figures (PNG) of the tables under RUNS, into RUNS/look unless out= is given: ratio and fracture curves over z and, with
 cache=, boxes on slices, of `items` studies; the histogram of the kept z-range; learning curves of all runs.
@@ -68,8 +65,9 @@ def _sheets(given: dict[str, str]) -> tuple[Path, list[str]]:
     count, slices = _whole(own, "items", 12), _whole(own, "slices", 6, least=3, most=1000)
     epoch, tile = _whole(own, "epoch", 0, least=0, most=100_000), _whole(own, "tile", 256, least=128, most=2048)
 
-    from trainer.look.pictures import shown
+    from trainer.look.page import save
     from trainer.look.sheets import sheets
+    from trainer.look.shown import shown
 
     items = shown(settings, epoch=epoch, count=count, still=draw == "still")
     name = "predict" if predicting else f"epoch{epoch}-{draw}"
@@ -78,12 +76,10 @@ def _sheets(given: dict[str, str]) -> tuple[Path, list[str]]:
     how = "augmented" if draw == "train" else "not augmented"
     heading = f"{settings.stage} {settings.variant}: {what}, {how}; {held}"
     pages = sheets(items, settings, heading=heading, tile=tile, slices=slices)
-    return settings.out, _save(settings.out, f"{settings.stage}-{settings.variant}-{name}", pages)
+    return settings.out, save(settings.out, f"{settings.stage}-{settings.variant}-{name}", pages)
 
 
 def _tables(given: dict[str, str]) -> tuple[Path, list[str]]:
-    from trainer.look.figures import figures
-
     names = ("tables", "cache", "out", "items")
     for key in given:
         if key not in names:
@@ -96,9 +92,13 @@ def _tables(given: dict[str, str]) -> tuple[Path, list[str]]:
     check_folder(out)
     if cache is not None:
         _say_stale(runs, cache)
+
+    from trainer.look.figures import figures
+    from trainer.look.page import save
+
     made = []
     for name, pages in figures(runs, cache, _whole(given, "items", 12)):
-        made += _save(out, name, pages)
+        made += save(out, name, pages)
     if not made:
         raise UsageError("no table and no training to draw", where=runs)
     return out, made
@@ -113,16 +113,6 @@ def _say_stale(runs: Path, cache: Cache) -> None:
     for found in map(finished.judged, held_out_runs(runs)):
         if found.why:
             say(f"{run_name(found.run_dir)}: stale, drawn all the same: {found.why}", sys.stderr)
-
-
-def _save(out: Path, name: str, pages: Iterable[np.ndarray]) -> list[str]:
-    from trainer.look.drawing import save
-
-    made = []
-    for number, page in enumerate(pages, 1):
-        made.append(f"{name}-{number:02}.png")
-        save(out / made[-1], page)
-    return made
 
 
 def _whole(given: dict[str, str], key: str, default: int, least: int = 1, most: int = 10_000) -> int:

@@ -1,109 +1,87 @@
 """Vertebra ratios and fractures over z, a panel for each study."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from math import ceil
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from cache_schema import LEVELS, TARGETS, Cache
 from cache_schema.columns import FRACTURES
-from trainer.look.drawing import BLACK, GREY, LEVEL_COLOURS, RED, blank, shortened, text
-from trainer.look.plot import Axes, key
+from trainer.look.page import BLACK, GREY, LEVEL_COLOURS, RED, key, page, shortened
 
-KEPT = (236, 243, 250)
-"""the colour behind the kept z-range"""
-PANEL_WIDTH, PANEL_HEIGHT, LEFT = 760, 422, 52
-RATIO_TOP, RATIO_HEIGHT, FRACTURE_TOP, FRACTURE_HEIGHT = 66, 150, 258, 110
-TITLE, ACROSS, PER_PAGE = 74, 2, 8
-UPPER = (-0.02, 1.05)
-"""range of the y axes"""
-
-
-@dataclass(frozen=True)
-class Tables:
-    """The tables of one RUNS, None where it has not made one."""
-
-    study_boxes: pd.DataFrame | None
-    vertebra_ratios: pd.DataFrame | None
-    pseudo_labels: pd.DataFrame | None
-    study_predictions: pd.DataFrame | None
-    slice_fractures: pd.DataFrame | None
+PANEL_WIDTH, PANEL_HEIGHT, ACROSS, PER_PAGE = 760, 422, 2, 8
+KEPT = {"color": "#ecf3fa", "linewidth": 8}
+KEY = {level: {"color": colour} for level, colour in LEVEL_COLOURS.items()} | {
+    "any level": {"color": BLACK},
+    "predicted": {"color": GREY},
+    "segmentation (ratio), pseudo labels (fracture)": {"color": GREY, "linewidth": 1, "linestyle": "--"},
+    "kept z-range": KEPT,
+}
 
 
-def pages(tables: Tables, cache: Cache | None, ids: list[str]) -> Iterator[np.ndarray]:
-    """The studies' panels, eight to a page of (height, width, 3) uint8 RGB."""
+def pages(tables: dict[str, pd.DataFrame], cache: Cache | None, ids: list[str]) -> Iterator[Figure]:
+    """The studies' panels, eight to a page. tables: of `figures.TABLES` and `slice_fractures` those that there are."""
     for first in range(0, len(ids), PER_PAGE):
         chosen = ids[first : first + PER_PAGE]
-        rows = -(-len(chosen) // ACROSS)
-        canvas = blank(TITLE + rows * PANEL_HEIGHT, ACROSS * PANEL_WIDTH + 30)
-        _title(canvas)
-        for place, id in enumerate(chosen):
-            row, column = divmod(place, ACROSS)
-            top, left = TITLE + row * PANEL_HEIGHT, 10 + column * PANEL_WIDTH
-            _panel(canvas[top : top + PANEL_HEIGHT, left : left + PANEL_WIDTH], id, tables, cache)
-        yield canvas
+        rows = ceil(len(chosen) / ACROSS)
+        figure = page(ACROSS * PANEL_WIDTH, rows * PANEL_HEIGHT, "Vertebra ratios and fractures over z, out of fold")
+        key(figure, KEY)
+        grid = figure.subplots(2 * rows, ACROSS, squeeze=False, height_ratios=[15, 11] * rows)
+        for place in range(ACROSS * rows):
+            upper, lower = grid[place // ACROSS * 2 :][:2, place % ACROSS]
+            if place < len(chosen):
+                _panel(upper, lower, chosen[place], tables, cache)
+            else:
+                upper.remove()
+                lower.remove()
+        yield figure
 
 
-def _title(canvas: np.ndarray) -> None:
-    text(canvas, "Vertebra ratios and fractures over z, out of fold", 20, 26, size=17, bold=True)
-    x = 20
-    for level in LEVELS:
-        x = key(canvas, x, 50, level, LEVEL_COLOURS[level])
-    x = key(canvas, x, 50, "any level", BLACK)
-    x = key(canvas, x, 50, "predicted", GREY)
-    key(canvas, x, 50, "dashed: segmentation (ratio), pseudo labels (fracture)", GREY, dashed=True)
-    text(canvas, "shaded: the kept z-range", canvas.shape[1] - 20, 50, size=12, align="right")
+def _panel(upper: Axes, lower: Axes, id: str, tables: dict[str, pd.DataFrame], cache: Cache | None) -> None:
+    own = {name: table[table["id"] == id] for name, table in tables.items()}
+    own = {name: rows for name, rows in own.items() if len(rows)}
+    last = max(int(rows["z_index"].max()) for rows in own.values() if "z_index" in rows)
+    upper.set(xlim=(0, max(1, last)), ylim=(-0.02, 1.05), ylabel="ratio")
+    lower.set(xlim=(0, max(1, last)), ylim=(-0.02, 1.05), ylabel="fracture", xlabel="z index, head to feet")
+    upper.set_title(shortened(id), weight="bold")
+    if "study_boxes" in own:
+        for axes in (upper, lower):
+            kept = own["study_boxes"].iloc[0]
+            axes.axvspan(kept["z_from"], kept["z_to"] - 1, color=KEPT["color"], zorder=0)
+    if "study_predictions" in own:
+        row = own["study_predictions"].iloc[0]
+        values = [f"patient {row[TARGETS[0]]:.2f}", *(f"{level} {row[level]:.2f}" for level in LEVELS)]
+        lower.set_title("study model: " + "  ".join(values))
+    if cache is not None:
+        _truth(upper, id, cache)
+    if "vertebra_ratios" in own:
+        _lines(upper, own["vertebra_ratios"], LEVELS)
+    if "pseudo_labels" in own:
+        _lines(lower, own["pseudo_labels"], FRACTURES, linestyle="--", linewidth=1)
+    if "slice_fractures" in own:
+        _lines(lower, own["slice_fractures"], FRACTURES)
+        lower.plot("z_index", "any_frac", data=own["slice_fractures"], color=BLACK)
 
 
-def _panel(canvas: np.ndarray, id: str, tables: Tables, cache: Cache | None) -> None:
-    def of(table: pd.DataFrame | None) -> pd.DataFrame | None:
-        rows = None if table is None else table[table["id"] == id]
-        return None if rows is None or rows.empty else rows
-
-    ratios, pseudo, fractures = of(tables.vertebra_ratios), of(tables.pseudo_labels), of(tables.slice_fractures)
-    box, predicted = of(tables.study_boxes), of(tables.study_predictions)
-    last = max(int(rows["z_index"].max()) for rows in (ratios, pseudo, fractures) if rows is not None)
-    _labels(canvas, id, cache, None if predicted is None else predicted.iloc[0])
-    width = PANEL_WIDTH - LEFT - 22
-    upper = Axes(canvas, (LEFT, RATIO_TOP, width, RATIO_HEIGHT), (0, max(1, last)), UPPER)
-    lower = Axes(canvas, (LEFT, FRACTURE_TOP, width, FRACTURE_HEIGHT), (0, max(1, last)), UPPER)
-    for axes in (upper, lower):
-        if box is not None:
-            axes.band(int(box["z_from"].iloc[0]), int(box["z_to"].iloc[0]) - 1, KEPT)
-    upper.frame("", "ratio")
-    lower.frame("z index, head to feet", "fracture", y_ticks=2)
-    study = cache.study(id) if cache is not None else None
-    if study is not None and study.vertebra_ratio is not None:
-        z = np.arange(study.record.slices)
-        for level, values in zip(LEVELS, study.vertebra_ratio.T, strict=True):
-            upper.line(z, values, LEVEL_COLOURS[level], thickness=1, dashed=True)
-    if ratios is not None:
-        _lines(upper, ratios, LEVELS)
-    if pseudo is not None:
-        _lines(lower, pseudo, FRACTURES, dashed=True)
-    if fractures is not None:
-        _lines(lower, fractures, FRACTURES)
-        lower.line(fractures["z_index"], fractures["any_frac"], BLACK)
+def _truth(axes: Axes, id: str, cache: Cache) -> None:
+    """Ratios of the segmentation, and the labels as a second title."""
+    ratios = cache.study(id).vertebra_ratio
+    for column, level in enumerate(LEVELS if ratios is not None else ()):
+        axes.plot(ratios[:, column], "--", color=LEVEL_COLOURS[level], linewidth=1)
+    if cache.labels is not None and len(rows := cache.labels[cache.labels["id"] == id]):
+        known = rows.iloc[0][list(TARGETS)].dropna()
+        fractured = [level for level in LEVELS if known.get(level) == 1]
+        words = "no fracture" if len(known) else "labels unknown"
+        words = "fractured: " + " ".join(fractured) if fractured else words
+        axes.set_title(words, loc="right", color=RED if fractured else BLACK)
 
 
-def _lines(axes: Axes, rows: pd.DataFrame, columns: tuple[str, ...], *, dashed: bool = False) -> None:
+def _lines(axes: Axes, rows: pd.DataFrame, columns: tuple[str, ...], **line: object) -> None:
+    """Broken where unknown; levels that are 0 throughout are left out."""
     for column, colour in zip(columns, LEVEL_COLOURS.values(), strict=True):
         values = rows[column].to_numpy(np.float64)
         if np.nanmax(np.abs(values), initial=0) > 0:
-            axes.line(rows["z_index"], values, colour, thickness=1 if dashed else 2, dashed=dashed)
-
-
-def _labels(canvas: np.ndarray, id: str, cache: Cache | None, predicted: pd.Series | None) -> None:
-    """Two lines above the curves: the study with its labels, and what stage 4 says of it."""
-    x = text(canvas, shortened(id, 380), LEFT, 20, bold=True) + 18
-    labels = None if cache is None or cache.labels is None else cache.labels.set_index("id")
-    if labels is not None and id in labels.index:
-        row = labels.loc[id]
-        fractured = [level for level in LEVELS if not pd.isna(row[level]) and row[level] == 1]
-        unknown = all(pd.isna(row[target]) for target in TARGETS)
-        words = "labels unknown" if unknown else "fractured: " + " ".join(fractured) if fractured else "no fracture"
-        text(canvas, words, x, 20, colour=RED if fractured else BLACK)
-    if predicted is not None:
-        values = [f"patient {predicted[TARGETS[0]]:.2f}", *(f"{level} {predicted[level]:.2f}" for level in LEVELS)]
-        text(canvas, "study model: " + "  ".join(values), LEFT, 38, size=12)
+            axes.plot(rows["z_index"], values, color=colour, **line)

@@ -3,19 +3,21 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from cache_schema import Cache
+from cache_schema.columns import FRACTURES
 from cache_schema.errors import CacheError
 from cache_schema.tables import read_table
 from trainer.look import boxes, curves, learning
 from trainer.runs.files import PREDICTIONS
 from trainer.runs.predictions import held_out_runs
 from trainer.runs.run_names import RunName
+from trainer.settings.registry import stage_class
 from trainer.tables.pooling import mean_over_runs
 
-Pages = Iterator[np.ndarray]
+Pages = Iterator[Figure]
 TABLES = ("study_boxes", "vertebra_ratios", "pseudo_labels", "study_predictions")
 
 
@@ -34,10 +36,11 @@ def figures(runs: Path, cache: Cache | None, count: int) -> Iterator[tuple[str, 
             return None
 
     paths = {name: runs / "tables" / f"{name}.parquet" for name in TABLES}
-    known = {name: whole(read_table, path) if path.is_file() else None for name, path in paths.items()}
-    ratios, study_boxes = known["vertebra_ratios"], known["study_boxes"]
-    tables = curves.Tables(**known, slice_fractures=whole(slice_fractures, runs))
-    over_z = ratios if ratios is not None else tables.slice_fractures
+    found = {name: whole(read_table, path) for name, path in paths.items() if path.is_file()}
+    found["slice_fractures"] = whole(slice_fractures, runs)
+    tables = {name: table for name, table in found.items() if table is not None}
+    ratios, study_boxes = tables.get("vertebra_ratios"), tables.get("study_boxes")
+    over_z = ratios if ratios is not None else tables.get("slice_fractures")
     if over_z is not None:
         yield "curves", curves.pages(tables, cache, _some(over_z, cache, count))
     if study_boxes is not None and cache is not None and (beyond := _first_beyond(study_boxes, cache)):
@@ -47,17 +50,17 @@ def figures(runs: Path, cache: Cache | None, count: int) -> Iterator[tuple[str, 
         yield "boxes", boxes.pages(study_boxes, cache, _some(study_boxes, cache, count))
     lengths = slices_of(cache, ratios)
     if study_boxes is not None and lengths is not None:
-        yield "z-range", iter([boxes.z_range_histogram(study_boxes, lengths)])
+        yield "z-range", boxes.z_range_histogram(study_boxes, lengths)
     histories = learning.histories(runs)
     if histories:
-        yield "learning", iter([learning.page(histories)])
+        yield "learning", learning.pages(histories)
     if damaged:
         raise damaged[0]
 
 
 def slice_fractures(runs: Path) -> pd.DataFrame | None:
-    """Held-out predictions of stage 3, averaged over seeds and variants; None where there are none."""
-    own = [run for run in held_out_runs(runs) if RunName.of(run).stage == "slice_fracture"]
+    """Held-out predictions of fractures by slice, averaged over seeds and variants; None where there are none."""
+    own = [run for run in held_out_runs(runs) if set(FRACTURES) <= set(stage_class(RunName.of(run).stage).columns)]
     return mean_over_runs([read_table(run / PREDICTIONS) for run in own], ["id", "z_index"]) if own else None
 
 

@@ -1,19 +1,23 @@
 """Learning curves of every run, by stage and variant, from what they logged."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from trainer.look.drawing import BLACK, GREY, PALETTE, Colour, blank, text
-from trainer.look.plot import Axes, key
+from trainer.look.page import BLACK, GREY, PALETTE, page
 from trainer.runs.files import METRICS_FILE
 from trainer.runs.metrics_log import MetricsLog
 from trainer.scores.scores import HELD_OUT
 from trainer.settings.registry import stage_names
 
-TITLE, ROW, WIDTH, LEFT = 44, 300, 1500, 60
+ROW, WIDTH = 300, 1500
+"""in pixels"""
 NUMBERS, WORDS = ("value", "baseline_value"), ("metric", "baseline")
 """that are drawn of a score"""
 SMOOTHED_SHARE = 20
@@ -42,60 +46,59 @@ def histories(runs: Path) -> list[History]:
     return [history for _, history in sorted(found, key=lambda each: each[0]) if history.loss]
 
 
-def page(found: Sequence[History]) -> np.ndarray:
-    """(height, width, 3) uint8 RGB: a row for each stage and variant, loss on the left, held-out scores on the right."""
+def pages(found: Sequence[History]) -> Iterator[Figure]:
+    """A row for each stage and variant, loss on the left, held-out scores on the right."""
     names = list(dict.fromkeys(history.name for history in found))
-    canvas = blank(TITLE + ROW * len(names), WIDTH)
-    text(canvas, "Learning curves", 20, 28, size=17, bold=True)
-    for place, name in enumerate(names):
+    about = "thin: each logged loss; thick: running mean; dashed: baseline of the held-out score"
+    figure = page(WIDTH, ROW * len(names), "Learning curves", about)
+    for name, (left, right) in zip(names, figure.subplots(len(names), 2, squeeze=False), strict=True):
         own = [history for history in found if history.name == name]
-        top = TITLE + place * ROW
-        _row(canvas[top : top + ROW], name, own)
-    return canvas
+        last = max(1, *(step for history in own for step in history.loss))
+        left.set_title(name, weight="bold", size=14)
+        _losses(left, own, last)
+        _scores(right, own, last)
+    yield figure
 
 
-def _row(canvas: np.ndarray, name: str, own: list[History]) -> None:
-    x = text(canvas, name, LEFT, 18, size=15, bold=True) + 24
-    folds = sorted({history.fold for history in own})
-    for fold in folds:
-        count = sum(history.fold == fold for history in own)
-        x = key(canvas, x, 17, f"fold {fold}" + (f" ({count} runs)" if count > 1 else ""), _colour(fold))
-    last = max(max(history.loss) for history in own)
+def _losses(axes: Axes, own: list[History], last: int) -> None:
     values = np.concatenate([list(history.loss.values()) for history in own])
     known = values[np.isfinite(values)]
     top = float(np.percentile(known, 99)) if len(known) else 1.0
-    half, height = WIDTH // 2 - LEFT - 30, ROW - 106
-    axes = Axes(canvas, (LEFT, 52, half, height), (0, last), (min(0.0, float(known.min(initial=0))), top * 1.05 or 1.0))
-    axes.frame("optimiser steps", "training loss")
+    low = min(0.0, float(known.min(initial=0)))
+    axes.set(xlim=(0, last), ylim=(low, top * 1.05 or 1.0), xlabel="optimiser steps", ylabel="training loss")
+    lines = {}
     for history in own:
-        steps, losses = np.array(list(history.loss)), np.array(list(history.loss.values()))
-        axes.line(steps, losses, _pale(_colour(history.fold)), thickness=1)
-    for history in own:
-        steps, losses = np.array(list(history.loss)), np.array(list(history.loss.values()))
-        axes.line(steps, _smooth(losses), _colour(history.fold))
-        if len(steps) == 1:
-            axes.dots(steps, losses, _colour(history.fold))
-    _scores(canvas, (WIDTH // 2 + LEFT, 52, half, height), own, last)
+        colour, loss = _colour(history.fold), pd.Series(history.loss)
+        mean = loss.rolling(2 * (len(loss) // SMOOTHED_SHARE // 2) + 1, center=True, min_periods=1).mean()
+        axes.plot(loss, color=colour, alpha=1 / 3, linewidth=1, zorder=1)
+        (lines[history.fold],) = axes.plot(
+            mean, color=colour, marker="o" if len(loss) == 1 else "", clip_on=len(loss) > 1
+        )
+    counts = Counter(history.fold for history in own)
+    words = [f"fold {fold}" + (f" ({counts[fold]} runs)" if counts[fold] > 1 else "") for fold in sorted(lines)]
+    handles = [lines[fold] for fold in sorted(lines)]
+    axes.legend(handles, words, loc="lower right", bbox_to_anchor=(1, 1), ncols=6, borderaxespad=0.2)
 
 
-def _scores(canvas: np.ndarray, region: tuple[int, int, int, int], own: list[History], last: int) -> None:
+def _scores(axes: Axes, own: list[History], last: int) -> None:
     scored = [history for history in own if history.scores]
-    left, top, width, height = region
     if not scored:
-        text(canvas, "no held-out score", left + width / 2, top + height / 2, colour=GREY, align="middle")
+        axes.text(0.5, 0.5, "no held-out score", color=GREY, ha="center", transform=axes.transAxes)
+        axes.set_axis_off()
         return
     first = next(iter(scored[0].scores.values()))
-    values = [row[name] for each in scored for row in each.scores.values() for name in ("value", "baseline_value")]
-    axes = Axes(canvas, region, (0, last * 1.02), (0, max(values) * 1.1 or 1.0))
+    values = [row[name] for each in scored for row in each.scores.values() for name in NUMBERS]
     better = "higher" if first["metric"] == "iou" else "lower"
-    axes.frame("optimiser steps", f"held out: {first['metric']} ({better} is better); dashed: {first['baseline']}")
+    axes.set_title(f"held out: {first['metric']} ({better} is better); dashed: {first['baseline']}")
+    axes.set(
+        xlim=(0, last * 1.02),
+        ylim=(0, max(filter(np.isfinite, values), default=0) * 1.1 or 1.0),
+        xlabel="optimiser steps",
+    )
     for history in scored:
-        colour, steps = _colour(history.fold), list(history.scores)
-        axes.line(
-            [0, last], [list(history.scores.values())[-1]["baseline_value"]] * 2, colour, thickness=1, dashed=True
-        )
-        axes.line(steps, [row["value"] for row in history.scores.values()], colour)
-        axes.dots(steps, [row["value"] for row in history.scores.values()], colour)
+        colour, rows = _colour(history.fold), history.scores
+        axes.axhline(list(rows.values())[-1]["baseline_value"], color=colour, linewidth=1, linestyle="--")
+        axes.plot(list(rows), [row["value"] for row in rows.values()], "o-", color=colour)
 
 
 def _read(path: Path) -> History:
@@ -121,18 +124,5 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _smooth(values: np.ndarray) -> np.ndarray:
-    """Centred running mean, over fewer values at both ends."""
-    reach = len(values) // SMOOTHED_SHARE // 2
-    total = np.concatenate([[0], np.cumsum(values)])
-    place = np.arange(len(values))
-    low, high = np.maximum(place - reach, 0), np.minimum(place + reach + 1, len(values))
-    return (total[high] - total[low]) / (high - low)
-
-
-def _colour(fold: str) -> Colour:
+def _colour(fold: str) -> str:
     return PALETTE[int(fold) % len(PALETTE)] if fold.isdecimal() else BLACK
-
-
-def _pale(colour: Colour) -> Colour:
-    return tuple(255 - (255 - value) // 3 for value in colour)

@@ -1,117 +1,51 @@
-"""Contact sheets: what each item shows, with its targets drawn on and below the pictures."""
+"""Contact sheets: what each item shows, with its targets drawn on, below and above the images."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from math import ceil
 
-import cv2
 import numpy as np
+from matplotlib.figure import Figure
 
 from cache_schema import LEVELS, TARGETS
 from trainer.data.augment import AugmentParams
-from trainer.look.drawing import (
-    GREY,
-    PALE,
-    RED,
-    WHITE,
-    YELLOW,
-    bars,
-    blank,
-    enlarged,
-    hatch,
-    outline,
-    shortened,
-    text,
-    text_width,
-)
-from trainer.look.pictures import Shown
+from trainer.look.page import GREY, MARGIN, PALE, RED, TOP, WHITE, YELLOW, note, outline, page, panel, shortened, show
+from trainer.look.shown import Shown
 from trainer.settings.settings import Settings
 
-BACKGROUND = (44, 44, 50)
-GAP, HEADER, CAPTION, BARS, TITLE = 8, 24, 20, 84, 58
+GAP, HEADER, CAPTION, BARS = 8, 24, 20, 84
 """heights and distances in pixels"""
-PER_PAGE = {"bbox": 12}
-PER_PAGE_OF_ROWS = 6
-LEGENDS = {
-    "bbox": "yellow: the target box, moved as the picture was; it is the union over the three slices",
-    "vertebrae": "bars: target ratios of C1..C7 at the slice shown",
-    "slice_fracture": "grey bars: target ratios of C1..C7 at the slice shown; red: target fractures; ?: unknown, not trained on",
-    "study_fracture": "labels of the study: red 1, grey 0, ?: unknown, not trained on",
-}
+ACROSS, PER_PAGE = {"triplets": 2}, {"triplets": 12}
+"""items, where they are not one across and six to a page"""
+LABEL_WIDTH, LETTER_WIDTH = 42, 9
+DRAWN = ("box", "has_box", "ratios", "fractures", "labels", "mask")
+"""targets that need no words of their own"""
 
 
-def sheets(items: Iterable[Shown], settings: Settings, *, heading: str, tile: int, slices: int) -> Iterator[np.ndarray]:
-    """Pages of (height, width, 3) uint8 RGB. tile: side of a picture on the page; slices: pictures in an item's row."""
-    stage = settings.stage
-    across = 2 if stage == "bbox" else 1
-    block = BLOCKS[stage]
-    page: list[np.ndarray] = []
-    for item in items:
-        page.append(block(item, tile, slices))
-        if len(page) == PER_PAGE.get(stage, PER_PAGE_OF_ROWS):
-            yield _page(page, across, heading, LEGENDS[stage])
-            page = []
-    if page:
-        yield _page(page, across, heading, LEGENDS[stage])
+def sheets(items: Iterable[Shown], settings: Settings, *, heading: str, tile: int, slices: int) -> Iterator[Figure]:
+    """tile: side of an image on the page, in pixels; slices: images in the row of a window or study."""
+    facts, rest = settings.facts, iter(items)
+    while chosen := list(islice(rest, PER_PAGE.get(facts.items, 6))):
+        rows = [(item, range(3) if facts.items == "triplets" else _middle_frames(item, slices)) for item in chosen]
+        yield sheet(rows, heading, facts.legend, tile=tile, across=ACROSS.get(facts.items, 1))
 
 
-def triplet_block(item: Shown, tile: int, slices: int) -> np.ndarray:
-    """Stage 1: the three slices, each with the target box."""
-    canvas = _item_canvas(3, tile, CAPTION)
-    box, size = item.targets.get("box"), item.params.size
-    for place in range(3):
-        picture = _tile(canvas, place, tile, item, place)
-        if box is not None and item.targets["has_box"] > 0:
-            outline(picture, box * tile, YELLOW)
-    words = "target unknown"
-    if box is not None:
-        words = "box " + " ".join(f"{value:.0f}" for value in box * size) if item.targets["has_box"] > 0 else "no box"
-    _header(canvas, item, words)
-    return canvas
-
-
-def window_block(item: Shown, tile: int, slices: int) -> np.ndarray:
-    """Stages 2 and 3: middle slices of triplets evenly spaced over the window, the targets of each below it."""
-    places = _middle_frames(item, slices)
-    canvas = _item_canvas(slices, tile, CAPTION + BARS)
-    ratios, fractures = item.targets.get("ratios"), item.targets.get("fractures")
-    for column, frame in enumerate(places):
-        _tile(canvas, column, tile, item, frame)
-        if item.z_index[frame] < 0:
-            continue
-        region = (column * (tile + GAP), HEADER + tile + CAPTION, tile, BARS - 6)
-        if ratios is None:
-            bars(canvas, region, np.full(len(LEVELS), np.nan))
-        else:
-            row = frame if len(ratios) == len(item.z_index) else frame // 3
-            bars(canvas, region, ratios[row], None if fractures is None else fractures[row])
-    _header(canvas, item, "targets unknown" if ratios is None else "")
-    return canvas
-
-
-def study_block(item: Shown, tile: int, slices: int) -> np.ndarray:
-    """Stage 4: middle slices of triplets evenly spaced over the study's z-range, its eight labels above them."""
-    canvas = _item_canvas(slices, tile, CAPTION)
-    for column, frame in enumerate(_middle_frames(item, slices)):
-        _tile(canvas, column, tile, item, frame)
-    _header(canvas, item, "")
-    x = canvas.shape[1]
-    for name, value in reversed(list(zip(TARGETS, item.targets["labels"], strict=True))):
-        label = "patient" if name == TARGETS[0] else name
-        words, colour = (f"{label} ?", PALE) if np.isnan(value) else (label, RED if value else GREY)
-        text(canvas, words, x, HEADER - 8, colour=colour, bold=bool(value == 1), align="right")
-        x -= text_width(words, bold=bool(value == 1)) + 16
-    return canvas
-
-
-BLOCKS: dict[str, Callable[[Shown, int, int], np.ndarray]] = {
-    "bbox": triplet_block,
-    "vertebrae": window_block,
-    "slice_fracture": window_block,
-    "study_fracture": study_block,
-}
+def sheet(rows: list[tuple[Shown, Iterable[int]]], heading: str, legend: str, *, tile: int, across: int = 1) -> Figure:
+    """A page of items, each with the places of those of its images that are shown."""
+    width = max(len(frames) for _, frames in rows) * (tile + GAP) - GAP
+    below = CAPTION + (BARS if any("ratios" in item.targets for item, _ in rows) else 0)
+    right, down = width + 3 * GAP, HEADER + tile + below + 3 * GAP
+    figure = page(across * right + GAP, ceil(len(rows) / across) * down, heading, legend, dark=True)
+    for place, (item, frames) in enumerate(rows):
+        left, top = MARGIN + place % across * right, TOP + place // across * down
+        _header(figure, item, left, top + HEADER - 8, width)
+        for column, frame in enumerate(frames):
+            _tile(figure, item, frame, left + column * (tile + GAP), top + HEADER, tile)
+    return figure
 
 
 def describe(params: AugmentParams) -> str:
-    """The parts of an augmentation that an image does not show by itself."""
+    """The augmentation parameters that an image does not show by itself."""
     words = []
     if np.linalg.det(params.matrix[:, :2]) < 0:
         words.append("mirrored")
@@ -131,46 +65,72 @@ def _middle_frames(item: Shown, slices: int) -> list[int]:
     return [int(3 * t + (item.z_index[3 * t + 1] >= 0 or item.z_index[3 * t] < 0)) for t in chosen]
 
 
-def _item_canvas(columns: int, tile: int, below: int) -> np.ndarray:
-    return blank(HEADER + tile + below, columns * (tile + GAP) - GAP, BACKGROUND)
+def _header(figure: Figure, item: Shown, left: float, y: float, width: float) -> None:
+    """Study, slices and augmentation on the left, targets of the whole item on the right."""
+    z = item.z_index[item.z_index >= 0]
+    about = [f"z {z.min()}-{z.max()} of {item.item.slices}", describe(item.params)]
+    if len(z) < len(item.z_index):
+        about.insert(1, f"{len(item.z_index) - len(z)} padded")
+    id = shortened(item.item.id, int(0.36 * width / LETTER_WIDTH))
+    x = note(figure, left, y, id, color=WHITE, weight="bold")
+    note(figure, x + 12, y, "  ".join(filter(None, about)), color=PALE)
+    right = left + width
+    labels = item.targets.get("labels", ())
+    for name, value in zip(reversed(TARGETS[: len(labels)]), reversed(labels), strict=True):
+        words = ("patient" if name == TARGETS[0] else name) + (" ?" if np.isnan(value) else "")
+        colour, weight = (RED, "bold") if value == 1 else (PALE if np.isnan(value) else GREY, "normal")
+        note(figure, right, y, words, color=colour, weight=weight, ha="right")
+        right -= LABEL_WIDTH
+    note(figure, right, y, _words(item), color=YELLOW, ha="right")
 
 
-def _tile(canvas: np.ndarray, column: int, tile: int, item: Shown, frame: int) -> np.ndarray:
-    """Puts one picture and its z_index on the canvas; returns the picture's part of the canvas, to be drawn on."""
-    left, z = column * (tile + GAP), int(item.z_index[frame])
-    picture = canvas[HEADER : HEADER + tile, left : left + tile]
-    picture[:] = enlarged(item.frames[frame], tile, tile)
+def _words(item: Shown) -> str:
+    if not item.targets:
+        return "targets unknown"
+    words = [f"{name}={value}" for name, value in item.targets.items() if name not in DRAWN]
+    if "box" in item.targets:
+        box = " ".join(f"{value:.0f}" for value in item.targets["box"] * item.params.size)
+        words.append(f"box {box}" if item.targets.get("has_box", 1) > 0 else "no box")
+    return "  ".join(words)
+
+
+def _tile(figure: Figure, item: Shown, frame: int, left: float, top: float, tile: int) -> None:
+    """One image with its z_index and the targets that are its own."""
+    axes, size, z = panel(figure, left, top, tile, tile), item.params.size, int(item.z_index[frame])
+    show(axes, item.frames[frame])
+    axes.set_xlabel(f"z {z}" if z >= 0 else "-", color=WHITE)
+    if "box" in item.targets and item.targets.get("has_box", 1) > 0:
+        outline(axes, item.targets["box"] * size, YELLOW)
     if z < 0:
-        hatch(picture, "padding")
-    words = f"z {z}" if z >= 0 else "-"
-    text(canvas, words, left + tile / 2, HEADER + tile + CAPTION - 5, colour=WHITE, align="middle")
-    return picture
+        axes.fill_between((0, size), size, facecolor="none", edgecolor=GREY, hatch="//")
+        axes.text(size / 2, size / 2, "padding", color=WHITE, backgroundcolor="black", ha="center", va="center")
+    elif "ratios" in item.targets:
+        ratios = _row(item, "ratios", frame)
+        fractures = _row(item, "fractures", frame) if "fractures" in item.targets else np.zeros_like(ratios)
+        _bars(figure, ratios, fractures, left, top + tile + CAPTION + 18, tile)
 
 
-def _header(canvas: np.ndarray, item: Shown, words: str) -> None:
-    """Study, slices and draw on the left, `words` on the right."""
-    z, width = item.z_index[item.z_index >= 0], canvas.shape[1]
-    padded = len(item.z_index) - len(z)
-    about = [f"z {z.min()}-{z.max()} of {item.item.slices}"]
-    about += [f"{padded} padded"] if padded else []
-    about += [describe(item.params)] if describe(item.params) else []
-    id = shortened(item.item.id, 0.36 * width)
-    x = text(canvas, id, 0, HEADER - 8, colour=WHITE, bold=True)
-    text(canvas, "  ".join(about), x + 14, HEADER - 8, colour=PALE)
-    text(canvas, words, width, HEADER - 8, colour=YELLOW, align="right")
+def _row(item: Shown, name: str, frame: int) -> np.ndarray:
+    """Of a target with a row for each slice or each triplet, the one that the slice has."""
+    values = item.targets[name]
+    return values[frame if len(values) == len(item.z_index) else frame // 3]
 
 
-def _page(blocks: list[np.ndarray], across: int, heading: str, legend: str) -> np.ndarray:
-    height, width = blocks[0].shape[:2]
-    rows = -(-len(blocks) // across)
-    gap = 3 * GAP
-    canvas = blank(TITLE + rows * (height + gap), across * (width + gap) + GAP, BACKGROUND)
-    text(canvas, heading, 2 * GAP, 26, size=17, colour=WHITE, bold=True)
-    text(canvas, legend, 2 * GAP, 46, colour=PALE)
-    for place, block in enumerate(blocks):
-        row, column = divmod(place, across)
-        top, left = TITLE + row * (height + gap), 2 * GAP + column * (width + gap)
-        canvas[top : top + height, left : left + width] = block
-        if row:
-            cv2.line(canvas, (left, top - GAP), (left + width, top - GAP), GREY, 1)
-    return canvas
+def _bars(figure: Figure, ratios: np.ndarray, fractures: np.ndarray, left: float, top: float, width: float) -> None:
+    """A bar in [0, 1] for each of C1..C7 with its value, and a narrower one in front; a question mark where unknown."""
+    axes = panel(figure, left, top, width, BARS - 42)
+    axes.patch.set_visible(False)
+    bars = axes.bar(LEVELS, np.nan_to_num(ratios), 0.68, color=PALE)
+    axes.bar(LEVELS, np.nan_to_num(fractures), 0.34, color=RED)
+    axes.bar_label(bars, [_number(*pair) for pair in zip(ratios, fractures, strict=True)], color=PALE, fontsize=10)
+    axes.axhline(0, color=GREY, linewidth=1, clip_on=False)
+    axes.set(ylim=(0, 1), xticks=range(len(LEVELS)))
+    axes.tick_params(bottom=False, pad=1, labelsize=11, labelcolor=PALE, grid_alpha=0)
+    for level, fracture in zip(axes.get_xticklabels(), fractures, strict=True):
+        level.set_color(RED if fracture > 0 else PALE)
+
+
+def _number(ratio: float, fracture: float) -> str:
+    if np.isnan(ratio) or np.isnan(fracture):
+        return "?"
+    return "" if ratio <= 0 else f"{ratio:.2f}" if ratio >= 0.005 else "<.01"

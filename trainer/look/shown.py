@@ -84,7 +84,7 @@ def _has_targets(stage: Stage, id: str) -> bool:
     """Training items always have them; a prediction may be on studies without."""
     if stage.inputs.segmented:
         return stage.inputs.study(id).slice_box is not None
-    if stage.settings.stage == "slice_fracture":
+    if stage.learns_from == "pseudo_labels":
         return stage.settings.pseudo is not None and id in stage.inputs.pseudo
     return True
 
