@@ -18,10 +18,9 @@ from numcodecs import zstd
 
 from cache_schema.documents import checksum, chunk_checksum
 from cache_schema.errors import CacheError
-from cache_schema.layout import ARRAYS, CHUNK_SLICES, CODECS, GROUP, array_document, chunk_file, chunk_starts
+from cache_schema.layout import ARRAYS, CHUNK_SLICES, GROUP, ZSTD_LEVEL, array_document, chunk_file, chunk_starts
 from cache_schema.study import Box
 
-ZSTD_LEVEL = CODECS[1]["configuration"]["level"]
 CRC_BYTES = 4
 
 
@@ -51,7 +50,7 @@ def unpack(data: np.ndarray, out: np.ndarray) -> None:
 class Scratch(threading.local):
     """A thread's own memory, used again and again: touching fresh pages costs more than reading a file into them."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._buffer = np.empty(0, np.uint8)
 
     def __call__(self, *shape: int) -> np.ndarray:
@@ -124,7 +123,7 @@ def _read_chunk(folder: Path, file: str, out: np.ndarray, listed: Mapping[str, i
         with open(f"{folder}/{file}", "rb", buffering=0) as source:
             size = os.fstat(source.fileno()).st_size
             data = _file(size)
-            if source.readinto(data) != size:
+            if source.readinto(data.data) != size:
                 raise ValueError("became shorter while it was read")
         unpack(data, out)
     except FileNotFoundError as error:

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 class CspineError(Exception):
@@ -24,7 +25,7 @@ class CspineError(Exception):
             line += f"; {self.do}"
         return " ".join(line.split())
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.__dict__)
 
 

@@ -11,7 +11,7 @@ OUTPUT = "standard output"
 class _Named(io.FileIO):
     """What writing raises names no file: it gets this name."""
 
-    def write(self, data: Any) -> int | None:
+    def write(self, data: Any) -> int:
         try:
             return super().write(data)
         except OSError as error:
@@ -26,8 +26,8 @@ def open_output() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
-    given = sys.stdout
-    if given is not None and given is sys.__stdout__ and given.fileno() == 1:
+    given = sys.__stdout__
+    if given is not None and given is sys.stdout and given.fileno() == 1:
         file = io.BufferedWriter(_Named(1, "w", closefd=False))
         by_line, encoding = given.line_buffering, given.encoding
         # names of files need not be UTF-8

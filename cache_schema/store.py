@@ -29,6 +29,9 @@ Stamp = tuple[int, ...]
 """what the file system says of a study's zarr.json: another one where it was written anew"""
 Read = TypeVar("Read")
 
+SEGMENTED = ("slice_box", "vertebra_ratio")
+"""arrays of studies with a segmentation"""
+
 BUILD_AGAIN = "run build-cache again (or start again when it has ended)"
 
 
@@ -43,6 +46,8 @@ class StoredStudy(Study):
     replaced or removed meanwhile, CacheError where a file is damaged.
     """
 
+    pixels: StoredPixels
+
     def __init__(self, folder: Path):
         self.folder, self.stamp = folder, _stamp(folder)
         self.record, attributes = read_study_document(folder)
@@ -55,25 +60,17 @@ class StoredStudy(Study):
     def read(self, z0: int, z1: int, box: Box | None = None) -> np.ndarray:
         return self._as_opened(lambda: Study.read(self, z0, z1, box))
 
-    @cached_property
-    def z(self) -> np.ndarray:
-        return self._array("z")
-
-    @cached_property
-    def slice_number(self) -> np.ndarray:
-        return self._array("slice_number")
+    def __getattr__(self, name: str) -> Any:
+        """z, slice_number, slice_box and vertebra_ratio, each read on first use."""
+        if name not in ("z", "slice_number", *SEGMENTED):
+            raise AttributeError(name)
+        value = None if name in SEGMENTED and self.record.segmentation_digest is None else self._array(name)
+        setattr(self, name, value)
+        return value
 
     @cached_property
     def value_range(self) -> np.ndarray:
         return self._array("value_range")
-
-    @cached_property
-    def slice_box(self) -> np.ndarray | None:
-        return None if self.record.segmentation_digest is None else self._array("slice_box")
-
-    @cached_property
-    def vertebra_ratio(self) -> np.ndarray | None:
-        return None if self.record.segmentation_digest is None else self._array("vertebra_ratio")
 
     def check_fresh(self) -> None:
         """Raises StaleStudy where the study was replaced or removed since it was opened; a new study_box is fine.
@@ -108,7 +105,7 @@ def _stamp(folder: Path) -> Stamp | None:
     return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def _still(folder: Path, digests: Digests, stamp: Stamp | None) -> Stamp:
+def _still(folder: Path, digests: Digests, stamp: Stamp | None) -> Stamp | None:
     """The study's stamp now, `stamp` being an earlier one. Raises StaleStudy where its digests are no longer these."""
     now = _stamp(folder)  # before the record is read: what is written in between has another one
     if now is None or now != stamp:

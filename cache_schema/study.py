@@ -242,7 +242,7 @@ class ContentDigest:
         self._hash = hashlib.sha256(canonical_json(study.record.geometry()))
 
     def update(self, block: np.ndarray) -> None:
-        self._hash.update(np.ascontiguousarray(block, np.uint8))
+        self._hash.update(np.ascontiguousarray(block, np.uint8).data)
 
     def hexdigest(self) -> str:
         total = self._hash.copy()
@@ -253,7 +253,7 @@ class ContentDigest:
 
 def segmentation_digest(study: Study) -> str | None:
     """sha256 of slice boxes and vertebra ratios; None without a segmentation."""
-    if study.slice_box is None:
+    if study.slice_box is None or study.vertebra_ratio is None:
         return None
     return hashlib.sha256(
         study.slice_box.astype("<i2").tobytes() + study.vertebra_ratio.astype("<f4").tobytes()
@@ -290,7 +290,7 @@ def _array(values: np.ndarray, dtype: type, shape: tuple[int, ...], name: str) -
     array = np.asarray(values)
     if array.shape != shape:
         raise ValueError(f"{name} has shape {array.shape}, not {shape}")
-    same = array.astype(dtype)
+    same: np.ndarray = array.astype(dtype)
     if np.issubdtype(dtype, np.integer) and not np.array_equal(same, array):
         raise ValueError(f"{name} does not fit {np.dtype(dtype)}")
     return np.ascontiguousarray(same)

@@ -237,7 +237,7 @@ def _write_study(study: Study, folder: Path) -> tuple[StudyRecord, dict[str, dic
         digest.update(block)
         ranges.append(value_range(block))
     small = {"z": study.z, "slice_number": study.slice_number, "value_range": np.concatenate(ranges)}
-    if study.slice_box is not None:
+    if study.slice_box is not None and study.vertebra_ratio is not None:
         small |= {"slice_box": study.slice_box, "vertebra_ratio": study.vertebra_ratio}
     for name, values in small.items():
         writer.write_small(name, values)

@@ -240,7 +240,8 @@ def _show(text: str) -> None:
 
 
 def _commands() -> dict[str, Any]:
-    return typer.main.get_command(app).commands
+    group: Any = typer.main.get_command(app)
+    return group.commands
 
 
 def _typed(arguments: list[str]) -> dict[str, object]:

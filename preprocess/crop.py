@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from cache_schema import Cache, CacheWriter, Study, StudyBox, StudyRecord
@@ -37,7 +38,7 @@ class Part:
     def __init__(self, study: Study, region: Box):
         self.study, self.region = study, region
 
-    def read(self, z0: int, z1: int, box: Box | None = None):
+    def read(self, z0: int, z1: int, box: Box | None = None) -> np.ndarray:
         """uint8 (z1 - z0, h, w); `box` in pixels of the part."""
         left, top, right, bottom = self.region
         x0, y0, x1, y1 = box or (0, 0, right - left, bottom - top)

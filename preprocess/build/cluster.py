@@ -78,7 +78,10 @@ class Pool:
 
     def __init__(self, workers: int | None, scheduler: str | None, tell: Callable[[str], None]):
         self._workers, self._scheduler, self._tell = workers, scheduler, tell
-        self._stack, self._client, self._cluster, self._memory_limit = ExitStack(), None, None, None
+        self._stack = ExitStack()
+        self._client: Any = None
+        self._cluster: Any = None
+        self._memory_limit: int | None = None
 
     def __enter__(self) -> "Pool":
         self._interrupted = False
@@ -116,7 +119,8 @@ class Pool:
 
         work = cloudpickle.dumps((function, task))
         if not self._scheduler:
-            return run_alone(work, self._memory_limit, {**os.environ, **WORKER_ENVIRONMENT})
+            environment: dict[str, object] = {**os.environ, **WORKER_ENVIRONMENT}
+            return run_alone(work, self._memory_limit, environment)
         for _ in range(ISOLATED_TRIES):
             ((_, _, result),) = self._together(run_alone_on_worker, [work])
             if result is not LOST:
@@ -129,7 +133,8 @@ class Pool:
         from distributed.scheduler import KilledWorker
 
         client, waiting = self._started(), iter(enumerate(tasks))
-        running, finished, key = {}, SimpleQueue(), uuid4().hex
+        finished: SimpleQueue[Any] = SimpleQueue()
+        running, key = {}, uuid4().hex
 
         def submit(room: int) -> None:
             for number, task in islice(waiting, max(0, room)):
@@ -154,7 +159,7 @@ class Pool:
             submit(max(1, self._threads()) - len(running))
             yield number, task, result
 
-    def _next(self, finished: SimpleQueue) -> Any:
+    def _next(self, finished: SimpleQueue[Any]) -> Any:
         """The next future to end. Raises UsageError where for `NO_WORKER_SECONDS` there was nobody to work on any."""
         any_left = all_left = time.monotonic()
         while not self._interrupted:

@@ -23,7 +23,7 @@ from preprocess.series.interleaving import (
     repeats_too_often,
 )
 
-Labels = list[Hashable]
+Labels = Sequence[Hashable]
 """one for each image: those of one label belong together"""
 
 LEAST_COMB = 3
@@ -189,7 +189,7 @@ def _in_order_of(name: str, labels: Labels) -> list[int]:
 
 def _by_cuts(order: list[int], cuts: list[int]) -> Labels:
     """The run of each image, where runs of `order` begin at `cuts`."""
-    labels: Labels = [0] * len(order)
+    labels = [0] * len(order)
     for place, run in enumerate(np.searchsorted(cuts, np.arange(len(order)), side="right").tolist()):
         labels[order[place]] = run
     return labels
@@ -199,8 +199,9 @@ def _cuts(values: Labels, positions: np.ndarray) -> Iterator[list[int]]:
     """Where runs of sorted values may begin: after the longest pauses, where the scan turns back, and where a place comes
     again."""
     changes = [i for i in range(1, len(values)) if values[i] != values[i - 1]]
-    if all(isinstance(value, float) for value in values):
-        pauses = sorted(changes, key=lambda i: values[i - 1] - values[i])
+    numbers = [value for value in values if isinstance(value, float)]
+    if len(numbers) == len(values):
+        pauses = sorted(changes, key=lambda i: numbers[i - 1] - numbers[i])
         for count in range(1, min(MOST_CUTS, len(pauses)) + 1):
             yield sorted(pauses[:count])
     yield from _turns(changes, positions)

@@ -12,7 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
-from preprocess.headers.file_header import FileHeader
+from preprocess.headers.file_header import FileHeader, known
 from preprocess.headers.transfer_syntaxes import LOSSY_SYNTAXES
 from preprocess.series.geometry import MAX_DEGREES_FROM_AXIAL, degrees_from_axial, slice_normal, unit_directions
 from preprocess.series.interleaving import distinct, lie_between
@@ -192,7 +192,7 @@ def stacks_of(headers: Sequence[FileHeader]) -> list[Stack]:
     if len(placed) < 2:
         return [Stack(tuple(headers))]
     orientation = Counter(h.orientation for h in placed).most_common(1)[0][0]
-    row, column = unit_directions(orientation)
+    row, column = known(unit_directions(orientation))
     images = Images(tuple(placed), np.array([h.position for h in placed]) @ slice_normal(row, column))
     mixed = why_mixed(images)
     if mixed is None:
