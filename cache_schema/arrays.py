@@ -32,13 +32,13 @@ def pack(values: np.ndarray) -> bytes:
 
 
 def unpack(data: np.ndarray, out: np.ndarray) -> None:
-    """The inverse: a file's bytes (n,) uint8 into a contiguous array of the chunk's shape.
+    """The inverse of `pack`: a file's bytes (n,) uint8 into a contiguous array of the chunk's shape.
 
-    Raises ValueError where the chunk does not check.
+    Raises ValueError where checksum or size are wrong.
     """
     packed = data[:-CRC_BYTES]
     if google_crc32c.value(packed) != int.from_bytes(data[-CRC_BYTES:].tobytes(), "little"):
-        raise ValueError("the checksum is another")
+        raise ValueError("the checksum differs")
     try:
         found = zstd.decompress(packed, out)
     except Exception as error:  # numcodecs raises RuntimeError and ValueError
@@ -48,13 +48,13 @@ def unpack(data: np.ndarray, out: np.ndarray) -> None:
 
 
 class Scratch(threading.local):
-    """A thread's own memory, used again and again: touching fresh pages costs more than reading a file into them."""
+    """A buffer for each thread, used again and again: touching new pages costs more than reading a file into them."""
 
     def __init__(self) -> None:
         self._buffer = np.empty(0, np.uint8)
 
     def __call__(self, *shape: int) -> np.ndarray:
-        """uint8 of this shape, holding anything; valid until the next call in this thread."""
+        """uint8 of this shape, uninitialised; valid until the next call in this thread."""
         size = math.prod(shape)
         if len(self._buffer) < size:
             self._buffer = np.empty(size, np.uint8)

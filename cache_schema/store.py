@@ -26,7 +26,7 @@ from cache_schema.tables import read_table
 Digests = tuple[str | None, str | None]
 """of a study's content and of its segmentation"""
 Stamp = tuple[int, ...]
-"""what the file system says of a study's zarr.json: another one where it was written anew"""
+"""identifies the state of a study's zarr.json; another one after each write"""
 Read = TypeVar("Read")
 
 SEGMENTED = ("slice_box", "vertebra_ratio")
@@ -83,7 +83,7 @@ class StoredStudy(Study):
         return self._as_opened(lambda: read_array(self.folder, name, self.pixels.listed))
 
     def _as_opened(self, read: Callable[[], Read]) -> Read:
-        """What `read` gives; where that fails, what there is to say, or the same content that was put there anew."""
+        """What `read` gives. Where it fails, raises StaleStudy, or reads again the same content that was published anew."""
         try:
             return read()
         except CacheError:

@@ -217,7 +217,7 @@ class Study:
         return self.pixels.read(z0, z1, (x0 - left, y0 - top, x1 - left, y1 - top))
 
     def record_after_reading(self) -> StudyRecord:
-        """The record with what only reading tells: decoders used, digest of the source, flags. For after the last slice."""
+        """The record with the decoders used, the source's digest and the flags. Call it after the last slice was read."""
         update = {}
         if hasattr(self.pixels, "decoder"):
             update["decoder"] = self.pixels.decoder

@@ -1,4 +1,4 @@
-"""Does a cache hold what it says? Every file, record, digest and row is checked; what is wrong is named."""
+"""Checks every file, record, digest and row of a cache, and names what is wrong."""
 
 import math
 import os
@@ -89,7 +89,7 @@ def _sizes(folder: Path) -> dict[str, int]:
 
 
 def _unread(error: OSError, folder: Path) -> str:
-    """What it was about, below a study's folder, and why."""
+    """Names the file below a study's folder, and the reason."""
     name = os.path.relpath(error.filename, folder) if isinstance(error.filename, str | Path) else ""
     return f"{name if name not in ('', '.') else 'its folder'} cannot be read ({reason_of(error)})"
 

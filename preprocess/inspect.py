@@ -1,4 +1,4 @@
-"""What is in a cache or a study: numbers for people and programs."""
+"""Summaries of a cache or a study, as text or JSON."""
 
 import json
 from itertools import pairwise

@@ -1,4 +1,4 @@
-"""The labels table of a cache: labels from a CSV, folds from a CSV or drawn, and the rule that they do not change in passing."""
+"""The labels table of a cache: labels from a CSV, folds from a CSV or drawn. A build never changes either."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""What the machine refuses, in one line: the reason in the system's words, and which of the typed paths it is about."""
+"""OSErrors as one line: the system's reason, and the typed path that it concerns."""
 
 import os
 import tempfile

@@ -1,4 +1,4 @@
-"""Words that no command, option or path is, each in one clear line that names the nearest right one."""
+"""Wrong commands, options and paths, each as one line that names the nearest right one."""
 
 from itertools import pairwise
 from typing import Any

@@ -1,4 +1,4 @@
-"""DICOM to a cache: one header pass, then a Dask task a study, then the tables. What is done is skipped."""
+"""DICOM to a cache: one header pass, then one Dask task per study, then the tables. Finished studies are skipped."""
 
 import shutil
 from collections.abc import Callable
@@ -67,7 +67,7 @@ def build_cache(
     limit: the first so many studies by id. pixels_only: neither labels nor segmentations are looked for. Studies of an
     earlier build that the source no longer has stay, and the report says so, or leave with `prune`; what the source has
     and cannot be used leaves in any case.
-    Raises UsageError and CacheError for what the user can mend; a study that fails is a row of report.csv and an exit
+    Raises UsageError and CacheError for what the user can correct; a study that fails is a row of report.csv and an exit
     status.
     """
     source, cache = Path(source), Path(cache)

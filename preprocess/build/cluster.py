@@ -26,11 +26,11 @@ WORKER_ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": 1 << 27,
     "MALLOC_TOP_PAD_": 1 << 24,
 }
-"""glibc gives buffers of a slice or a chunk back to the system, Dask asks it to do so sooner still, and touching them
-anew costs more than reading a file into them"""
+"""keeps glibc from giving buffers of a slice or a chunk back to the system: touching them again costs more than reading a
+file into them"""
 POLL_SECONDS, RESPAWN_SECONDS, NO_WORKER_SECONDS = 2, 30, 120
-"""how often to look whether workers are left, how long a local one may stay away, and how long to wait for any: Dask
-starts dead local workers again, but on a busy machine it may leave one out"""
+"""how often to count workers, when to start a missing local one, and when to give up without any. Dask restarts dead
+local workers, but may miss one on a busy machine"""
 DASK_SETTINGS = {
     "distributed.scheduler.allowed-failures": 0,  # what is lost with a worker is tried again alone
     # a local worker that died and is just being started again would be given up if it had died so long before as well

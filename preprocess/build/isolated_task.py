@@ -1,4 +1,4 @@
-"""One task in a process of its own, that may die without harm to anything else, and a sentence on how it died."""
+"""One task in a process of its own, which may die without harm to others, and a sentence on how it died."""
 
 import ctypes
 import os

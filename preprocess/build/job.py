@@ -1,4 +1,4 @@
-"""The steps of a build: reading headers, what is there already, making what is not, and the tables at the end."""
+"""The steps of a build: read headers, find what is current, build the rest, write the tables."""
 
 import secrets
 from collections.abc import Callable, Iterable, Iterator
@@ -94,7 +94,7 @@ class BuildJob:
             return False
 
     def read_headers(self, files: list[Path], pool: Pool) -> Inventory:
-        """What every file is; here where there are few, else on the workers."""
+        """Read all headers; in this process where the files are few, else on the workers."""
         self.tell(f"reading the headers of {len(files)} files")
         numbered = list(enumerate(files, start=1))
         read = partial(read_many, salt=secrets.token_bytes(SALT_BYTES))

@@ -1,4 +1,4 @@
-"""What needs no truth to tell that a mask is wrong: its levels' order and extent, and where the bright bone lies."""
+"""Checks of a mask that need no ground truth: its levels' order and extent, and whether it lies on bright bone."""
 
 from collections.abc import Callable, Sequence
 from itertools import product

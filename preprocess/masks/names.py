@@ -1,4 +1,4 @@
-"""Which file of a folder is a study's mask, and which files are nobody's."""
+"""Which file of a folder is a study's mask, and which masks no study takes."""
 
 import os
 import re

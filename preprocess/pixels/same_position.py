@@ -1,4 +1,4 @@
-"""Several images at one place that differ: which of them is the slice."""
+"""Chooses the slice among several different images at one position."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""What is odd about a planned study, but no reason to refuse it."""
+"""Flags of a planned study: what is odd, but no reason to refuse it."""
 
 import re
 from collections.abc import Iterable, Sequence

@@ -1,4 +1,4 @@
-"""Positions of slices along their normal: do they look like one scan, or like two that were laid into each other?
+"""Whether positions of slices along their normal look like one scan, or like two interleaved ones.
 
 All positions are mm, ascending.
 """

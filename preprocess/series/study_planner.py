@@ -1,4 +1,4 @@
-"""One study's images: which of them are its volume, in which order and orientation, and every reason to refuse it."""
+"""Plans one study: which images are its volume, in which order and orientation, or why it is refused."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -43,7 +43,7 @@ NO_WORDS = re.compile(r"[0-9.]{1,64}")
 
 
 class StudyPlanner:
-    """Decides about one study, collecting its findings on the way."""
+    """Plans one study and collects its findings."""
 
     def __init__(self, uid: str, headers: Sequence[FileHeader], unread: Sequence[Finding]):
         self.uid = uid
