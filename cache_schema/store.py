@@ -153,11 +153,7 @@ def _read_document(folder: Path) -> tuple[StudyRecord, dict]:
             "its record is not one of schema 1", where=folder / GROUP, do="build this study again"
         ) from error
     except (ValueError, KeyError, TypeError, OSError) as error:
-        raise CacheError(
-            reason_of(error) if isinstance(error, OSError) else str(error),
-            where=folder / GROUP,
-            do="build this study again",
-        ) from error
+        raise _damaged(error, folder, "build this study again") from error
 
 
 class Cache:
@@ -263,6 +259,11 @@ class Cache:
         return f"Cache({str(self.path)!r})"
 
 
+def _damaged(error: Exception, folder: Path, do: str) -> CacheError:
+    what = reason_of(error) if isinstance(error, OSError) else str(error)
+    return CacheError(what, where=folder / GROUP, do=do)
+
+
 def read_cache_document(path: Path) -> dict:
     """schema_version, pixel_hash, storage, files, digest: what the root of a cache says."""
     if not path.is_dir():
@@ -274,11 +275,7 @@ def read_cache_document(path: Path) -> dict:
     except FileNotFoundError as error:
         raise UsageError("is no cache", where=path, expected="a cache made by preprocess build-cache") from error
     except (ValueError, KeyError, OSError) as error:
-        raise CacheError(
-            reason_of(error) if isinstance(error, OSError) else str(error),
-            where=path / GROUP,
-            do="run build-cache again",
-        ) from error
+        raise _damaged(error, path, "run build-cache again") from error
     if "record" in attributes:
         raise UsageError("is one study of a cache", where=path, expected="the cache", do=f"did you mean {path.parent}?")
     if found != SCHEMA_VERSION:

@@ -133,18 +133,11 @@ class StudyRecord(_Frozen):
 
     def geometry(self) -> dict[str, Any]:
         """What the content digest says beside the pixels."""
-        fields = (
-            "rows",
-            "columns",
-            "slices",
-            "spacing",
-            "pixel_spacing",
-            "slice_spacing",
-            "orientation",
-            "position",
-            "origin",
-        )
-        return {"schema": SCHEMA_VERSION} | self.model_dump(mode="json", include=set(fields))
+        fields = {
+            *("rows", "columns", "slices", "spacing", "pixel_spacing", "slice_spacing"),
+            *("orientation", "position", "origin"),
+        }
+        return {"schema": SCHEMA_VERSION} | self.model_dump(mode="json", include=fields)
 
 
 class Pixels(Protocol):

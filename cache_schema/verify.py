@@ -11,7 +11,7 @@ import numpy as np
 from cache_schema.arrays import is_as_listed
 from cache_schema.columns import index_frame, index_row, labels_frame
 from cache_schema.documents import checksum
-from cache_schema.errors import CspineError, reason_of
+from cache_schema.errors import CacheError, CspineError, reason_of
 from cache_schema.layout import (
     BUILD_FOLDER,
     GROUP,
@@ -57,6 +57,15 @@ def verify(path: str | Path, sample: float = 1.0) -> list[str]:
             continue
         rows.append(index_row(record, attributes))
     return problems + _check_index(path, index_frame(rows))
+
+
+def record_if_whole(folder: Path) -> StudyRecord | None:
+    """The record of a study whose files are all there, by names and lengths; else None."""
+    try:
+        record, attributes = read_study_document(folder)
+    except CacheError:
+        return None
+    return None if changed_files(folder, attributes["files"]) else record
 
 
 def changed_files(folder: Path, files: dict[str, dict[str, Any]]) -> list[str]:

@@ -15,7 +15,7 @@ from cache_schema.layout import REPORT
 from cache_schema.store import read_study_document
 from cache_schema.study import Box, square_around
 from cache_schema.tables import read_table
-from cache_schema.verify import changed_files
+from cache_schema.verify import record_if_whole
 from cache_schema.writer import boxes_of
 from preprocess.build.report import report_frame
 from preprocess.findings import Finding
@@ -118,13 +118,8 @@ class _Cut:
 
     def is_there(self, writer: CacheWriter) -> bool:
         """Whether an earlier run has published it and all of its files are there."""
-        folder = writer.path / self.record.id
-        try:
-            record, attributes = read_study_document(folder)
-        except CacheError:
-            return False
-        same = record.model_copy(update={"content_digest": None}) == self.record
-        return same and not changed_files(folder, attributes["files"])
+        record = record_if_whole(writer.path / self.record.id)
+        return record is not None and record.model_copy(update={"content_digest": None}) == self.record
 
     def publish(self, writer: CacheWriter) -> StudyRecord:
         whole, pixels = self.whole, Part(self.whole, self.record.stored_region)

@@ -21,18 +21,8 @@ from preprocess.series.mixtures import Images, part, why_mixed
 LOCALIZER_WORDS = frozenset({"LOCALIZER", "SCOUT", "TOPOGRAM"})
 LEAST_SERIES = 3
 NAMED_KERNELS = (
-    ("ULTRA", 95),
-    ("EDGE", 90),
-    ("BONEPLUS", 80),
-    ("BONE", 70),
-    ("LUNG", 60),
-    ("SHARP", 60),
-    ("DETAIL", 50),
-    ("CHST", 45),
-    ("STANDARD", 40),
-    ("STD", 40),
-    ("SMOOTH", 10),
-    ("SOFT", 20),
+    *(("ULTRA", 95), ("EDGE", 90), ("BONEPLUS", 80), ("BONE", 70), ("LUNG", 60), ("SHARP", 60)),
+    *(("DETAIL", 50), ("CHST", 45), ("STANDARD", 40), ("STD", 40), ("SMOOTH", 10), ("SOFT", 20)),
 )
 """GE's and others' kernel names by sharpness, on the scale of Siemens' numbers (B10 smooth to B90 sharp)."""
 
