@@ -18,10 +18,9 @@ from numcodecs import zstd
 
 from cache_schema.documents import checksum, chunk_checksum
 from cache_schema.errors import CacheError
-from cache_schema.layout import ARRAYS, CHUNK_SLICES, CODECS, GROUP, array_document, chunk_file, chunk_starts
+from cache_schema.layout import ARRAYS, CHUNK_SLICES, GROUP, ZSTD_LEVEL, array_document, chunk_file, chunk_starts
 from cache_schema.study import Box
 
-ZSTD_LEVEL = CODECS[1]["configuration"]["level"]
 CRC_BYTES = 4
 
 
@@ -33,13 +32,13 @@ def pack(values: np.ndarray) -> bytes:
 
 
 def unpack(data: np.ndarray, out: np.ndarray) -> None:
-    """The inverse: a file's bytes (n,) uint8 into a contiguous array of the chunk's shape.
+    """The inverse of `pack`: a file's bytes (n,) uint8 into a contiguous array of the chunk's shape.
 
-    Raises ValueError where the chunk does not check.
+    Raises ValueError where checksum or size are wrong.
     """
     packed = data[:-CRC_BYTES]
     if google_crc32c.value(packed) != int.from_bytes(data[-CRC_BYTES:].tobytes(), "little"):
-        raise ValueError("the checksum is another")
+        raise ValueError("the checksum differs")
     try:
         found = zstd.decompress(packed, out)
     except Exception as error:  # numcodecs raises RuntimeError and ValueError
@@ -49,13 +48,13 @@ def unpack(data: np.ndarray, out: np.ndarray) -> None:
 
 
 class Scratch(threading.local):
-    """A thread's own memory, used again and again: touching fresh pages costs more than reading a file into them."""
+    """A buffer for each thread, used again and again: touching new pages costs more than reading a file into them."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._buffer = np.empty(0, np.uint8)
 
     def __call__(self, *shape: int) -> np.ndarray:
-        """uint8 of this shape, holding anything; valid until the next call in this thread."""
+        """uint8 of this shape, uninitialised; valid until the next call in this thread."""
         size = math.prod(shape)
         if len(self._buffer) < size:
             self._buffer = np.empty(size, np.uint8)
@@ -124,7 +123,7 @@ def _read_chunk(folder: Path, file: str, out: np.ndarray, listed: Mapping[str, i
         with open(f"{folder}/{file}", "rb", buffering=0) as source:
             size = os.fstat(source.fileno()).st_size
             data = _file(size)
-            if source.readinto(data) != size:
+            if source.readinto(data.data) != size:
                 raise ValueError("became shorter while it was read")
         unpack(data, out)
     except FileNotFoundError as error:

@@ -1,4 +1,4 @@
-"""One canonical JSON form, its digest, and files that are there whole or not at all."""
+"""Canonical JSON, its digest, and files that are written whole or not at all."""
 
 import hashlib
 import json
@@ -14,11 +14,11 @@ import google_crc32c
 from cache_schema.errors import naming
 
 SETTLED_SECONDS = 2.0
-"""after which whatever is written to a file changes its times: file systems count in steps"""
+"""a write after this time changes the file's times; file systems count time in steps"""
 
 
 def stamp(path: str | Path, status: os.stat_result) -> tuple | None:
-    """What tells one state of a file from another, for those who need not read it twice; None while it is quite new."""
+    """Identifies the state of a file, so that it need not be read twice. None for a file changed within SETTLED_SECONDS."""
     if time.time() - max(status.st_mtime, status.st_ctime) < SETTLED_SECONDS:
         return None
     return os.path.abspath(path), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
@@ -42,7 +42,7 @@ def checksum(data: bytes) -> dict[str, Any]:
 def chunk_checksum(data: bytes) -> dict[str, Any]:
     """How a chunk is listed: by the CRC of all but its last four bytes, which hold that CRC (little endian).
 
-    A CRC over data and their own CRC is one and the same constant for every chunk: it would take any for any other.
+    A CRC over data and its own CRC is the same constant for every chunk, so it could not tell chunks apart.
     """
     return {"bytes": len(data), "crc32c": f"{google_crc32c.value(data[:-4]):08x}"}
 
@@ -69,7 +69,7 @@ def write_whole(path: Path, data: bytes, *, beside: Path | None = None) -> None:
 
 
 def sync(path: Path) -> None:
-    """Flush a file's bytes, or a folder's names, to the disk: the latter is what makes a rename survive a power loss."""
+    """Flush a file's bytes, or a folder's names, to the disk. A rename survives a power loss once its folder is flushed."""
     handle = os.open(path, os.O_RDONLY)
     try:
         with naming(path):
@@ -88,7 +88,7 @@ def sync_and_read(path: Path) -> bytes:
 
 
 def read_group(path: Path) -> dict[str, Any]:
-    """The attributes of a zarr.json of ours. Raises FileNotFoundError; ValueError where form or digest is wrong."""
+    """The attributes of a group's zarr.json. Raises FileNotFoundError, and ValueError where form or digest is wrong."""
     data = path.read_bytes()
     try:
         document = json.loads(data)

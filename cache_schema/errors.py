@@ -1,14 +1,15 @@
-"""The one family of errors a user may meet: each is a single clear line and carries the exit status it deserves."""
+"""The errors that a user may see: each is a single line and carries its exit status."""
 
 import difflib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 class CspineError(Exception):
-    """Something the user can mend. Prints as one line: where, what, what was expected, what to do."""
+    """Something the user can correct. Prints as one line: where, what, what was expected, what to do."""
 
     exit_status = 2
 
@@ -24,7 +25,7 @@ class CspineError(Exception):
             line += f"; {self.do}"
         return " ".join(line.split())
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.__dict__)
 
 
@@ -41,7 +42,7 @@ class UsageError(CspineError):
 
 
 class CacheError(CspineError):
-    """A cache or table that is missing, of another schema, or does not check."""
+    """A cache or table that is missing, damaged, or of another schema."""
 
     exit_status = 1
 
@@ -55,11 +56,11 @@ class StudyRefused(CspineError):
 
 
 class StaleStudy(CspineError):
-    """A study was replaced on disk while a reader held it open."""
+    """A study was replaced on disk while a reader had it open."""
 
 
 def reason_of(error: OSError) -> str:
-    """Why the system refused, in its own words, as part of a line: "no space left on device". Never a path."""
+    """The system's reason, as part of a line: "no space left on device". Never a path."""
     if error.errno is None:
         return type(error).__name__
     words = os.strerror(error.errno)
@@ -86,7 +87,7 @@ def did_you_mean_path(path: Path) -> str | None:
 
 @contextmanager
 def naming(path: str | os.PathLike) -> Iterator[None]:
-    """What writing and flushing raise names no file: it gets this one."""
+    """Add this path to errors of writing and flushing, which name no file."""
     try:
         yield
     except OSError as error:

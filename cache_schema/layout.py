@@ -38,9 +38,10 @@ PIXEL_RULES = {
 PIXEL_HASH = digest_of(PIXEL_RULES)
 """over all that changes a pixel value: models and resuming compare it"""
 
+ZSTD_LEVEL = 1
 CODECS = [
     {"name": "bytes", "configuration": {"endian": "little"}},
-    {"name": "zstd", "configuration": {"level": 1, "checksum": False}},
+    {"name": "zstd", "configuration": {"level": ZSTD_LEVEL, "checksum": False}},
     {"name": "crc32c"},
 ]
 STORAGE = {"chunk_slices": CHUNK_SLICES, "codecs": CODECS, "write_empty_chunks": True}

@@ -1,4 +1,4 @@
-"""Standard output as a command's results go there: a reader that has gone, a full disk, and names that are not UTF-8."""
+"""Standard output for a command's results: readers that close it, full disks, and names that are not UTF-8."""
 
 import io
 import os
@@ -9,9 +9,9 @@ OUTPUT = "standard output"
 
 
 class _Named(io.FileIO):
-    """What writing raises names no file: it gets this name."""
+    """Errors of writing carry the name of the stream; the system gives them none."""
 
-    def write(self, data: Any) -> int | None:
+    def write(self, data: Any) -> int:
         try:
             return super().write(data)
         except OSError as error:
@@ -20,14 +20,14 @@ class _Named(io.FileIO):
 
 
 def open_output() -> None:
-    """Before anything is printed or opened: a file would else get the number of a stream that is closed, and what is printed."""
+    """Call it before anything is printed or opened. Otherwise a file may get the number of a closed stream, and its output."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
-    given = sys.stdout
-    if given is not None and given is sys.__stdout__ and given.fileno() == 1:
+    given = sys.__stdout__
+    if given is not None and given is sys.stdout and given.fileno() == 1:
         file = io.BufferedWriter(_Named(1, "w", closefd=False))
         by_line, encoding = given.line_buffering, given.encoding
         # names of files need not be UTF-8
@@ -35,7 +35,7 @@ def open_output() -> None:
 
 
 def lost_output() -> OSError | None:
-    """Why standard output cannot take what was printed; None where it can. After that nothing more is tried."""
+    """Flush standard output. Returns the error where that fails, and writes nothing there any more; else None."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -46,5 +46,5 @@ def lost_output() -> OSError | None:
 
 
 def drop_output() -> None:
-    """Nothing more is written there: Python itself would try once more at its end."""
+    """Write nothing there any more; Python itself would try once more at its end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -1,4 +1,4 @@
-"""Paths as they are typed: on this machine, for now."""
+"""Checks of paths as the user typed them. Only paths on this machine are supported."""
 
 import re
 

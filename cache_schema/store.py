@@ -26,8 +26,11 @@ from cache_schema.tables import read_table
 Digests = tuple[str | None, str | None]
 """of a study's content and of its segmentation"""
 Stamp = tuple[int, ...]
-"""what the file system says of a study's zarr.json: another one where it was written anew"""
+"""identifies the state of a study's zarr.json; another one after each write"""
 Read = TypeVar("Read")
+
+SEGMENTED = ("slice_box", "vertebra_ratio")
+"""arrays of studies with a segmentation"""
 
 BUILD_AGAIN = "run build-cache again (or start again when it has ended)"
 
@@ -43,6 +46,8 @@ class StoredStudy(Study):
     replaced or removed meanwhile, CacheError where a file is damaged.
     """
 
+    pixels: StoredPixels
+
     def __init__(self, folder: Path):
         self.folder, self.stamp = folder, _stamp(folder)
         self.record, attributes = read_study_document(folder)
@@ -55,25 +60,17 @@ class StoredStudy(Study):
     def read(self, z0: int, z1: int, box: Box | None = None) -> np.ndarray:
         return self._as_opened(lambda: Study.read(self, z0, z1, box))
 
-    @cached_property
-    def z(self) -> np.ndarray:
-        return self._array("z")
-
-    @cached_property
-    def slice_number(self) -> np.ndarray:
-        return self._array("slice_number")
+    def __getattr__(self, name: str) -> Any:
+        """z, slice_number, slice_box and vertebra_ratio, each read on first use."""
+        if name not in ("z", "slice_number", *SEGMENTED):
+            raise AttributeError(name)
+        value = None if name in SEGMENTED and self.record.segmentation_digest is None else self._array(name)
+        setattr(self, name, value)
+        return value
 
     @cached_property
     def value_range(self) -> np.ndarray:
         return self._array("value_range")
-
-    @cached_property
-    def slice_box(self) -> np.ndarray | None:
-        return None if self.record.segmentation_digest is None else self._array("slice_box")
-
-    @cached_property
-    def vertebra_ratio(self) -> np.ndarray | None:
-        return None if self.record.segmentation_digest is None else self._array("vertebra_ratio")
 
     def check_fresh(self) -> None:
         """Raises StaleStudy where the study was replaced or removed since it was opened; a new study_box is fine.
@@ -86,7 +83,7 @@ class StoredStudy(Study):
         return self._as_opened(lambda: read_array(self.folder, name, self.pixels.listed))
 
     def _as_opened(self, read: Callable[[], Read]) -> Read:
-        """What `read` gives; where that fails, what there is to say, or the same content that was put there anew."""
+        """What `read` gives. Where it fails, raises StaleStudy, or reads again the same content that was published anew."""
         try:
             return read()
         except CacheError:
@@ -108,7 +105,7 @@ def _stamp(folder: Path) -> Stamp | None:
     return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def _still(folder: Path, digests: Digests, stamp: Stamp | None) -> Stamp:
+def _still(folder: Path, digests: Digests, stamp: Stamp | None) -> Stamp | None:
     """The study's stamp now, `stamp` being an earlier one. Raises StaleStudy where its digests are no longer these."""
     now = _stamp(folder)  # before the record is read: what is written in between has another one
     if now is None or now != stamp:
@@ -156,11 +153,7 @@ def _read_document(folder: Path) -> tuple[StudyRecord, dict]:
             "its record is not one of schema 1", where=folder / GROUP, do="build this study again"
         ) from error
     except (ValueError, KeyError, TypeError, OSError) as error:
-        raise CacheError(
-            reason_of(error) if isinstance(error, OSError) else str(error),
-            where=folder / GROUP,
-            do="build this study again",
-        ) from error
+        raise _damaged(error, folder, "build this study again") from error
 
 
 class Cache:
@@ -266,6 +259,11 @@ class Cache:
         return f"Cache({str(self.path)!r})"
 
 
+def _damaged(error: Exception, folder: Path, do: str) -> CacheError:
+    what = reason_of(error) if isinstance(error, OSError) else str(error)
+    return CacheError(what, where=folder / GROUP, do=do)
+
+
 def read_cache_document(path: Path) -> dict:
     """schema_version, pixel_hash, storage, files, digest: what the root of a cache says."""
     if not path.is_dir():
@@ -277,11 +275,7 @@ def read_cache_document(path: Path) -> dict:
     except FileNotFoundError as error:
         raise UsageError("is no cache", where=path, expected="a cache made by preprocess build-cache") from error
     except (ValueError, KeyError, OSError) as error:
-        raise CacheError(
-            reason_of(error) if isinstance(error, OSError) else str(error),
-            where=path / GROUP,
-            do="run build-cache again",
-        ) from error
+        raise _damaged(error, path, "run build-cache again") from error
     if "record" in attributes:
         raise UsageError("is one study of a cache", where=path, expected="the cache", do=f"did you mean {path.parent}?")
     if found != SCHEMA_VERSION:

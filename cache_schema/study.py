@@ -133,18 +133,11 @@ class StudyRecord(_Frozen):
 
     def geometry(self) -> dict[str, Any]:
         """What the content digest says beside the pixels."""
-        fields = (
-            "rows",
-            "columns",
-            "slices",
-            "spacing",
-            "pixel_spacing",
-            "slice_spacing",
-            "orientation",
-            "position",
-            "origin",
-        )
-        return {"schema": SCHEMA_VERSION} | self.model_dump(mode="json", include=set(fields))
+        fields = {
+            *("rows", "columns", "slices", "spacing", "pixel_spacing", "slice_spacing"),
+            *("orientation", "position", "origin"),
+        }
+        return {"schema": SCHEMA_VERSION} | self.model_dump(mode="json", include=fields)
 
 
 class Pixels(Protocol):
@@ -217,7 +210,7 @@ class Study:
         return self.pixels.read(z0, z1, (x0 - left, y0 - top, x1 - left, y1 - top))
 
     def record_after_reading(self) -> StudyRecord:
-        """The record with what only reading tells: decoders used, digest of the source, flags. For after the last slice."""
+        """The record with the decoders used, the source's digest and the flags. Call it after the last slice was read."""
         update = {}
         if hasattr(self.pixels, "decoder"):
             update["decoder"] = self.pixels.decoder
@@ -242,7 +235,7 @@ class ContentDigest:
         self._hash = hashlib.sha256(canonical_json(study.record.geometry()))
 
     def update(self, block: np.ndarray) -> None:
-        self._hash.update(np.ascontiguousarray(block, np.uint8))
+        self._hash.update(np.ascontiguousarray(block, np.uint8).data)
 
     def hexdigest(self) -> str:
         total = self._hash.copy()
@@ -253,7 +246,7 @@ class ContentDigest:
 
 def segmentation_digest(study: Study) -> str | None:
     """sha256 of slice boxes and vertebra ratios; None without a segmentation."""
-    if study.slice_box is None:
+    if study.slice_box is None or study.vertebra_ratio is None:
         return None
     return hashlib.sha256(
         study.slice_box.astype("<i2").tobytes() + study.vertebra_ratio.astype("<f4").tobytes()
@@ -290,7 +283,7 @@ def _array(values: np.ndarray, dtype: type, shape: tuple[int, ...], name: str) -
     array = np.asarray(values)
     if array.shape != shape:
         raise ValueError(f"{name} has shape {array.shape}, not {shape}")
-    same = array.astype(dtype)
+    same: np.ndarray = array.astype(dtype)
     if np.issubdtype(dtype, np.integer) and not np.array_equal(same, array):
         raise ValueError(f"{name} does not fit {np.dtype(dtype)}")
     return np.ascontiguousarray(same)

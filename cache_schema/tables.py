@@ -55,7 +55,9 @@ def write_table(
     The same arguments give the same bytes. Raises ValueError for columns of other kinds.
     """
     data, digest = table_bytes(frame, made_by, inputs, (extra or {}) | {FILE_DIGEST: _NONE_YET})
-    start, end = _STATED.match(data).span(1)
+    stated = _STATED.match(data)
+    assert stated is not None, "the metadata hold the file's digest"
+    start, end = stated.span(1)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, b"".join([data[:start], hashlib.sha256(data).hexdigest().encode(), data[end:]]))
@@ -115,7 +117,8 @@ def _open(path: str | Path, read: Callable[[Any], Read]) -> Read:
             data = file.read()
         if (changed := _changed(data)) is None:
             found = read(pa.BufferReader(data))
-            _checked.update({seen} - {None})
+            if seen is not None:
+                _checked.add(seen)
             return found
     except FileNotFoundError as error:
         raise UsageError("no such table", where=path, expected="a parquet file") from error

@@ -1,4 +1,4 @@
-"""Whether columns of a table that may come from elsewhere hold the numbers that they should."""
+"""Range checks for columns of tables that other programs may have written."""
 
 import math
 from collections.abc import Iterable

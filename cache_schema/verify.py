@@ -1,4 +1,4 @@
-"""Does a cache hold what it says? Every file, record, digest and row is checked; what is wrong is named."""
+"""Checks every file, record, digest and row of a cache, and names what is wrong."""
 
 import math
 import os
@@ -11,7 +11,7 @@ import numpy as np
 from cache_schema.arrays import is_as_listed
 from cache_schema.columns import index_frame, index_row, labels_frame
 from cache_schema.documents import checksum
-from cache_schema.errors import CspineError, reason_of
+from cache_schema.errors import CacheError, CspineError, reason_of
 from cache_schema.layout import (
     BUILD_FOLDER,
     GROUP,
@@ -59,6 +59,15 @@ def verify(path: str | Path, sample: float = 1.0) -> list[str]:
     return problems + _check_index(path, index_frame(rows))
 
 
+def record_if_whole(folder: Path) -> StudyRecord | None:
+    """The record of a study whose files are all there, by names and lengths; else None."""
+    try:
+        record, attributes = read_study_document(folder)
+    except CacheError:
+        return None
+    return None if changed_files(folder, attributes["files"]) else record
+
+
 def changed_files(folder: Path, files: dict[str, dict[str, Any]]) -> list[str]:
     """Files below a study's folder that are missing, foreign or of another length than listed. A stat for each."""
     try:
@@ -89,7 +98,7 @@ def _sizes(folder: Path) -> dict[str, int]:
 
 
 def _unread(error: OSError, folder: Path) -> str:
-    """What it was about, below a study's folder, and why."""
+    """Names the file below a study's folder, and the reason."""
     name = os.path.relpath(error.filename, folder) if isinstance(error.filename, str | Path) else ""
     return f"{name if name not in ('', '.') else 'its folder'} cannot be read ({reason_of(error)})"
 

@@ -1,4 +1,4 @@
-"""The only thing that changes a cache: a study is there whole or not at all, the root document is rewritten last."""
+"""All changes to a cache. A study is there whole or not at all; the root document is rewritten last."""
 
 import fcntl
 import os
@@ -60,7 +60,7 @@ class CacheWriter:
                 self.finish()
 
     def publish(self, study: Study) -> StudyRecord:
-        """Keep a study; returns its record with the digests.
+        """Write a study into the cache; returns its record with the digests.
 
         8 slices are in memory at a time. Every chunk is written once, flushed, and read back from the disk, the record
         last; then the whole is renamed into place, where it replaces a study of the same id. Raises CacheError where
@@ -237,7 +237,7 @@ def _write_study(study: Study, folder: Path) -> tuple[StudyRecord, dict[str, dic
         digest.update(block)
         ranges.append(value_range(block))
     small = {"z": study.z, "slice_number": study.slice_number, "value_range": np.concatenate(ranges)}
-    if study.slice_box is not None:
+    if study.slice_box is not None and study.vertebra_ratio is not None:
         small |= {"slice_box": study.slice_box, "vertebra_ratio": study.vertebra_ratio}
     for name, values in small.items():
         writer.write_small(name, values)
@@ -285,6 +285,6 @@ def _with_box(record: StudyRecord, box: StudyBox | None) -> StudyRecord:
 
 
 def _is_ours(entry: Path) -> bool:
-    """May lie in a cache whose first root document was never written, or was lost."""
+    """Whether it may lie in a cache whose root document was never written, or was lost."""
     known = entry.name in (BUILD_FOLDER, INDEX, LABELS, REPORT)
     return known or (is_valid_id(entry.name) and (entry / GROUP).is_file() and (entry / "pixels" / GROUP).is_file())

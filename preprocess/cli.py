@@ -32,15 +32,15 @@ Folds = Annotated[
 @app.command()
 def phantom(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="a new or empty folder")],
-    studies: Annotated[int, typer.Option(min=1)] = 24,
-    slices: Annotated[int, typer.Option(min=1, help="a study")] = 96,
-    segmented: Annotated[int, typer.Option(min=0, help="studies that get a segmentation")] = 16,
+    studies: Annotated[int, typer.Option(min=1, help="number of studies")] = 24,
+    slices: Annotated[int, typer.Option(min=1, help="slices in each study")] = 96,
+    segmented: Annotated[int, typer.Option(min=0, help="number of studies with a segmentation")] = 16,
     prevalence: Annotated[
-        float | None, typer.Option(metavar="P", help="of every level; those of RSNA 2022 without")
+        float | None, typer.Option(metavar="P", help="share of fractures at every level [those of RSNA 2022]")
     ] = None,
     syntax: Annotated[str, typer.Option(metavar="mixed|sv1|explicit|j2k|rle", help="transfer syntax")] = "mixed",
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    workers: Annotated[int | None, typer.Option(metavar="N", min=1, help="processes [one a core]")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="the same seed gives the same studies")] = 0,
+    workers: Annotated[int | None, typer.Option(metavar="N", min=1, help="processes [one per core]")] = None,
 ) -> int:
     """Write synthetic studies in the RSNA layout, with known truth."""
     options = locals()  # the command's parameters are those of the function
@@ -64,18 +64,18 @@ def build_cache(
         typer.Option(metavar="CSV", help="StudyInstanceUID, patient_overall, C1..C7 [SOURCE/train.csv]"),
     ] = None,
     folds: Folds = None,
-    workers: Annotated[int | None, typer.Option(metavar="N", min=1, help="local processes [one a core]")] = None,
+    workers: Annotated[int | None, typer.Option(metavar="N", min=1, help="local processes [one per core]")] = None,
     scheduler: Annotated[str | None, typer.Option(metavar="tcp://HOST:PORT", help="a running Dask scheduler")] = None,
-    limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="only the first studies by id")] = None,
+    limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="only the first N studies by id")] = None,
     max_refused: Annotated[
-        int | None, typer.Option(metavar="N", min=0, help="exit 1 with more refused studies")
+        int | None, typer.Option(metavar="N", min=0, help="exit with 1 where more studies are refused")
     ] = None,
-    paths: Annotated[bool, typer.Option("--paths", help="paths instead of file numbers in report.csv")] = False,
+    paths: Annotated[bool, typer.Option("--paths", help="write paths, not file numbers, into report.csv")] = False,
     pseudonymise: Annotated[
         Path | None, typer.Option(metavar="KEYFILE", help="replace UIDs by hashes under the key in this file")
     ] = None,
 ) -> int:
-    """Decode every study once, into CACHE; what is there already is skipped."""
+    """Decode every study once into CACHE. Studies that are there already are skipped."""
     options = locals()  # the command's parameters are those of the function
     from preprocess.build.build_cache import build_cache as build
 
@@ -127,7 +127,8 @@ def set_boxes(
 def verify(
     cache: CacheFolder,
     sample: Annotated[
-        float, typer.Option(metavar="FRACTION", min=0, max=1, help="of the studies whose bytes and pixels are read")
+        float,
+        typer.Option(metavar="FRACTION", min=0, max=1, help="share of the studies whose bytes and pixels are read"),
     ] = 1.0,
 ) -> int:
     """Check every file, record and digest of a cache; exit 1 where something is wrong."""
@@ -145,10 +146,10 @@ def verify(
 def inspect(
     cache: CacheFolder,
     id: Annotated[str | None, typer.Argument(metavar="[ID]", help="a study")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
-    png: Annotated[Path | None, typer.Option(metavar="FILE", help="a contact sheet of the study")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="write JSON")] = False,
+    png: Annotated[Path | None, typer.Option(metavar="FILE", help="write a contact sheet of the study")] = None,
 ) -> int:
-    """What is in a cache, or in one of its studies."""
+    """Show what a cache, or one of its studies, holds."""
     from preprocess.contact_sheet import write_contact_sheet
     from preprocess.inspect import about_cache, about_study, as_text
 
@@ -166,11 +167,9 @@ def crop(
     boxes: Annotated[
         Path | None, typer.Option(metavar="TABLE", help="study_boxes.parquet [the boxes published in CACHE]")
     ] = None,
-    margin: Annotated[
-        int, typer.Option(metavar="PIXELS", min=0, help="around each box, where its square does not reach as far")
-    ] = 0,
+    margin: Annotated[int, typer.Option(metavar="PIXELS", min=0, help="keep at least this margin around each box")] = 0,
 ) -> int:
-    """Write a smaller cache that holds of each study what training cuts around its box; coordinates stay native."""
+    """Write a smaller cache: of each study the square that training cuts around its box. Coordinates stay native."""
     from preprocess.crop import crop_cache
 
     result = crop_cache(cache, out, boxes=boxes, margin=margin)
@@ -204,7 +203,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def run(arguments: list[str]) -> int:
-    """The exit status of a command. What the user can mend is one line on stderr."""
+    """Run a command and return its exit status. What the user can correct becomes one line on stderr."""
     try:
         if not arguments:
             app(["--help"], standalone_mode=False)
@@ -230,7 +229,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _show(text: str) -> None:
-    """On standard output. Raises UsageError where that is full."""
+    """Print to standard output. Raises UsageError where that is full."""
     try:
         print(text)
     except BrokenPipeError:
@@ -240,7 +239,8 @@ def _show(text: str) -> None:
 
 
 def _commands() -> dict[str, Any]:
-    return typer.main.get_command(app).commands
+    group: Any = typer.main.get_command(app)
+    return group.commands
 
 
 def _typed(arguments: list[str]) -> dict[str, object]:

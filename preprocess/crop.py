@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from cache_schema import Cache, CacheWriter, Study, StudyBox, StudyRecord
@@ -14,7 +15,7 @@ from cache_schema.layout import REPORT
 from cache_schema.store import read_study_document
 from cache_schema.study import Box, square_around
 from cache_schema.tables import read_table
-from cache_schema.verify import changed_files
+from cache_schema.verify import record_if_whole
 from cache_schema.writer import boxes_of
 from preprocess.build.report import report_frame
 from preprocess.findings import Finding
@@ -37,7 +38,7 @@ class Part:
     def __init__(self, study: Study, region: Box):
         self.study, self.region = study, region
 
-    def read(self, z0: int, z1: int, box: Box | None = None):
+    def read(self, z0: int, z1: int, box: Box | None = None) -> np.ndarray:
         """uint8 (z1 - z0, h, w); `box` in pixels of the part."""
         left, top, right, bottom = self.region
         x0, y0, x1, y1 = box or (0, 0, right - left, bottom - top)
@@ -117,13 +118,8 @@ class _Cut:
 
     def is_there(self, writer: CacheWriter) -> bool:
         """Whether an earlier run has published it and all of its files are there."""
-        folder = writer.path / self.record.id
-        try:
-            record, attributes = read_study_document(folder)
-        except CacheError:
-            return False
-        same = record.model_copy(update={"content_digest": None}) == self.record
-        return same and not changed_files(folder, attributes["files"])
+        record = record_if_whole(writer.path / self.record.id)
+        return record is not None and record.model_copy(update={"content_digest": None}) == self.record
 
     def publish(self, writer: CacheWriter) -> StudyRecord:
         whole, pixels = self.whole, Part(self.whole, self.record.stored_region)

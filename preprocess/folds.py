@@ -49,7 +49,7 @@ def _search(patterns: np.ndarray, members: np.ndarray, placed: np.ndarray) -> np
     """patterns (p, l), members (p), placed (f, l) -> studies of each pattern in each fold (p, f)."""
     total = placed.sum(axis=0) + members @ patterns
     bound = _cost(np.stack([(total + fold) // len(placed) for fold in range(len(placed))]))
-    best, best_cost = None, np.inf
+    best, best_cost = np.empty(0), np.inf
     for start in range(RESTARTS):
         counts = _descend(patterns, _spread(patterns, members, placed, np.random.default_rng(start)), placed)
         cost = _cost(placed + counts.T @ patterns)

@@ -1,4 +1,4 @@
-"""What is in a cache or a study: numbers for people and programs."""
+"""Summaries of a cache or a study, as text or JSON."""
 
 import json
 from itertools import pairwise
@@ -19,8 +19,8 @@ def about_cache(path: str | Path) -> dict[str, Any]:
     cache = Cache(path)
     index, labels = cache.index, cache.labels
     stored = int(index["bytes"].sum())
-    box_side = np.maximum(index["x1"] - index["x0"], index["y1"] - index["y0"]).dropna()
-    about = {
+    box_side = pd.concat([index["x1"] - index["x0"], index["y1"] - index["y0"]], axis=1).max(axis=1).dropna()
+    about: dict[str, Any] = {
         "studies": len(index),
         "slices": int(index["slices"].sum()),
         "bytes": stored,

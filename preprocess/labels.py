@@ -1,4 +1,4 @@
-"""The labels table of a cache: labels from a CSV, folds from a CSV or drawn, and the rule that they do not change in passing."""
+"""The labels table of a cache: labels from a CSV, folds from a CSV or drawn. A build never changes either."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -101,7 +101,7 @@ def check_named(want: LabelsAndFolds, ids: set[str], of: str = "the source", do:
     """
     counts = []
     for what, file, named in (("labels", want.labels_file, want.labels), ("folds", want.folds_file, want.folds)):
-        if file is None:
+        if file is None or named is None or isinstance(named, int):
             continue
         both = len(ids.intersection(named.index))
         if ids and not both:
@@ -169,7 +169,7 @@ def make_table(index: pd.DataFrame, new: LabelsAndFolds, old: LabelsTable | None
     Studies that `old` knows keep their rows there; without `old`, folds are drawn with levels and segmentations balanced.
     """
     ids = pd.Index(sorted(index["id"]), dtype="str", name="id")
-    labels = pd.DataFrame(pd.NA, index=ids, columns=list(TARGETS), dtype="Int8")
+    labels = pd.DataFrame(index=ids, columns=list(TARGETS), dtype="Int8")
     if new.labels is not None:
         labels = new.labels.reindex(ids).astype("Int8")
     known = None if old is None else old.frame.set_index("id").reindex(ids.intersection(old.frame["id"]))
@@ -209,6 +209,7 @@ def replace_labels(
         index = writer.make_index()
         do = None if pseudonymise else "where the cache holds pseudonyms: --pseudonymise KEYFILE"
         check_named(new, set(index["id"]), "the cache", do)
+        assert new.labels is not None, "a CSV of labels was named"
         labelled = int(index["id"].isin(new.labels.index).sum())
         old = None if folds is not None else LabelsTable.read(Path(cache))
         table = make_table(index, new, None, MADE_BY_LABELS) if old is None else _with_folds_of(old, index, new)
@@ -218,6 +219,7 @@ def replace_labels(
 
 def _with_folds_of(old: LabelsTable, index: pd.DataFrame, new: LabelsAndFolds) -> LabelsTable:
     """New labels for all; folds as they were, drawn for studies that had none."""
+    assert new.labels is not None and new.labels_digest is not None, "a CSV of labels was named"
     labels = new.labels.reindex(index["id"]).astype("Int8")
     labels["fold"] = old.frame.set_index("id")["fold"].reindex(labels.index)
     relabelled = replace(old, frame=labels_frame(labels.rename_axis("id").reset_index()))

@@ -1,4 +1,4 @@
-"""The order of names as people count: `9.dcm` before `10.dcm`."""
+"""Natural order of file names: `9.dcm` before `10.dcm`."""
 
 import re
 

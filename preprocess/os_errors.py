@@ -1,4 +1,4 @@
-"""What the machine refuses, in one line: the reason in the system's words, and which of the typed paths it is about."""
+"""OSErrors as one line: the system's reason, and the typed path that it concerns."""
 
 import os
 import tempfile
@@ -45,7 +45,8 @@ def not_utf8(error: UnicodeError) -> UsageError:
 
 def _owner(file: str, typed: Mapping[str, object]) -> tuple[str, str | None]:
     """The parameter whose path is nearest above a file, and that path as it was typed."""
-    found, depth = ("", None), -1
+    found: tuple[str, str | None] = ("", None)
+    depth = -1
     for name, value in typed.items():
         if not isinstance(value, str | Path):
             continue

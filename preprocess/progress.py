@@ -1,4 +1,4 @@
-"""How far a build is: a bar on a terminal, a plain line now and then elsewhere, on stderr."""
+"""Progress on stderr: a bar on a terminal, elsewhere a line every ten seconds."""
 
 import sys
 import time
@@ -64,5 +64,5 @@ class _Lines(Steps):
 
 
 def say(text: str) -> None:
-    """One line for whoever watches."""
+    """Print one line to stderr."""
     print(text, file=sys.stderr, flush=True)

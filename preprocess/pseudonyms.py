@@ -1,4 +1,4 @@
-"""Keyed pseudonyms in place of UIDs: the same key gives the same pseudonym, without the key nobody can go back."""
+"""Keyed pseudonyms in place of UIDs: the same key gives the same pseudonym, and only the key can link it to the UID."""
 
 import hashlib
 import hmac

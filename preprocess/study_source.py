@@ -97,10 +97,6 @@ def open_study(plan: "StudyPlan", segmentation: str | Path | None = None) -> tup
         transfer_syntax=plan.transfer_syntax,
         decoder=pixels.decoder,
         source_digest="",
-        content_digest=None,
-        segmentation_digest=None,
         flags=tuple(sorted({*plan.flags, *flags})),
-        origin=None,
-        study_box=None,
     )
     return Study(record, plan.z, plan.slice_number, pixels, slice_box=boxes, vertebra_ratio=ratios), findings

@@ -1,4 +1,4 @@
-"""Words that no command, option or path is, each in one clear line that names the nearest right one."""
+"""Wrong commands, options and paths, each as one line that names the nearest right one."""
 
 from itertools import pairwise
 from typing import Any
@@ -8,7 +8,9 @@ import typer
 from cache_schema.errors import CspineError, did_you_mean
 from cache_schema.places import check_place
 
-ClickException = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+ClickException: Any = next(
+    kind for kind in typer.BadParameter.__mro__ if issubclass(kind, Exception) and kind.__name__ == "ClickException"
+)
 """typer brings its own copy of click, or uses click's, by version"""
 
 
@@ -30,7 +32,7 @@ def check_places(command: Any, words: list[str]) -> None:
             check_place(value)
 
 
-def wrong_words(error: Exception) -> str:
+def wrong_words(error: Any) -> str:
     """What a ClickException says, in one line."""
     option = getattr(error, "option_name", None)
     if option is None:

@@ -1,4 +1,4 @@
-"""DICOM to a cache: one header pass, then a Dask task a study, then the tables. What is done is skipped."""
+"""DICOM to a cache: one header pass, then one Dask task per study, then the tables. Finished studies are skipped."""
 
 import shutil
 from collections.abc import Callable
@@ -67,18 +67,17 @@ def build_cache(
     limit: the first so many studies by id. pixels_only: neither labels nor segmentations are looked for. Studies of an
     earlier build that the source no longer has stay, and the report says so, or leave with `prune`; what the source has
     and cannot be used leaves in any case.
-    Raises UsageError and CacheError for what the user can mend; a study that fails is a row of report.csv and an exit
+    Raises UsageError and CacheError for what the user can correct; a study that fails is a row of report.csv and an exit
     status.
     """
     source, cache = Path(source), Path(cache)
     check_address(scheduler)
     pseudonyms = None if pseudonymise is None else Pseudonyms.read(pseudonymise)
     labels_given = labels is not None
-    if not pixels_only:
-        segmentations = segmentation_folder(source, segmentations)
-        if labels is None and (source / "train.csv").is_file():
-            labels = source / "train.csv"
-    files, unlisted = find_files(source, without=[cache] if segmentations is None else [cache, segmentations])
+    masks = segmentation_folder(source, segmentations) if segmentations or not pixels_only else None
+    if labels is None and not pixels_only and (source / "train.csv").is_file():
+        labels = source / "train.csv"
+    files, unlisted = find_files(source, without=[cache] if masks is None else [cache, masks])
     if not files and not unlisted:
         raise UsageError("holds no files", where=source, expected="DICOM files")
     given = read_labels_and_folds(labels, folds, pseudonyms or str)
@@ -88,7 +87,7 @@ def build_cache(
         old_labels = LabelsTable.read(cache)
         if old_labels is not None:
             check_same(old_labels, given, labels_given=labels_given, cache=cache)
-        job = BuildJob(source, writer, segmentations, pseudonyms, options_digest(pseudonyms), limit, paths, prune, tell)
+        job = BuildJob(source, writer, masks, pseudonyms, options_digest(pseudonyms), limit, paths, prune, tell)
         fingerprint = job.fingerprint(files, given)
         finished = load_finished(writer, fingerprint)
         if finished and job.all_there(finished.get("content")):

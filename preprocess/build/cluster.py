@@ -26,11 +26,11 @@ WORKER_ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": 1 << 27,
     "MALLOC_TOP_PAD_": 1 << 24,
 }
-"""glibc gives buffers of a slice or a chunk back to the system, Dask asks it to do so sooner still, and touching them
-anew costs more than reading a file into them"""
+"""keeps glibc from giving buffers of a slice or a chunk back to the system: touching them again costs more than reading a
+file into them"""
 POLL_SECONDS, RESPAWN_SECONDS, NO_WORKER_SECONDS = 2, 30, 120
-"""how often to look whether workers are left, how long a local one may stay away, and how long to wait for any: Dask
-starts dead local workers again, but on a busy machine it may leave one out"""
+"""how often to count workers, when to start a missing local one, and when to give up without any. Dask restarts dead
+local workers, but may miss one on a busy machine"""
 DASK_SETTINGS = {
     "distributed.scheduler.allowed-failures": 0,  # what is lost with a worker is tried again alone
     # a local worker that died and is just being started again would be given up if it had died so long before as well
@@ -78,7 +78,10 @@ class Pool:
 
     def __init__(self, workers: int | None, scheduler: str | None, tell: Callable[[str], None]):
         self._workers, self._scheduler, self._tell = workers, scheduler, tell
-        self._stack, self._client, self._cluster, self._memory_limit = ExitStack(), None, None, None
+        self._stack = ExitStack()
+        self._client: Any = None
+        self._cluster: Any = None
+        self._memory_limit: int | None = None
 
     def __enter__(self) -> "Pool":
         self._interrupted = False
@@ -116,7 +119,8 @@ class Pool:
 
         work = cloudpickle.dumps((function, task))
         if not self._scheduler:
-            return run_alone(work, self._memory_limit, {**os.environ, **WORKER_ENVIRONMENT})
+            environment: dict[str, object] = {**os.environ, **WORKER_ENVIRONMENT}
+            return run_alone(work, self._memory_limit, environment)
         for _ in range(ISOLATED_TRIES):
             ((_, _, result),) = self._together(run_alone_on_worker, [work])
             if result is not LOST:
@@ -129,7 +133,8 @@ class Pool:
         from distributed.scheduler import KilledWorker
 
         client, waiting = self._started(), iter(enumerate(tasks))
-        running, finished, key = {}, SimpleQueue(), uuid4().hex
+        finished: SimpleQueue[Any] = SimpleQueue()
+        running, key = {}, uuid4().hex
 
         def submit(room: int) -> None:
             for number, task in islice(waiting, max(0, room)):
@@ -154,7 +159,7 @@ class Pool:
             submit(max(1, self._threads()) - len(running))
             yield number, task, result
 
-    def _next(self, finished: SimpleQueue) -> Any:
+    def _next(self, finished: SimpleQueue[Any]) -> Any:
         """The next future to end. Raises UsageError where for `NO_WORKER_SECONDS` there was nobody to work on any."""
         any_left = all_left = time.monotonic()
         while not self._interrupted:

@@ -1,4 +1,4 @@
-"""One task in a process of its own, that may die without harm to anything else, and a sentence on how it died."""
+"""One task in a process of its own, which may die without harm to others, and a sentence on how it died."""
 
 import ctypes
 import os
@@ -51,7 +51,7 @@ class _End:
 
 
 def run_alone(
-    work: bytes, limit: int | None, environment: Mapping[str, str], is_needed: Callable[[], bool] = lambda: True
+    work: bytes, limit: int | None, environment: Mapping[str, object], is_needed: Callable[[], bool] = lambda: True
 ) -> Any:
     """The result of a task run in a new process, or `Died`. Raises what the task raises.
 
@@ -88,7 +88,7 @@ def run_alone_on_worker(work: bytes) -> Any:
 
 
 @contextmanager
-def _process(given: IO, answer: IO, environment: Mapping[str, str]) -> Iterator[subprocess.Popen]:
+def _process(given: IO, answer: IO, environment: Mapping[str, object]) -> Iterator[subprocess.Popen]:
     """The running process; whatever is left of it is killed. A session of its own keeps a terminal's Ctrl-C from it."""
     process = subprocess.Popen(
         [sys.executable, "-c", START],
@@ -152,7 +152,7 @@ def _kills_for_memory() -> int:
 
 def _how_it_died(end: _End, limit: int | None, deadline: float) -> str:
     peak = f"peak {end.peak / 1e6:.0f} MB"
-    if end.was_over:
+    if end.was_over and limit:
         return f"ran out of memory {ALONE}: {peak}, limit {limit / 1e6:.0f} MB, that of a Dask worker"
     if end.code >= 0:
         return f"ended {ALONE} with exit status {end.code} and no result"

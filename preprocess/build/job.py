@@ -1,4 +1,4 @@
-"""The steps of a build: reading headers, what is there already, making what is not, and the tables at the end."""
+"""The steps of a build: read headers, find what is current, build the rest, write the tables."""
 
 import secrets
 from collections.abc import Callable, Iterable, Iterator
@@ -11,9 +11,9 @@ import pandas as pd
 from cache_schema.documents import checksum, digest_of
 from cache_schema.errors import CacheError, UsageError
 from cache_schema.layout import INDEX, is_valid_id
-from cache_schema.store import read_cache_document, read_study_document
+from cache_schema.store import read_cache_document
 from cache_schema.tables import content_digest, table_meta
-from cache_schema.verify import changed_files
+from cache_schema.verify import record_if_whole
 from cache_schema.writer import CacheWriter
 from preprocess.build.cluster import Pool
 from preprocess.build.isolated_task import Died
@@ -87,14 +87,12 @@ class BuildJob:
             index = self.writer.make_index()
             if studies_digest(index) != content or content_digest(index) != table_meta(path / INDEX)["digest"]:
                 return False
-            return not any(
-                changed_files(folder, read_study_document(folder)[1]["files"]) for folder in self.writer.studies()
-            )
+            return all(record_if_whole(folder) is not None for folder in self.writer.studies())
         except (OSError, CacheError):
             return False
 
     def read_headers(self, files: list[Path], pool: Pool) -> Inventory:
-        """What every file is; here where there are few, else on the workers."""
+        """Read all headers; in this process where the files are few, else on the workers."""
         self.tell(f"reading the headers of {len(files)} files")
         numbered = list(enumerate(files, start=1))
         read = partial(read_many, salt=secrets.token_bytes(SALT_BYTES))

@@ -13,11 +13,9 @@ import pandas as pd
 
 from cache_schema.columns import REPORT_COLUMNS
 from cache_schema.documents import canonical_json, digest_of, write_whole
-from cache_schema.errors import CacheError
 from cache_schema.layout import PIXEL_HASH
-from cache_schema.store import read_study_document
 from cache_schema.tables import content_digest
-from cache_schema.verify import changed_files
+from cache_schema.verify import record_if_whole
 from cache_schema.writer import CacheWriter
 from preprocess.findings import Finding
 from preprocess.pseudonyms import Pseudonyms
@@ -28,14 +26,8 @@ RULES = 2
 something else of the same files: the next build of every cache then judges and decodes all studies again."""
 
 DECODERS = (
-    "gdcm",
-    "imagecodecs",
-    "nibabel",
-    "pydicom",
-    "pylibjpeg",
-    "pylibjpeg-libjpeg",
-    "pylibjpeg-openjpeg",
-    "python-gdcm",
+    *("gdcm", "imagecodecs", "nibabel", "pydicom", "pylibjpeg"),
+    *("pylibjpeg-libjpeg", "pylibjpeg-openjpeg", "python-gdcm"),
 )
 
 
@@ -76,12 +68,9 @@ class StudyState:
         """Whether the study in the cache is what these files and options would give, and all of its files are there."""
         if (self.options, self.sources) != (options, sources):
             return False
-        try:
-            record, attributes = read_study_document(writer.path / id)
-        except CacheError:
-            return False
-        same = (record.content_digest, record.segmentation_digest) == (self.content_digest, self.segmentation_digest)
-        return same and not changed_files(writer.path / id, attributes["files"])
+        record = record_if_whole(writer.path / id)
+        digests = self.content_digest, self.segmentation_digest
+        return record is not None and (record.content_digest, record.segmentation_digest) == digests
 
 
 def options_digest(pseudonyms: Pseudonyms | None, rules: int = RULES) -> str:

@@ -1,4 +1,4 @@
-"""A decoder that hangs cannot be interrupted: the process that it hangs in is ended, and its study counts a death.
+"""Deadlines for decoders: one that hangs cannot be interrupted, so the process that it hangs in is ended.
 
 The kernel's timer ends the process even while the decoder holds the interpreter's lock, which no thread could.
 """

@@ -66,7 +66,8 @@ def walk(head: bytes, tags: Container[int], syntaxes: Container[str]) -> Element
 
 def _walk(head: bytes, at: int, element: Callable, *, last: int, tags: Container[int]) -> tuple[dict[int, bytes], int]:
     """Values of the elements from `at` on up to tag `last`, and where the first beyond it begins."""
-    values, before, end = {}, 0, len(head)
+    values: dict[int, bytes] = {}
+    before, end = 0, len(head)
     while True:
         group, number = _TAG(head, at)
         tag = group << 16 | number

@@ -1,6 +1,6 @@
 """The frames of a multi-frame object: each with the geometry, rescaling and acquisition of its functional groups."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from pydicom.dataset import Dataset
@@ -17,7 +17,7 @@ class _Groups:
 
     def text(self, macro: str, keyword: str) -> str:
         found = self._found(macro, keyword)
-        parts = found if isinstance(found, (list, tuple)) or hasattr(found, "append") else [found]
+        parts = found if isinstance(found, Iterable) and not isinstance(found, str | bytes) else [found]
         return "\\".join("" if part is None else str(part) for part in parts).strip(" \0")
 
     def vector(self, macro: str, keyword: str, count: int) -> Vector | None:

@@ -3,12 +3,21 @@
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 MAX_PIXELS = 4096 * 4096
 """Cap on Rows x Columns: CT scanners write up to 2048 x 2048; a header beyond it is a lie that would cost
 gigabytes."""
 
 Vector = tuple[float, ...]
+Value = TypeVar("Value")
+
+
+def known(value: Value | None) -> Value:
+    """A value of an image whose geometry was judged before. Raises ValueError where there is none."""
+    if value is None:
+        raise ValueError("an image without geometry has no place")
+    return value
 
 
 @dataclass(frozen=True, slots=True)

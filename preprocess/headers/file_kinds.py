@@ -1,4 +1,4 @@
-"""What a file is that does not begin as DICOM files do: told by its first bytes alone, never by its name."""
+"""The kind of a file without a DICOM preamble, by its first bytes and never by its name."""
 
 import re
 import zlib

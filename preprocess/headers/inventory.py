@@ -89,7 +89,8 @@ def find_files(source: str | Path, *, without: Iterable[str | Path] = ()) -> tup
 def _walk(top: Path, left_out: set[tuple[int, int] | None]) -> tuple[list[Path], list[tuple[int, Path, str]]]:
     """Plain files below a folder, links to nothing included (opening a pipe would wait for ever), and (number in the order
     of the walk, folder, reason) of every folder that cannot be listed."""
-    files, unlisted = [], []
+    files: list[Path] = []
+    unlisted: list[tuple[int, Path, str]] = []
     seen, waiting, number = set(left_out), [top], 0
     while waiting:
         folder = waiting.pop()

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from sys import intern
+from typing import Any
 
 from pydicom import uid
 from pydicom.tag import Tag
@@ -24,22 +25,8 @@ NOT_HU_WORDS = frozenset(
         *("ELECTRON_DENSITY", "EFF_ATOMIC_NUM", "MAT_FRACTIONAL", "MAT_SPECIFIC", "MAT_VALUE_BASED"),
         *("Z_EFF", "ZEFF", "Z_EFFECTIVE", "RHO_Z", "RHO", "IODINE_MAP", "IODINE_DENSITY"),
         # perfusion and other maps computed from several images
-        *(
-            "CBF",
-            "CBV",
-            "RCBF",
-            "RCBV",
-            "MTT",
-            "TTP",
-            "TTD",
-            "TTS",
-            "TMAX",
-            "PBF",
-            "PBV",
-            "PERM",
-            "FLOWEXT",
-            "PERFUSION",
-        ),
+        *("CBF", "CBV", "RCBF", "RCBV", "MTT", "TTP", "TTD", "TTS", "TMAX", "PBF", "PBV"),
+        *("PERM", "FLOWEXT", "PERFUSION"),
         *("PARAMETRIC", "PARAMETRIC_MAP", "PARAMETRIC MAP"),
         # derived pixel contrast whose values are sums or ratios of HU (DICOM PS3.3 C.8.16.1.1)
         *("DIVISION", "MULTIPLICATION", "STD_DEVIATION", "SUBTRACTION"),
@@ -122,7 +109,7 @@ class HeaderValues:
         if absent:
             self.problem("missing_field", f"{', '.join(absent)} absent")
             return
-        rows, columns, samples, allocated, stored, high, representation = values.values()
+        rows, columns, samples, allocated, stored, high, representation = (value or 0 for value in values.values())
         if rows == 0 or columns == 0:
             self.problem("invalid_field", f"Rows x Columns is {rows} x {columns}")
         if rows * columns > MAX_PIXELS:
@@ -172,7 +159,7 @@ class HeaderValues:
             value, limit = ((word ^ 0x8000) - 0x8000 for word in (value, limit))
         return min(value, limit), max(value, limit)
 
-    def header(self, **where) -> FileHeader:
+    def header(self, **where: Any) -> FileHeader:
         number = self.integer("InstanceNumber")
         slope, intercept = self.one_float("RescaleSlope"), self.one_float("RescaleIntercept")
         return FileHeader(
@@ -211,7 +198,7 @@ class HeaderValues:
 
 
 @lru_cache(4096)
-def shared_marks(*values) -> SeriesMarks:
+def shared_marks(*values: Any) -> SeriesMarks:
     """The fields of SeriesMarks in their order."""
     return SeriesMarks(*values)
 

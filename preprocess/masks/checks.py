@@ -1,4 +1,4 @@
-"""What needs no truth to tell that a mask is wrong: its levels' order and extent, and where the bright bone lies."""
+"""Checks of a mask that need no ground truth: its levels' order and extent, and whether it lies on bright bone."""
 
 from collections.abc import Callable, Sequence
 from itertools import product
@@ -6,8 +6,9 @@ from itertools import product
 import numpy as np
 
 from cache_schema.layout import LEVELS
+from preprocess.masks.label_images import LabelImages
 from preprocess.masks.nifti_file import SegmentationRefused
-from preprocess.masks.shifts import BetterPlace, LabelImages, Moves
+from preprocess.masks.shifts import BetterPlace, Moves
 
 ONE_LEVEL_MM = (30.0, *[60.0] * (len(LEVELS) - 1))
 """Extent from head to feet, of each of C1..C7, beyond which a mask's only level is no vertebra. A ring of C1 takes up
@@ -91,7 +92,7 @@ def checked_slices(labelled: np.ndarray) -> list[int]:
 class Mirrors:
     """Grey levels under the labels of some slices and under their seven mirror images."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._sums = dict.fromkeys(product((1, -1), repeat=3), 0)
         self._pixels = 0
 
@@ -104,7 +105,7 @@ class Mirrors:
             self._sums[flip_z, flip_y, flip_x] += int(grey[::flip_y, ::flip_x][places].sum(dtype=np.int64))
 
     def better(self) -> BetterPlace | None:
-        best = max(self._sums, key=self._sums.get)
+        best = max(self._sums, key=self._sums.__getitem__)
         if (self._sums[best] - self._sums[1, 1, 1]) / self._pixels <= MIRROR_MARGIN:
             return None
         axes = [name for name, flip in zip(("head-feet", "front-back", "left-right"), best, strict=True) if flip < 0]

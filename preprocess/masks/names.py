@@ -1,4 +1,4 @@
-"""Which file of a folder is a study's mask, and which files are nobody's."""
+"""Which file of a folder is a study's mask, and which masks no study takes."""
 
 import os
 import re
@@ -36,7 +36,7 @@ def find_segmentation(folder: str | Path | None, study: str) -> Path | None:
         found = next((path for path in plain if path.is_file()), None)
         if found is None:
             name = _other_names(folder, os.stat(folder).st_mtime_ns).get(study)
-            found = name and folder / name
+            found = folder / name if name else None
     except OSError as error:
         raise unlistable(folder, error) from None
     return found if found and found.is_file() else None
@@ -56,7 +56,7 @@ def unused_masks(folder: str | Path | None, studies: Iterable[str]) -> list[Path
     except OSError as error:
         raise unlistable(folder, error) from None
     taken = {find_segmentation(folder, study) for study in studies}
-    found = []
+    found: list[Path] = []
     for where, below, names in os.walk(folder):
         below[:] = [name for name in below if not name.startswith(".")]
         paths = (Path(where, name) for name in names if not name.startswith("."))

@@ -9,8 +9,8 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import BufferedIOBase
 from pathlib import Path
-from typing import BinaryIO
 
 import nibabel
 import numpy as np
@@ -99,7 +99,7 @@ def read_labels(nifti: str | Path) -> LabelVolume:
 
 
 @contextmanager
-def _opened(path: str | Path) -> Iterator[BinaryIO]:
+def _opened(path: str | Path) -> Iterator[BufferedIOBase]:
     """The file, unpacked where its first bytes say that it is packed, whatever its name says."""
     with open(path, "rb") as file:
         packed = file.read(len(GZIP)) == GZIP
@@ -111,7 +111,7 @@ def _opened(path: str | Path) -> Iterator[BinaryIO]:
             yield unpacked
 
 
-def _read_header(stream: BinaryIO) -> nibabel.Nifti1Header:
+def _read_header(stream: BufferedIOBase) -> nibabel.Nifti1Header:
     """A header of which voxels can be read. Raises SegmentationRefused, and whatever nibabel raises."""
     start = stream.read(4)
     kind = next(
@@ -128,8 +128,8 @@ def _read_header(stream: BinaryIO) -> nibabel.Nifti1Header:
         raise SegmentationRefused("segmentation_unreadable", "not a 3-dimensional NIfTI volume of a possible size")
     dtype = header.get_data_dtype()
     if dtype.kind not in "iuf":
-        kind = "complex numbers" if dtype.kind == "c" else "colours"
-        raise SegmentationRefused("segmentation_labels", f"holds {kind}, not labels; save it as uint8")
+        values = "complex numbers" if dtype.kind == "c" else "colours"
+        raise SegmentationRefused("segmentation_labels", f"holds {values}, not labels; save it as uint8")
     if np.prod(shape, dtype=float) * dtype.itemsize > MAX_BYTES:
         message = f"unpacks to more than {MAX_BYTES >> 30} GiB; save it as uint8"
         raise SegmentationRefused("segmentation_too_large", message)
@@ -137,7 +137,8 @@ def _read_header(stream: BinaryIO) -> nibabel.Nifti1Header:
 
 
 def _shape(header: nibabel.Nifti1Header) -> tuple[int, int, int]:
-    return tuple(int(size) for size in header.get_data_shape()[:3])
+    i, j, k = header.get_data_shape()[:3]
+    return int(i), int(j), int(k)
 
 
 def _forms(header: nibabel.Nifti1Header) -> dict[str, np.ndarray]:
@@ -152,25 +153,25 @@ def _forms(header: nibabel.Nifti1Header) -> dict[str, np.ndarray]:
     return used or {"base": np.asarray(header.get_best_affine(), float)}
 
 
-def _blocks(stream: BinaryIO, header: nibabel.Nifti1Header) -> Iterator[tuple[int, int, np.ndarray]]:
+def _blocks(stream: BufferedIOBase, header: nibabel.Nifti1Header) -> Iterator[tuple[int, int, np.ndarray]]:
     """(k, first j, values (lines, i)) of the whole volume, forwards. Values are valid until the next ones are asked
     for. Raises SegmentationRefused where the file is too short."""
     wide, high, deep = _shape(header)
     dtype = header.get_data_dtype()
     slope, inter = header.get_slope_inter()
-    scale = None if slope is None or (slope, inter) == (1, 0) else (np.asarray(slope), np.asarray(inter))
+    scale = None if slope is None or (slope, inter) == (1, 0) else (slope, inter)
     lines = min(high, max(1, PIECE // (wide * dtype.itemsize)))
     buffer = np.empty(lines * wide, dtype)
     stream.seek(header.get_data_offset())
     for k in range(deep):
         for j in range(0, high, lines):
             values = buffer[: min(lines, high - j) * wide]
-            _fill(stream, memoryview(values.view(np.uint8)))
+            _fill(stream, values.view(np.uint8).data)
             values = values.reshape(-1, wide)
             yield k, j, values if scale is None else apply_read_scaling(values, *scale)
 
 
-def _fill(stream: BinaryIO, room: memoryview) -> None:
+def _fill(stream: BufferedIOBase, room: memoryview) -> None:
     filled = 0
     while filled < len(room):
         count = stream.readinto(room[filled:])
@@ -212,7 +213,8 @@ class _Parts:
             *start, labels = self.pieces.pop()
             k, j, i = (int(place) for place in start - first)
             whole[k, j : j + labels.shape[0], i : i + labels.shape[1]] = labels
-        return whole.transpose(2, 1, 0), tuple(int(place) for place in first[::-1])
+        k, j, i = map(int, first)
+        return whole.transpose(2, 1, 0), (i, j, k)
 
 
 def as_labels(values: np.ndarray) -> np.ndarray:

@@ -14,9 +14,9 @@ import numpy as np
 from cache_schema.layout import LEVELS
 from preprocess.findings import Finding
 from preprocess.masks.checks import MIRROR_MARGIN, Read, brightness, check_against_bone, check_levels
+from preprocess.masks.label_images import LabelImages, by_affine, by_fixed_flips
 from preprocess.masks.names import find_segmentation, unused_masks
 from preprocess.masks.nifti_file import LabelVolume, SegmentationRefused, read_labels
-from preprocess.masks.shifts import LabelImages
 from preprocess.series.geometry import Grid
 from preprocess.series.study_plan import StudyPlan
 
@@ -31,9 +31,6 @@ AGREE_VOXELS = 0.5
 
 TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """NIfTI counts millimetres to the right and the front, DICOM to the left and the back."""
-
-STILL = 0.01
-"""An axis that moves by less than this share of a voxel over a whole image does not move."""
 
 
 class _StudyReadError(Exception):
@@ -113,18 +110,20 @@ def place_labels(
         raise SegmentationRefused("segmentation_empty", "holds no voxel of C1 to C7")
     apart = _farthest(volume)
     placed = _placed(volume, plan.grid, voxels, 1 if apart is None else 2)
-    name, label_images, survey = _brightest(placed, read) if placed else ("neither", None, None)
-    said = {}
+    if placed:
+        name, label_images, survey = _brightest(placed, read)
+    else:
+        label_images = by_fixed_flips(volume, plan)
+        name, survey = "neither", survey_slices(label_images, plan.grid.slices)
+    flags = {}
     if apart is not None:
         where = f"up to {apart:.1f} mm apart" if np.isfinite(apart) else "apart, one of them nowhere"
-        said["segmentation_two_affines"] = f"qform and sform place the labels {where}; {name} was taken"
-    if label_images is None:
-        label_images = by_fixed_flips(volume, plan)
-        survey = survey_slices(label_images, plan.grid.slices)
-        said["segmentation_by_fixed_flips"] = (
+        flags["segmentation_two_affines"] = f"qform and sform place the labels {where}; {name} was taken"
+    if not placed:
+        flags["segmentation_by_fixed_flips"] = (
             "the affine does not place the labels on the slices; placed by the competition's fixed flips"
         )
-    return label_images, survey, [Finding(plan.id, "", "flagged", *about, str(nifti)) for about in said.items()]
+    return label_images, survey, [Finding(plan.id, "", "flagged", *about, str(nifti)) for about in flags.items()]
 
 
 def _farthest(volume: LabelVolume) -> float | None:
@@ -164,83 +163,6 @@ def _is_level(labels: np.ndarray) -> np.ndarray:
     return labels - np.uint8(1) < len(LEVELS)
 
 
-def by_affine(volume: LabelVolume, affine: np.ndarray, grid: Grid) -> LabelImages | None:
-    """The nearest labels at the study's pixel centres; None where `affine` (voxels to LPS mm) is no placement at
-    all."""
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-9:
-        return None
-    to_voxels = np.linalg.inv(affine)
-    starts = np.array(grid.positions) @ to_voxels[:3, :3].T + to_voxels[:3, 3]
-    down, across = to_voxels[:3, :3] @ grid.row_step, to_voxels[:3, :3] @ grid.column_step
-    rows, columns = np.arange(grid.rows)[:, None], np.arange(grid.columns)[None, :]
-
-    def image(z: int) -> np.ndarray:
-        whole = np.zeros((grid.rows, grid.columns), np.uint8)
-        places = []
-        for axis, first in enumerate(volume.first):
-            place = np.full((1, 1), starts[z, axis])
-            # an axis that stands still over the image stays small: orthogonal segmentations need no full index arrays
-            if abs(down[axis]) * grid.rows > STILL:
-                place = place + rows * down[axis]
-            if abs(across[axis]) * grid.columns > STILL:
-                place = place + columns * across[axis]
-            places.append(np.rint(place) - first)
-        inside = [(place >= 0) & (place < size) for place, size in zip(places, volume.labels.shape, strict=True)]
-        part = tuple(_common([mask.any(axis=1 - axis) for mask in inside]) for axis in (0, 1))
-        if None in part:
-            return whole
-        index = [
-            _cut(place, part).clip(0, size - 1).astype(np.intp)
-            for place, size in zip(places, volume.labels.shape, strict=True)
-        ]
-        labels = _look_up(volume.labels, index)
-        for mask in (_cut(mask, part) for mask in inside):
-            if not mask.all():
-                labels = labels * mask
-        whole[part] = labels
-        return whole
-
-    return image
-
-
-def _common(masks: list[np.ndarray]) -> slice | None:
-    """From the first to the last place where all masks (n) or (1) are true; None where there is none."""
-    common = np.logical_and.reduce(np.broadcast_arrays(*masks))
-    places = np.flatnonzero(common)
-    if len(places) == len(common):
-        return slice(None)
-    return slice(int(places[0]), int(places[-1]) + 1) if len(places) else None
-
-
-def _cut(array: np.ndarray, part: tuple[slice, slice]) -> np.ndarray:
-    """A part of (rows or 1, columns or 1)."""
-    return array[tuple(cut if size > 1 else slice(None) for cut, size in zip(part, array.shape, strict=True))]
-
-
-def _look_up(volume: np.ndarray, index: list[np.ndarray]) -> np.ndarray:
-    """`volume[tuple(index)]` for index arrays (rows or 1, columns or 1) of its three axes.
-
-    Where one axis runs down the image and one across, and the third stands still, they are cut one after the other,
-    as views where no voxel is left out or repeated: a tenth of the cost.
-    """
-    down = [axis for axis, places in enumerate(index) if places.shape[0] > 1]
-    across = [axis for axis, places in enumerate(index) if places.shape[1] > 1]
-    if len(down) != 1 or len(across) != 1 or down == across:
-        return volume[tuple(index)]
-    cut = [places.item() if places.size == 1 else slice(None) for places in index]
-    plane = volume[tuple(cut)] if down < across else volume[tuple(cut)].T
-    return plane[_line(index[down[0]])][:, _line(index[across[0]])]
-
-
-def _line(places: np.ndarray) -> slice | np.ndarray:
-    places = places.ravel()
-    step = int(places[1] - places[0])
-    if abs(step) != 1 or (np.diff(places) != step).any():
-        return places
-    end = int(places[-1]) + step
-    return slice(int(places[0]), end if end >= 0 else None, step)
-
-
 def _slice_volumes(grid: Grid, affine: np.ndarray) -> np.ndarray:
     """mm3 that one pixel of each slice stands for, (n,)."""
     normal = np.cross(grid.row_direction, grid.column_direction)
@@ -254,24 +176,6 @@ def _voxel(affine: np.ndarray, grid: Grid) -> tuple[float, float, float]:
     """mm that a voxel reaches at most along the slices' normal, down and across the images."""
     ways = np.array((np.cross(grid.row_direction, grid.column_direction), grid.column_direction, grid.row_direction))
     return tuple(np.abs(ways @ affine[:3, :3]).max(axis=1).tolist())
-
-
-def by_fixed_flips(volume: LabelVolume, plan: StudyPlan) -> LabelImages:
-    """Labels placed without an affine, as the reference does (3.1): voxels are (x, y, z) with y upside down, and z as
-    well where the slices run from head to feet by slice number. Raises SegmentationRefused where the shape is not the
-    study's."""
-    rows, columns = (plan.columns, plan.rows) if plan.turn.transpose else (plan.rows, plan.columns)
-    if volume.shape != (columns, rows, len(plan.slices)):
-        raise SegmentationRefused("segmentation_geometry", "neither the affine nor the shape fits the study's slices")
-    by_number = np.argsort(plan.slice_number, kind="stable")
-    head_first = len(by_number) > 1 and np.mean(np.diff(plan.z[by_number])) < 0
-    place = np.empty(len(by_number), int)
-    place[by_number] = np.arange(len(by_number))[:: -1 if head_first else 1]
-
-    def image(z: int) -> np.ndarray:
-        return plan.turn.apply(volume.plane(int(place[z]))[:, ::-1].T)
-
-    return image
 
 
 def survey_slices(

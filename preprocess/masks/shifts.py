@@ -4,7 +4,7 @@ A place is as good as the labels there are brighter than the pixels close around
 lies in, and a bright place that goes on beyond the labels, as the base of the skull does, is no vertebra.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -12,6 +12,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from preprocess.masks.label_images import LabelImages
 from preprocess.masks.nifti_file import SegmentationRefused
 
 AROUND_MM = 2.5
@@ -47,9 +48,6 @@ WAYS = (("feet", "head"), ("back", "front"), ("left", "right"))
 """Of the patient, by axis: where a growing index leads, and a falling one."""
 
 ROUNDING = 1e-3
-
-LabelImages = Callable[[int], np.ndarray]
-"""z_index -> labels of that slice, (rows, columns) uint8 in the canonical image"""
 
 
 @dataclass(frozen=True)
@@ -145,6 +143,9 @@ class _Outline(NamedTuple):
     around: np.ndarray
 
 
+_Sums = tuple[np.ndarray | float, np.ndarray | float, int, int]
+
+
 class _Contrast:
     """Grey levels of labels less those around them, over some slices together, for all moves in their slices of up to
     `search` mm: maps, the middle of which is no move.
@@ -185,7 +186,7 @@ class _Contrast:
         box = cv2.getStructuringElement(cv2.MORPH_RECT, (2 * across + 1, 2 * down + 1))
         return _Outline(rows.start, columns.start, inside, cv2.dilate(inside, box) - inside)
 
-    def sums(self, outline: _Outline | None, frame: np.ndarray) -> tuple[np.ndarray | float, ...]:
+    def sums(self, outline: _Outline | None, frame: np.ndarray) -> _Sums:
         """Of grey levels inside and around, maps or 0, and of how many pixels; the frame is shrunk already."""
         if outline is None:
             return 0.0, 0.0, 0, 0
@@ -194,10 +195,10 @@ class _Contrast:
         columns = np.arange(outline.x0 - across, outline.x0 + wide + across).clip(0, frame.shape[1] - 1)
         grey = frame[rows][:, columns].astype(np.float32)
         masks = outline.inside, outline.around
-        sums = (cv2.matchTemplate(grey, mask.astype(np.float32), cv2.TM_CCORR) for mask in masks)
-        return *sums, *(np.count_nonzero(mask) for mask in masks)
+        inside, around = (cv2.matchTemplate(grey, mask.astype(np.float32), cv2.TM_CCORR) for mask in masks)
+        return inside, around, int(np.count_nonzero(outline.inside)), int(np.count_nonzero(outline.around))
 
-    def add(self, sums: tuple[np.ndarray | float, ...]) -> None:
+    def add(self, sums: _Sums) -> None:
         """Those of one slice."""
         inside, around, *pixels = sums
         self._inside += inside

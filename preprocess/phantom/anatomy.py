@@ -88,7 +88,8 @@ class Person:
     def middle_at(self, z: float) -> tuple[float, float, float]:
         """x, y (mm) of the vertebral bodies' line at this height, and the turn of the body about it (radians)."""
         order = -self.line_z
-        return tuple(float(np.interp(-z, order, line)) for line in (self.line_x, self.line_y, self.line_turn))
+        x, y, turn = (float(np.interp(-z, order, line)) for line in (self.line_x, self.line_y, self.line_turn))
+        return x, y, turn
 
 
 def make_person(seed: int, index: int) -> Person:

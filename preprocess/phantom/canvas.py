@@ -7,7 +7,7 @@ class Canvas:
     """HU on a grid whose pixel centres are x, y (mm). Shapes are given in the body's own axes: origin on the line of
     the vertebral bodies, X to the left, Y to the back, turned with the head."""
 
-    def __init__(self, x: np.ndarray, y: np.ndarray, middle: tuple[float, float, float]):
+    def __init__(self, x: np.ndarray, y: np.ndarray, middle: tuple[float, float, float]) -> None:
         mx, my, turn = middle
         c, s = np.float32(np.cos(turn)), np.float32(np.sin(turn))
         dx, dy = (x - mx).astype(np.float32), (y - my).astype(np.float32)
@@ -25,7 +25,9 @@ class Canvas:
         columns = slice(*np.searchsorted(self._dx, (px - reach, px + reach)))
         return rows, columns
 
-    def paint(self, distance: np.ndarray, hu: float | np.ndarray, at: tuple[slice, slice] = (slice(None), slice(None))):
+    def paint(
+        self, distance: np.ndarray, hu: float | np.ndarray, at: tuple[slice, slice] = (slice(None), slice(None))
+    ) -> None:
         """Lay `hu` where the signed distance (mm) is negative, fading over one pixel."""
         if self._inside is not None:
             distance = np.maximum(distance, self._inside[at])
@@ -33,11 +35,11 @@ class Canvas:
         part = self.hu[at]
         part += cover * (hu - part)
 
-    def keep_inside(self, distance: np.ndarray):
+    def keep_inside(self, distance: np.ndarray) -> None:
         """From now on paint only where this distance is negative."""
         self._inside = distance
 
-    def ellipse(self, cx: float, cy: float, a: float, b: float, hu: float, turn: float = 0.0):
+    def ellipse(self, cx: float, cy: float, a: float, b: float, hu: float, turn: float = 0.0) -> None:
         """An ellipse of half-axes a (along X before turning by `turn` degrees) and b, in mm."""
         if min(a, b) <= 0.2:
             return
@@ -50,7 +52,7 @@ class Canvas:
             px, py = px * c + py * s, py * c - px * s
         self.paint((np.sqrt((px / a) ** 2 + (py / b) ** 2) - 1) * min(a, b), hu, at)
 
-    def pair(self, cx: float, cy: float, a: float, b: float, hu: float, turn: float = 0.0):
+    def pair(self, cx: float, cy: float, a: float, b: float, hu: float, turn: float = 0.0) -> None:
         """The same ellipse on both sides, mirrored."""
         self.ellipse(cx, cy, a, b, hu, turn)
         self.ellipse(-cx, cy, a, b, hu, -turn)
@@ -65,7 +67,7 @@ class Canvas:
         hu: float,
         front: float = -1e3,
         back: float = 1e3,
-    ):
+    ) -> None:
         """An elliptic band with outer half-axes a and b, kept for Y between front and back."""
         at = self.near(cx, cy, max(a, b) + 1.5)
         px, py = self.x_by[at] - cx, self.y_by[at] - cy
@@ -78,7 +80,7 @@ class Canvas:
 
     def horseshoe(
         self, apex: float, width: float, end: float, thickness: float, hu: float | np.ndarray, teeth: float = 0.0
-    ):
+    ) -> None:
         """A band along a parabola, its apex at (0, apex) in front and its ends at (+-width, end); `teeth` cuts it into
         beads of that many mm."""
         if thickness <= 0.4:

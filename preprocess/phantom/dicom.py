@@ -8,6 +8,7 @@ import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
+    UID,
     CTImageStorage,
     ExplicitVRLittleEndian,
     JPEG2000Lossless,
@@ -81,7 +82,7 @@ def _header(scan: Scan, plan: FilePlan, number: int, z: float) -> Dataset:
     ds = Dataset()
     ds.file_meta = FileMetaDataset()
     ds.file_meta.MediaStorageSOPClassUID = CTImageStorage
-    ds.file_meta.MediaStorageSOPInstanceUID = f"{plan.study_uid}.1.{number}"
+    ds.file_meta.MediaStorageSOPInstanceUID = UID(f"{plan.study_uid}.1.{number}")
     ds.file_meta.TransferSyntaxUID = SYNTAX_UIDS[plan.syntax]
     ds.SOPClassUID = CTImageStorage
     ds.SOPInstanceUID = f"{plan.study_uid}.1.{number}"
@@ -114,7 +115,7 @@ def _header(scan: Scan, plan: FilePlan, number: int, z: float) -> Dataset:
     return ds
 
 
-def _store_pixels(ds: Dataset, hu: np.ndarray, plan: FilePlan):
+def _store_pixels(ds: Dataset, hu: np.ndarray, plan: FilePlan) -> None:
     stored = (hu + 1024).astype("<u2") if plan.bits == 12 else hu.astype("<i2")
     if plan.syntax == "sv1":
         # the predictor must be 1 for this transfer syntax; other lossless encoders choose another
@@ -127,7 +128,7 @@ def _store_pixels(ds: Dataset, hu: np.ndarray, plan: FilePlan):
         ds.PixelData = stored.tobytes()
         ds["PixelData"].VR = "OW"
         return
-    ds.PixelData = encapsulate([frame])
+    ds.PixelData = encapsulate([bytes(frame)])
     ds["PixelData"].VR = "OB"
 
 
@@ -139,7 +140,7 @@ def _run_lengths(stored: np.ndarray) -> bytes:
         packed = imagecodecs.packbits_encode(
             np.ascontiguousarray((stored.view("<u2") >> shift).astype(np.uint8)), axis=-1
         )
-        segments.append(packed + b"\0" * (len(packed) % 2))
+        segments.append(bytes(packed) + b"\0" * (len(packed) % 2))
     header = np.zeros(16, "<u4")
     header[:3] = len(segments), 64, 64 + len(segments[0])
     return header.tobytes() + b"".join(segments)

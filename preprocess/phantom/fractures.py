@@ -34,7 +34,8 @@ def crop_side(person: Person) -> float:
     points = []
     for v in person.vertebrae[:7]:
         b = v.bone
-        points.append(v.to_patient([(s * b.half_width, 0, 0) for s in (-1, 1)] + [(0, b.front, 0), (0, b.back, 0)]))
+        corners = [(-b.half_width, 0, 0), (b.half_width, 0, 0), (0, b.front, 0), (0, b.back, 0)]
+        points.append(v.to_patient(np.array(corners)))
     spread = np.ptp(np.concatenate(points)[:, :2], axis=0)
     return float(spread.max())
 

@@ -81,7 +81,7 @@ def write_phantom(
     return table
 
 
-def _check(out: Path, studies: int, slices: int, segmented: int, prevalence: float | None, syntax: str):
+def _check(out: Path, studies: int, slices: int, segmented: int, prevalence: float | None, syntax: str) -> None:
     if studies < 1:
         raise UsageError(f"{studies} studies asked for", where="--studies", expected="1 or more")
     if slices < 8:
@@ -108,7 +108,7 @@ def _row(order: _Order) -> dict[str, str | int]:
     return {"StudyInstanceUID": uid, "patient_overall": int(bool(order.levels)), **broken}
 
 
-def _run(orders: list[_Order], workers: int, progress: bool):
+def _run(orders: list[_Order], workers: int, progress: bool) -> None:
     size = (len(orders), sum(order.slices for order in orders))
     with progress_over(*size) if progress else nullcontext(Steps(*size)) as steps:
         if workers == 1 or len(orders) == 1:
@@ -127,7 +127,7 @@ def _run(orders: list[_Order], workers: int, progress: bool):
                 raise
 
 
-def _write_study(order: _Order):
+def _write_study(order: _Order) -> None:
     cv2.setNumThreads(1)
     study = make_phantom_study(order.seed, order.index, order.slices, order.levels)
     plan = plan_files(order.seed, order.index, order.syntax)

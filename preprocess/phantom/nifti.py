@@ -8,7 +8,7 @@ import numpy as np
 from preprocess.phantom.scanner import Scan
 
 
-def write_segmentation(path: Path, labels: np.ndarray, scan: Scan, orientation: str):
+def write_segmentation(path: Path, labels: np.ndarray, scan: Scan, orientation: str) -> None:
     """Write `labels`, uint8 (slices, rows, columns) from head to feet, with array axes running towards `orientation`
     (such as "LAS" or "PIR").
 

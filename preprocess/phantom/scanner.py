@@ -67,7 +67,7 @@ def make_scan(seed: int, index: int, person: Person, slices: int) -> Scan:
 def expose(scan: Scan, seed: int, index: int, number: int, clean: np.ndarray) -> np.ndarray:
     """Ideal HU float32 (512, 512) -> what the scanner stores: blurred, noisy, int16 HU. Slice `number` has its own
     noise whatever it shows."""
-    image = cv2.GaussianBlur(clean, (0, 0), scan.blur / scan.pixel)
+    image: np.ndarray = cv2.GaussianBlur(clean, (0, 0), scan.blur / scan.pixel)
     rng = stream(seed, Stream.NOISE, index, number)
     white = rng.standard_normal((SIZE, SIZE), dtype=np.float32)
     image += scan.noise * _textured(white, scan.grain)

@@ -15,8 +15,11 @@ Point = tuple[float, float, float]
 class Solid(Protocol):
     """What a vertebra is made of. `centre` and `reach` bound the solid by a sphere."""
 
-    centre: Point
-    reach: float
+    @property
+    def centre(self) -> Point: ...
+
+    @property
+    def reach(self) -> float: ...
 
     def distance(self, u: np.ndarray, v: np.ndarray, w: np.ndarray) -> np.ndarray: ...
 
@@ -32,7 +35,7 @@ class Ellipsoid:
     def reach(self) -> float:
         return max(self.radii)
 
-    def distance(self, u, v, w):
+    def distance(self, u: np.ndarray, v: np.ndarray, w: np.ndarray) -> np.ndarray:
         (cu, cv, cw), (ru, rv, rw) = self.centre, self.radii
         r = np.sqrt(((u - cu) / ru) ** 2 + ((v - cv) / rv) ** 2 + ((w - cw) / rw) ** 2)
         return (r - 1) * min(self.radii)
@@ -49,13 +52,14 @@ class Capsule:
 
     @property
     def centre(self) -> Point:
-        return tuple((a + b) / 2 for a, b in zip(self.start, self.end, strict=True))
+        (u0, v0, w0), (u1, v1, w1) = self.start, self.end
+        return (u0 + u1) / 2, (v0 + v1) / 2, (w0 + w1) / 2
 
     @property
     def reach(self) -> float:
         return float(np.linalg.norm(np.subtract(self.end, self.start))) / 2 + max(self.r0, self.r1)
 
-    def distance(self, u, v, w):
+    def distance(self, u: np.ndarray, v: np.ndarray, w: np.ndarray) -> np.ndarray:
         au, av, aw = self.start
         du, dv, dw = np.subtract(self.end, self.start)
         pu, pv, pw = u - au, v - av, w - aw
@@ -80,7 +84,7 @@ class Pillar:
     def reach(self) -> float:
         return float(np.hypot(np.hypot(*self.radii), self.half_height + self.lift + abs(self.shear) * self.radii[1]))
 
-    def distance(self, u, v, w):
+    def distance(self, u: np.ndarray, v: np.ndarray, w: np.ndarray) -> np.ndarray:
         (cu, cv, cw), (ru, rv) = self.centre, self.radii
         pu, pv = (u - cu) / ru, (v - cv) / rv
         pw = (w - cw) + self.shear * (v - cv)
@@ -109,7 +113,7 @@ class Ring:
     def reach(self) -> float:
         return max(self.inner) + self.thickness + self.half_height
 
-    def distance(self, u, v, w):
+    def distance(self, u: np.ndarray, v: np.ndarray, w: np.ndarray) -> np.ndarray:
         (cu, cv, cw), half = self.centre, self.thickness / 2
         ru, rv = self.inner[0] + half, self.inner[1] + half
         r = np.sqrt(((u - cu) / ru) ** 2 + ((v - cv) / rv) ** 2)

@@ -73,8 +73,7 @@ def _draw_slice(
     person: Person, scan: Scan, fractures: dict[int, Fracture], z: float, textures: tuple[np.ndarray, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
     x, y = scan.columns(), scan.rows()
-    coarse = [(axis[0::2] + axis[1::2]) / 2 for axis in (x, y)]
-    half = paint_tissue(person, *coarse, z)
+    half = paint_tissue(person, (x[0::2] + x[1::2]) / 2, (y[0::2] + y[1::2]) / 2, z)
     slow, fine = textures
     drift = int(z * 0.8)
     soft = (half > -250) & (half < 200)
@@ -97,7 +96,7 @@ def _draw_slice(
     return hu, mask
 
 
-def _lay_bone(hu: np.ndarray, patch: Patch, grain: np.ndarray, pixel: float):
+def _lay_bone(hu: np.ndarray, patch: Patch, grain: np.ndarray, pixel: float) -> None:
     """Cortex over marrow inside the patch's bone, blended into `hu` in place over one pixel at its edge."""
     cover = np.clip(0.5 - patch.edge / np.float32(pixel), 0, 1)
     cortex = np.clip(1.5 + patch.depth / np.float32(CORTEX_MM), 0, 1)

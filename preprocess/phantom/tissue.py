@@ -54,7 +54,7 @@ def paint_tissue(person: Person, x: np.ndarray, y: np.ndarray, z: float) -> np.n
     return canvas.hu
 
 
-def _body(canvas: Canvas, person: Person, level: float):
+def _body(canvas: Canvas, person: Person, level: float) -> None:
     head = person.head if level < 1 else np.interp(level, (1, 4), (person.head, person.girth))
     shoulder = level - person.shoulder_shift if level > 5 else level
     width = np.interp(shoulder, HEIGHTS, WIDTH) * head
@@ -68,7 +68,7 @@ def _body(canvas: Canvas, person: Person, level: float):
     canvas.paint(inner, table(level, (0, 45), (1.5, 20), (3, -10), (6, -10), (7.5, 25), (9, 40)))
 
 
-def _head(canvas: Canvas, person: Person, level: float):
+def _head(canvas: Canvas, person: Person, level: float) -> None:
     """Vault, brain, skull base with petrous bones and sinuses, foramen magnum and condyles, by height."""
     size = person.head
     if level < 0.35:
@@ -99,7 +99,7 @@ def _head(canvas: Canvas, person: Person, level: float):
         canvas.ellipse(0, -10, 13, 6, 620)
 
 
-def _face(canvas: Canvas, person: Person, level: float):
+def _face(canvas: Canvas, person: Person, level: float) -> None:
     size = person.head
     if level < 1.1:
         # nose and sinuses between thin walls
@@ -141,7 +141,7 @@ def _face(canvas: Canvas, person: Person, level: float):
         canvas.pair(56 * size, -20, 9, 15, 5, 10)
 
 
-def _neck_muscles(canvas: Canvas, person: Person, level: float):
+def _neck_muscles(canvas: Canvas, person: Person, level: float) -> None:
     g = np.interp(level, (1, 4), (0.95 * person.head, person.girth))
     wide = table(level, (0.5, 0.9), (3, 0.92), (5, 1.0), (7, 1.35), (9, 1.5))
     deep = table(level, (0.5, 1.0), (4, 0.93), (7, 1.1), (9, 1.2))
@@ -163,7 +163,7 @@ def _neck_muscles(canvas: Canvas, person: Person, level: float):
     canvas.ellipse(0, 50 * deep * g, 1.2, 22, FAT + 60)
 
 
-def _shoulders(canvas: Canvas, person: Person, level: float):
+def _shoulders(canvas: Canvas, person: Person, level: float) -> None:
     """Trapezius and shoulder muscles, shoulder blades, collar bones, the tops of the lungs."""
     grow = table(level, (5.6, 0.05), (7, 0.7), (9, 1.0))
     canvas.pair(92, 32, 62 * grow, 22 * grow, MUSCLE, -8)
@@ -185,7 +185,7 @@ def _shoulders(canvas: Canvas, person: Person, level: float):
         canvas.pair(20 + 22 * swell, 2 - 4 * swell, 23.5 * swell, 31.5 * swell, LUNG)
 
 
-def _vessels(canvas: Canvas, person: Person, level: float):
+def _vessels(canvas: Canvas, person: Person, level: float) -> None:
     if level < 0.3:
         return
     blood = 50 + person.contrast
@@ -201,37 +201,19 @@ def _vessels(canvas: Canvas, person: Person, level: float):
         canvas.ellipse(6, -38, 13, 8, blood)
 
 
-def _throat(canvas: Canvas, person: Person, level: float):
+def _throat(canvas: Canvas, person: Person, level: float) -> None:
     """Airway, hyoid, thyroid cartilage, cricoid, trachea, gullet and thyroid gland."""
     g, hard = person.girth, person.calcified
     front = table(level, (0, -24), (2, -20), (3, -23), (4, -27), (5, -31), (6, -30), (8, -31), (10, -36)) * g
     wide = table(
         level,
-        (-0.6, 2),
-        (0, 13),
-        (1.2, 12),
-        (2.2, 14),
-        (3.2, 17),
-        (4.0, 12),
-        (4.7, 4.5),
-        (5.2, 3.5),
-        (5.8, 8),
-        (6.6, 9),
-        (10, 9),
+        *((-0.6, 2), (0, 13), (1.2, 12), (2.2, 14), (3.2, 17), (4.0, 12)),
+        *((4.7, 4.5), (5.2, 3.5), (5.8, 8), (6.6, 9), (10, 9)),
     )
     deep = table(
         level,
-        (-0.6, 2),
-        (0, 9),
-        (1.2, 6),
-        (2.2, 7),
-        (3.2, 7),
-        (4.0, 6),
-        (4.7, 10),
-        (5.2, 11),
-        (5.8, 10),
-        (6.6, 8.5),
-        (10, 8.5),
+        *((-0.6, 2), (0, 9), (1.2, 6), (2.2, 7), (3.2, 7), (4.0, 6)),
+        *((4.7, 10), (5.2, 11), (5.8, 10), (6.6, 8.5), (10, 8.5)),
     )
     air = person.airway
     if 3.1 < level < 3.75:

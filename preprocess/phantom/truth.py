@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,13 +18,14 @@ def describe(study: PhantomStudy, plan: FilePlan) -> dict:
     levels = {}
     for n, name in enumerate(LEVELS, start=1):
         inside = np.flatnonzero((study.labels == n).any(axis=(1, 2)))
-        levels[name] = {
+        about: dict[str, Any] = {
             "z_from": int(inside[0]) if inside.size else None,
             "z_to": int(inside[-1]) + 1 if inside.size else None,
             "fractured": n in study.fractures,
         }
         if n in study.fractures:
-            levels[name]["fracture"] = _describe_fracture(study, n)
+            about["fracture"] = _describe_fracture(study, n)
+        levels[name] = about
     return {
         "study_uid": plan.study_uid,
         "seed": study.seed,
@@ -63,7 +65,7 @@ def _describe_fracture(study: PhantomStudy, level: int) -> dict:
     }
 
 
-def write_truth(folder: Path, study: PhantomStudy, plan: FilePlan):
+def write_truth(folder: Path, study: PhantomStudy, plan: FilePlan) -> None:
     """Write the description and the label volume (npz, key `labels`, head to feet) of one study."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{plan.study_uid}.json").write_text(json.dumps(describe(study, plan), indent=1) + "\n")

@@ -13,7 +13,7 @@ from cache_schema.errors import StudyRefused
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 J2K_START = b"\xff\x4f\xff\x51"
 
-_START_OF_FRAME = {
+_START_OF_FRAME: dict[str, tuple[int, ...]] = {
     uid.JPEGBaseline8Bit: (0xC0,),
     uid.JPEGExtended12Bit: (0xC0, 0xC1),
     uid.JPEGLossless: (0xC3,),

@@ -1,5 +1,7 @@
 """Compressed frame -> stored values, through pydicom's decoders: the plugin is always named, the fastest exact one first."""
 
+from typing import Any
+
 import numpy as np
 from pydicom.encaps import encapsulate
 from pydicom.pixels import get_decoder
@@ -18,10 +20,10 @@ def decode_stored(frame: bytes | memoryview, header: FileHeader, plugin: str) ->
     frame's own precision, whatever decoders make of the header's sign: which bit is the sign the header alone says.
     """
     native = header.transfer_syntax in NATIVE_SYNTAXES
-    precision = None if native else jpeg_precision(frame, header.transfer_syntax)
+    precision = None if native else jpeg_precision(bytes(frame), header.transfer_syntax)
     decoder = get_decoder(header.transfer_syntax)
-    source = frame if native else encapsulate([frame], has_bot=False)
-    options = {
+    source = frame if native else encapsulate([bytes(frame)], has_bot=False)
+    options: dict[str, Any] = {
         "index": 0,
         "validate": False,
         "decoding_plugin": "" if native else plugin,
@@ -40,10 +42,11 @@ def decode_stored(frame: bytes | memoryview, header: FileHeader, plugin: str) ->
         options["bits_allocated"] = 8
     if plugin == "turbo":  # as_array would copy the image once more
         buffer, found = decoder.as_buffer(source, **options)
-        pixels = np.frombuffer(buffer, f"u{found['bits_allocated'] // 8}").reshape(header.rows, header.columns)
+        pixels = np.frombuffer(buffer, f"u{int(found['bits_allocated']) // 8}").reshape(header.rows, header.columns)
     else:
         # the table corrects unused bits
-        pixels, _ = decoder.as_array(source, raw=True, view_only=True, correct_unused_bits=False, **options)
+        options |= {"raw": True, "view_only": True, "correct_unused_bits": False}
+        pixels, _ = decoder.as_array(source, **options)
     if precision is not None:
         pixels = pixels.astype(f"u{header.bits_allocated // 8}", copy=False)
     native_order = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
@@ -56,7 +59,7 @@ def check_sign(words: np.ndarray, frame: bytes | memoryview, header: FileHeader)
     255."""
     if not header.pixel_representation or header.transfer_syntax in NATIVE_SYNTAXES:
         return
-    precision = jpeg_precision(frame, header.transfer_syntax)
+    precision = jpeg_precision(bytes(frame), header.transfer_syntax)
     if precision is not None and 8 < precision < header.bits_stored and int(words.max()) >> (precision - 1):
         message = f"a compressed frame has {precision} bits, the header {header.bits_stored} with a sign: its place is unclear"
         raise StudyRefused("frame_precision", message)

@@ -1,4 +1,4 @@
-"""A canary: the first slice of each kind in a study is decoded twice, by two decoders that share as little as may be."""
+"""The first slice of each kind in a study is decoded twice, by two decoders that share as little code as possible."""
 
 from collections.abc import Callable
 from functools import partial
@@ -46,8 +46,8 @@ def check_decoders(pixels: DicomPixels) -> list[Finding]:
         except StudyRefused as refused:
             raise StudyRefused(refused.reason, refused.what, study=pixels.plan.id, file=str(place.file)) from None
         if agree is None:
-            about = (pixels.plan.id, str(place.file), "flagged", "unchecked_decoding")
-            findings.append(Finding(*about, REASONS["unchecked_decoding"], place.path))
+            reason = "unchecked_decoding"
+            findings.append(Finding(pixels.plan.id, str(place.file), "flagged", reason, REASONS[reason], place.path))
         elif not agree:
             message = "two decoders give different pixels for the first slice of its kind"
             raise StudyRefused("decoders_disagree", message, study=pixels.plan.id, file=str(place.file))
@@ -59,12 +59,11 @@ def decoders_agree(frame: bytes, header: FileHeader) -> bool | None:
     if header.transfer_syntax not in NATIVE_SYNTAXES:
         check_frame(frame, header.transfer_syntax, header.rows, header.columns, header.bits_allocated)
     decoders = _decoders(header.transfer_syntax)
-    found = [_first_of(decoders, frame, header)]
     # gdcm and libjpeg-turbo have one ancestor: they agree even on broken frames, from which pylibjpeg differs
-    found.append(_first_of(decoders[::-1], frame, header))
-    if found[0] is None or found[0][0] is found[1][0]:
+    first, last = _first_of(decoders, frame, header), _first_of(decoders[::-1], frame, header)
+    if first is None or last is None or first[0] is last[0]:
         return None
-    (_, one), (_, other) = found
+    (_, one), (_, other) = first, last
     tolerance = LOSSY_TOLERANCE if header.transfer_syntax in LOSSY_SYNTAXES else 0
     return int(np.abs(one - other).max()) <= tolerance
 
@@ -81,13 +80,13 @@ def _first_of(decoders: list[Decode], frame: bytes, header: FileHeader) -> tuple
 
 def _decoders(syntax: str) -> list[Decode]:
     """Best first."""
-    named = [partial(_decode_by, name) for name in decoder_names(syntax)]
+    named: list[Decode] = [partial(_decode_by, name) for name in decoder_names(syntax)]
     if syntax in NATIVE_SYNTAXES:
         return [*named, _decode_native]
     return [*named, _decode_rle] if syntax == uid.RLELossless else named
 
 
-def _decode_by(plugin: str, frame: bytes, header: FileHeader) -> np.ndarray:
+def _decode_by(plugin: str, frame: bytes | memoryview, header: FileHeader) -> np.ndarray:
     return decode_stored(frame, header, plugin)
 
 
@@ -114,7 +113,7 @@ def _decode_rle(frame: bytes | memoryview, header: FileHeader) -> np.ndarray:
     size = header.rows * header.columns
     count, *offsets = np.frombuffer(frame, "<u4", 16).tolist()
     ends = [*offsets[1:count], len(frame)]
-    words = np.zeros(size, np.uint16)
+    words: np.ndarray = np.zeros(size, np.uint16)
     for start, end in zip(offsets, ends, strict=False):
         unpacked = np.frombuffer(imagecodecs.packbits_decode(bytes(frame[start:end])), np.uint8)
         words = (words << 8) | unpacked[:size]

@@ -111,7 +111,7 @@ def window_table(
 def padding_at_the_edge(stored: np.ndarray, tables: WordTables) -> np.ndarray | None:
     """Of padding that means an HU inside the window: where it is connected to the frame's edge by padding, bool (rows,
     columns); None where nothing is."""
-    if tables.inside is None:
+    if tables.inside is None or tables.padding is None:
         return None
     pads = tables.padding[stored]
     edge = np.concatenate([pads[0], pads[-1], pads[:, 0], pads[:, -1]])

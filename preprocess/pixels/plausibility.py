@@ -1,4 +1,4 @@
-"""Do the values of a scan look like Hounsfield units? Judged on a sample of every slice, padding left aside."""
+"""Whether the values of a scan look like Hounsfield units, by a sample of every slice without padding."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Several images at one place that differ: which of them is the slice."""
+"""Chooses the slice among several different images at one position."""
 
 from dataclasses import replace
 
@@ -25,10 +25,10 @@ def choose_at_same_position(plan: StudyPlan) -> tuple[StudyPlan, list[Finding]]:
     )
     first = next(image for image in plan.images if image.file == left[0])
     findings = [Finding(plan.id, str(first.file), "repaired", "repeated_position", message, first.path)]
-    settled = replace(plan, slices=slices)
-    new = {flag: text for flag, text in study_flags(settled) if flag not in plan.flags}
-    findings += [Finding(plan.id, "", "flagged", flag, text) for flag, text in new.items()]
-    return replace(settled, flags=tuple(sorted({*plan.flags, *new}))), findings
+    chosen = replace(plan, slices=slices)
+    new = {flag: text for flag, text in study_flags(chosen) if flag not in plan.flags}
+    findings += [Finding.of_study(plan.id, "flagged", flag, text) for flag, text in new.items()]
+    return replace(chosen, flags=tuple(sorted({*plan.flags, *new}))), findings
 
 
 def _that_decodes(place: SlicePlan, pixels: DicomPixels) -> SlicePlan:

@@ -1,4 +1,4 @@
-"""A slice unlike both of its neighbours: what is left to see of compressed bytes that were damaged without any error."""
+"""Finds slices unlike both neighbours: damaged compressed bytes may decode without any error."""
 
 import numpy as np
 

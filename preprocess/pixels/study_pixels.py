@@ -93,7 +93,7 @@ class DicomPixels:
         """Stored words of one slice, uint8 or uint16 (rows, columns), unused bits as they come. Raises StudyRefused."""
         frame = self.frame(header)
         if header.transfer_syntax not in NATIVE_SYNTAXES:
-            check_frame(frame, header.transfer_syntax, header.rows, header.columns, header.bits_allocated)
+            check_frame(bytes(frame), header.transfer_syntax, header.rows, header.columns, header.bits_allocated)
         failures = []
         for name in decoder_names(header.transfer_syntax):
             try:
@@ -124,7 +124,7 @@ class DicomPixels:
         self._checksums[header.path] = google_crc32c.value(content)
         if header.transfer_syntax in NATIVE_SYNTAXES:
             return content.data[header.pixel_offset : header.pixel_offset + frame_bytes(header)]
-        return frame_in(io.BytesIO(content), header)
+        return frame_in(io.BytesIO(content.data), header)
 
     @property
     def decoder(self) -> str:
@@ -155,9 +155,8 @@ class DicomPixels:
             found.append(self._flag("hu_implausible", f"values are hardly HU: {implausible}"))
         for z in jumps(self._thumbnails):
             if z not in constant:
-                place = self.plan.slices[z]
-                about = (self.plan.id, str(place.file), "flagged", "slice_jump")
-                found.append(Finding(*about, REASONS["slice_jump"], place.path))
+                place, reason = self.plan.slices[z], "slice_jump"
+                found.append(Finding(self.plan.id, str(place.file), "flagged", reason, REASONS[reason], place.path))
         return found
 
     def _why_implausible(self) -> str | None:
@@ -174,7 +173,7 @@ class DicomPixels:
         return {z for z, seen in self._seen.items() if condition(seen)}
 
     def _flag(self, reason: str, message: str) -> Finding:
-        return Finding(self.plan.id, "", "flagged", reason, message)
+        return Finding.of_study(self.plan.id, "flagged", reason, message)
 
     def flags(self) -> tuple[str, ...]:
         """The flags that go with `findings`."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from preprocess.headers.file_header import FileHeader
+from preprocess.headers.file_header import FileHeader, known
 from preprocess.series.geometry import unit_directions
 
 SHEAR_DEGREES = 0.5
@@ -17,7 +17,7 @@ MOST_PAIRED, MOST_GROUPS = 200, 64
 
 def in_plane(headers: Sequence[FileHeader]) -> np.ndarray:
     """Where the first pixel lies along the first image's rows and columns, (n, 2) mm."""
-    row, column = unit_directions(headers[0].orientation)
+    row, column = known(unit_directions(known(headers[0].orientation)))
     return np.array([h.position for h in headers]) @ np.stack([row, column], axis=1)
 
 
@@ -32,7 +32,7 @@ def shear_and_jump(headers: Sequence[FileHeader], positions: np.ndarray) -> tupl
     jump = float(np.hypot(*np.ptp(off, axis=0)))
     drift = float(np.hypot(*slope))
     degrees = float(np.degrees(np.arctan(drift)))
-    pixel = min(headers[0].pixel_spacing)
+    pixel = min(known(headers[0].pixel_spacing))
     if degrees < SHEAR_DEGREES or drift * np.ptp(positions) < max(ROUNDING_MM, pixel / 2):
         degrees = 0.0
     return degrees, jump if jump > max(ROUNDING_MM, pixel / 2) else 0.0
@@ -40,7 +40,7 @@ def shear_and_jump(headers: Sequence[FileHeader], positions: np.ndarray) -> tupl
 
 def in_plane_groups(headers: Sequence[FileHeader], positions: np.ndarray) -> list[int]:
     """A number for each image: those of one number lie within a pixel of each other, once the drift is taken off."""
-    origins, pixel = in_plane(headers), min(headers[0].pixel_spacing)
+    origins, pixel = in_plane(headers), min(known(headers[0].pixel_spacing))
     order = np.argsort(positions, kind="stable")
     slopes = (_usual_slope(origins[order], positions[order]), _slope_of_pairs(origins, positions))
     return min((_within(origins - positions[:, None] * slope, pixel) for slope in slopes), key=max)

@@ -53,7 +53,7 @@ def missing_copies(stack: Sequence[FileHeader], copies: Sequence[FileHeader]) ->
         values = {read(h) for h in stack}
         if len(values) <= len(stack) / 2:
             few.append((read, values))
-    found = {}
+    found: dict[Hashable, FileHeader] = {}
     for header in copies:
         same_series = header.series_uid == stack[0].series_uid and header.kernel == stack[0].kernel
         if same_series and header.position not in places and all(read(header) in values for read, values in few):

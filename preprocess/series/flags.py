@@ -1,4 +1,4 @@
-"""What is odd about a planned study, but no reason to refuse it."""
+"""Flags of a planned study: what is odd, but no reason to refuse it."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -80,7 +80,8 @@ def _monotone(values: np.ndarray) -> bool:
 
 def _names_follow(headers: Sequence[FileHeader]) -> bool:
     """Whether file names that count (one stem, then up to six digits) count in the order of `headers`, up or down."""
-    names = [re.fullmatch(r"(.*?)(\d{1,6})", Path(h.path).stem) for h in headers if h.frames == 1]
-    if len(names) < len(headers) or None in names or len({name[1] for name in names}) > 1:
+    found = [re.fullmatch(r"(.*?)(\d{1,6})", Path(h.path).stem) for h in headers if h.frames == 1]
+    names = [name for name in found if name is not None]
+    if len(names) < len(headers) or len({name[1] for name in names}) > 1:
         return True
     return _monotone(np.array([int(name[2]) for name in names]))

@@ -1,4 +1,4 @@
-"""Positions of slices along their normal: do they look like one scan, or like two that were laid into each other?
+"""Whether positions of slices along their normal look like one scan, or like two interleaved ones.
 
 All positions are mm, ascending.
 """
@@ -67,7 +67,7 @@ def lie_between(some: np.ndarray, comb: np.ndarray) -> bool:
     usual = np.concatenate([[False], same]) | np.concatenate([same, [False]])
     at = np.searchsorted(comb, some + SAME_POSITION, side="right") - 1
     inside = at[(at >= 0) & (at < len(steps))]
-    return np.count_nonzero(usual[inside]) >= LEAST_BETWEEN
+    return bool(np.count_nonzero(usual[inside]) >= LEAST_BETWEEN)
 
 
 def alternates(positions: np.ndarray, *, on_grid: bool, in_order: bool) -> bool:

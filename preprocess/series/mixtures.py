@@ -4,7 +4,7 @@ into whole volumes or not at all."""
 import os
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations, pairwise
+from itertools import combinations
 
 import numpy as np
 
@@ -22,9 +22,7 @@ from preprocess.series.interleaving import (
     raggedness,
     repeats_too_often,
 )
-
-Labels = list[Hashable]
-"""one for each image: those of one label belong together"""
+from preprocess.series.runs import MOST_TURNS, Labels, by_cuts, by_pauses, possible_cuts, possible_turns
 
 LEAST_COMB = 3
 WHOLE = 0.5
@@ -32,11 +30,6 @@ WHOLE = 0.5
 RAGGED = 0.5
 """share of steps unlike the next one, beyond which a part is no volume but what is left of several"""
 MOST_PARTS = 64
-FAR = 10.0
-"""a pause between values that is so many times the usual one parts one acquisition from the next"""
-MOST_CUTS = 7
-MOST_TURNS = 3
-"""a scan that turns back more often was not made of a few volumes, but numbered oddly"""
 
 
 @dataclass(frozen=True)
@@ -114,9 +107,9 @@ def part(images: Images) -> tuple[list[Images], list[Images]] | None:
     """(the volumes of a mixture, each whole; what is none beside them); None where nothing tells them apart."""
     single = dict(_all_labels(images))
     for name, labels in single.items():
-        by_pauses = _volumes(images, images.parts(_by_pauses(labels)))
-        if by_pauses is not None:
-            return by_pauses
+        parted = _volumes(images, images.parts(by_pauses(labels)))
+        if parted is not None:
+            return parted
         found = (_volumes(images, parts) for parts in _candidates(images, name, labels))
         parts = _best([volumes for volumes in found if volumes is not None])
         if parts is not None:
@@ -179,95 +172,25 @@ def _candidates(images: Images, name: str, labels: Labels) -> Iterator[list[Imag
     if name == IN_PLANE or len(set(labels)) < 4:
         return
     order = _in_order_of(name, labels)
-    for cuts in _cuts([labels[i] for i in order], images.positions[order]):
-        yield images.parts(_by_cuts(order, cuts))
+    for cuts in possible_cuts([labels[i] for i in order], images.positions[order]):
+        yield images.parts(by_cuts(order, cuts))
 
 
 def _in_order_of(name: str, labels: Labels) -> list[int]:
     return sorted(range(len(labels)), key=lambda i: KEYS[name][1](labels[i]))
 
 
-def _by_cuts(order: list[int], cuts: list[int]) -> Labels:
-    """The run of each image, where runs of `order` begin at `cuts`."""
-    labels: Labels = [0] * len(order)
-    for place, run in enumerate(np.searchsorted(cuts, np.arange(len(order)), side="right").tolist()):
-        labels[order[place]] = run
-    return labels
-
-
-def _cuts(values: Labels, positions: np.ndarray) -> Iterator[list[int]]:
-    """Where runs of sorted values may begin: after the longest pauses, where the scan turns back, and where a place comes
-    again."""
-    changes = [i for i in range(1, len(values)) if values[i] != values[i - 1]]
-    if all(isinstance(value, float) for value in values):
-        pauses = sorted(changes, key=lambda i: values[i - 1] - values[i])
-        for count in range(1, min(MOST_CUTS, len(pauses)) + 1):
-            yield sorted(pauses[:count])
-    yield from _turns(changes, positions)
-    yield _where_places_repeat(changes, positions)
-
-
-def _turns(changes: list[int], positions: np.ndarray) -> Iterator[list[int]]:
-    """At every turn the images of the value at which it turns may be the last of one run or the first of the next."""
-    turns = _where_it_turns(changes, positions)
-    yield turns
-    place = {at: i for i, at in enumerate(changes)}
-    if turns and all(place[at] for at in turns):
-        yield [changes[place[at] - 1] for at in turns]
-
-
-def _where_it_turns(changes: list[int], positions: np.ndarray) -> list[int]:
-    """Cuts among `changes` after which every run goes one way along z."""
-    cuts, way = [], 0.0
-    for i in changes:
-        step = np.sign(positions[i] - positions[i - 1])
-        if way and step and step != way:
-            cuts.append(i)
-            way = 0.0
-        else:
-            way = step or way
-    return cuts
-
-
-def _where_places_repeat(changes: list[int], positions: np.ndarray) -> list[int]:
-    """Every run visits a place once; none where a run goes back and forth, as in scans whose values are interwoven."""
-    cuts, begin = [], 0
-    for i, end in zip(changes, [*changes[1:], len(positions)], strict=True):
-        run = positions[begin:end]
-        if len(distinct(run)) < len(run):
-            cuts.append(i)
-            begin = i
-    ends = [0, *cuts, len(positions)]
-    return cuts if all(_turns_of(positions[a:b]) <= MOST_TURNS for a, b in pairwise(ends)) else []
-
-
-def _turns_of(positions: np.ndarray) -> int:
-    ways = np.sign(np.diff(positions))
-    return int(np.count_nonzero(np.diff(ways[ways != 0])))
-
-
 def _few_labels(images: Images, name: str, labels: Labels) -> Iterator[Labels]:
     """The labels where they are few, and their runs between long pauses and between turns of the scan."""
     if len(set(labels)) <= len(images) / 2:
         yield labels
-    yield _by_pauses(labels)
+    yield by_pauses(labels)
     if name != IN_PLANE:
         order = _in_order_of(name, labels)
         changes = [i for i in range(1, len(order)) if labels[order[i]] != labels[order[i - 1]]]
-        for cuts in _turns(changes, images.positions[order]):
+        for cuts in possible_turns(changes, images.positions[order]):
             if len(cuts) <= MOST_TURNS:
-                yield _by_cuts(order, cuts)
-
-
-def _by_pauses(labels: Labels) -> Labels:
-    """Numbers, cut at pauses far longer than the usual one; one label where there is none, or where they are no
-    numbers."""
-    if not all(isinstance(label, float) for label in labels):
-        return [0] * len(labels)
-    values = np.unique(np.array(labels, float))
-    pauses = np.diff(values)
-    cuts = values[1:][pauses > FAR * np.median(pauses)]
-    return np.searchsorted(cuts, np.array(labels, float), side="right").tolist()
+                yield by_cuts(order, cuts)
 
 
 def _interleave(images: Images, labels: Labels) -> bool:

@@ -12,7 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
-from preprocess.headers.file_header import FileHeader
+from preprocess.headers.file_header import FileHeader, known
 from preprocess.headers.transfer_syntaxes import LOSSY_SYNTAXES
 from preprocess.series.geometry import MAX_DEGREES_FROM_AXIAL, degrees_from_axial, slice_normal, unit_directions
 from preprocess.series.interleaving import distinct, lie_between
@@ -21,18 +21,8 @@ from preprocess.series.mixtures import Images, part, why_mixed
 LOCALIZER_WORDS = frozenset({"LOCALIZER", "SCOUT", "TOPOGRAM"})
 LEAST_SERIES = 3
 NAMED_KERNELS = (
-    ("ULTRA", 95),
-    ("EDGE", 90),
-    ("BONEPLUS", 80),
-    ("BONE", 70),
-    ("LUNG", 60),
-    ("SHARP", 60),
-    ("DETAIL", 50),
-    ("CHST", 45),
-    ("STANDARD", 40),
-    ("STD", 40),
-    ("SMOOTH", 10),
-    ("SOFT", 20),
+    *(("ULTRA", 95), ("EDGE", 90), ("BONEPLUS", 80), ("BONE", 70), ("LUNG", 60), ("SHARP", 60)),
+    *(("DETAIL", 50), ("CHST", 45), ("STANDARD", 40), ("STD", 40), ("SMOOTH", 10), ("SOFT", 20)),
 )
 """GE's and others' kernel names by sharpness, on the scale of Siemens' numbers (B10 smooth to B90 sharp)."""
 
@@ -192,7 +182,7 @@ def stacks_of(headers: Sequence[FileHeader]) -> list[Stack]:
     if len(placed) < 2:
         return [Stack(tuple(headers))]
     orientation = Counter(h.orientation for h in placed).most_common(1)[0][0]
-    row, column = unit_directions(orientation)
+    row, column = known(unit_directions(orientation))
     images = Images(tuple(placed), np.array([h.position for h in placed]) @ slice_normal(row, column))
     mixed = why_mixed(images)
     if mixed is None:

@@ -79,7 +79,8 @@ class StudyPlan:
     @property
     def spacing(self) -> tuple[float, float, float] | None:
         """(z, y, x) mm, z the median; None where one slice leaves it open."""
-        return None if self.slice_spacing is None else (self.slice_spacing["median"], *self.grid.pixel_spacing)
+        down, across = self.grid.pixel_spacing
+        return None if self.slice_spacing is None else (self.slice_spacing["median"], down, across)
 
     @property
     def transfer_syntax(self) -> str:

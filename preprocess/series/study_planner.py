@@ -1,4 +1,4 @@
-"""One study's images: which of them are its volume, in which order and orientation, and every reason to refuse it."""
+"""Plans one study: which images are its volume, in which order and orientation, or why it is refused."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -10,7 +10,7 @@ import numpy as np
 from cache_schema.errors import StudyRefused
 from cache_schema.layout import is_valid_id
 from preprocess.findings import REASONS, Finding, Severity
-from preprocess.headers.file_header import FileHeader
+from preprocess.headers.file_header import FileHeader, known
 from preprocess.headers.transfer_syntaxes import LOSSY_SYNTAXES
 from preprocess.natural_order import natural_key
 from preprocess.series.drift import shear_and_jump
@@ -43,7 +43,7 @@ NO_WORDS = re.compile(r"[0-9.]{1,64}")
 
 
 class StudyPlanner:
-    """Decides about one study, collecting its findings on the way."""
+    """Plans one study and collects its findings."""
 
     def __init__(self, uid: str, headers: Sequence[FileHeader], unread: Sequence[Finding]):
         self.uid = uid
@@ -87,7 +87,7 @@ class StudyPlanner:
             raise self.refuse(*stack.mixed)
         places = self.places_of(stack.headers)
         first = places[0][0]
-        row, column = unit_directions(first.orientation)
+        row, column = known(unit_directions(known(first.orientation)))
         along = np.array([members[0].position for members in places]) @ slice_normal(row, column)
         shear, jump = self.check_grid([members[0] for members in places], along)
         turn = turn_to_canonical(row, column)
@@ -99,7 +99,7 @@ class StudyPlanner:
             series_uid=self.series_uid(stack),
             slices=slices,
             turn=turn,
-            grid=canonical_grid(turn, first.rows, first.columns, positions, row, column, first.pixel_spacing),
+            grid=canonical_grid(turn, first.rows, first.columns, positions, row, column, known(first.pixel_spacing)),
             flags=(),
         )
         flags = dict(study_flags(plan))
@@ -195,7 +195,8 @@ class StudyPlanner:
         if len(placed) < len(judged):
             self.say_damage(h for h in judged if h.lacks_geometry)
             raise _Refused
-        row, column = unit_directions(next((h for h in placed if not h.problems), placed[0]).orientation)
+        usable = next((h for h in placed if not h.problems), placed[0])
+        row, column = known(unit_directions(known(usable.orientation)))
         along = np.array([h.position for h in placed]) @ slice_normal(row, column)
         places: list[list[FileHeader]] = []
         last = -np.inf

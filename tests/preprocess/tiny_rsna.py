@@ -1,9 +1,11 @@
 """A small source in the RSNA layout, of real DICOM and NIfTI files, and what tests ask of a cache's files."""
 
 import hashlib
+import os
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from dicom_files import COLUMNS, ROWS, write_nifti, write_slice
 
 from cache_schema.layout import TARGETS
@@ -70,3 +72,13 @@ def times_of(folder: Path) -> dict[str, int]:
         for path in folder.rglob("*")
         if path.is_file() and ".build" not in path.parts
     }
+
+
+def report_of(cache):
+    return pd.read_csv(cache / "report.csv", dtype=str, keep_default_na=False)
+
+
+def touch_later(path):
+    """A change within the clock's resolution must not go unseen in a test; real ones are further apart."""
+    status = path.stat()
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
