@@ -26,9 +26,8 @@ from trainer.leakage import exposure
 from trainer.process.command import one_of, say, serve
 from trainer.process.ending import leave
 from trainer.run import run
-from trainer.runs.files import CONFIG_FILE, PREDICTIONS_OF_ALL
+from trainer.runs.files import CONFIG_FILE, MODEL_FILE, PREDICTIONS_OF_ALL
 from trainer.runs.identity import check_weights, recorded_config, weights_config
-from trainer.runs.inputs import MODEL_FILE
 from trainer.runs.recorded import changed_since
 from trainer.runs.run_names import run_name
 from trainer.settings.keyvalue import merge, nearest, parse_assignments

@@ -12,7 +12,7 @@ from cache_schema.tables import write_table
 from cache_schema.verify import verify
 from preprocess.cli import run
 from preprocess.crop import crop_cache
-from trainer.data.augment import Drawing
+from trainer.data.augment import Augmentation
 from trainer.data.items import Item
 from trainer.data.order import Evaluation, Place
 from trainer.data.source import Source
@@ -82,7 +82,7 @@ def test_a_cropped_cache_gives_the_same_pixels_at_native_coordinates(cache, tabl
 def test_training_reads_the_same_from_a_cropped_cache_as_from_the_whole(cache, table, tmp_path):
     crop_cache(cache, tmp_path / "small", boxes=table)
     boxes = {row.id: (row.x0, row.y0, row.x1, row.y1) for row in BOXES.itertuples()}
-    drawing = Drawing(16, seed=0)
+    drawing = Augmentation(16, seed=0)
     for id in IDS[:2]:
         for frames, first in ((3, 4), (12, 0)):
             place = Place(0, Item(0, id, first, frames, Cache(cache).record(id).slices))

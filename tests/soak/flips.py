@@ -12,8 +12,8 @@ from cache_schema import Cache
 from cache_schema.errors import CspineError
 from trainer.plan.graph import Plan, read_plan
 from trainer.plan.keys import states
+from trainer.process.command import warn_once
 from trainer.run import run
-from trainer.runs import damaged
 from trainer.settings.layers import load
 from trainer.tables import make
 from trainer.tables.__main__ import main as tables
@@ -120,7 +120,7 @@ def _judge(made: Made, file: Path, before: dict[str, bytes], done: Flipped) -> N
     done.flips += 1
     path, name = made.out / file, file.as_posix()
     flipped, is_read = path.read_bytes(), not any(part in NOT_READ for part in file.parts)
-    damaged._told.clear()  # a process of its own would say it again
+    warn_once.cache_clear()  # a process of its own would say it again
     try:
         status, said = _quietly(lambda: tables([str(made.out), f"cache={made.cache}"]))
         others = {table: data for table, data in made.tables().items() if table != file.name}

@@ -94,7 +94,10 @@ def test_a_checkpoint_of_the_older_form_is_set_aside_with_a_line_and_the_run_beg
         (folder / name).write_bytes(pickle.dumps(Hostile(touched)))
     run_dir = train(**given, out=tmp_path / "out")
     said, aside = capsys.readouterr().out, stopped / ".damaged-checkpoint"
-    assert f"{folder}: is no whole checkpoint of this version; it is now {aside}\n" in said and "resuming" not in said
+    assert (
+        f"{folder}: is not a complete checkpoint of this version; it is now {aside}\n" in said
+        and "resuming" not in said
+    )
     assert aside.is_dir() and not touched.exists() and same_weights(run_dir, whole)
 
 
@@ -162,5 +165,5 @@ def test_a_position_that_no_run_wrote_begins_anew(held, given, stopped, whole, t
         held["digest"] = digest_of(held)
     path.write_text(json.dumps(held))
     assert list(checkpoint.set_damaged_aside(stopped)) == [
-        f"{stopped / 'checkpoint'}: is no whole checkpoint of this version; it is now {stopped / '.damaged-checkpoint'}"
+        f"{stopped / 'checkpoint'}: is not a complete checkpoint of this version; it is now {stopped / '.damaged-checkpoint'}"
     ]

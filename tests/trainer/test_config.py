@@ -100,7 +100,10 @@ def test_micro_batch_on_the_command_line_keeps_the_effective_batch():
         (words("bbox", "micro_batch=2", "train=4"), "train is a section; expected train.<setting>=value"),
         (words("bbox"), "cache=c: no such path"),
         (words("bbox", "cache=.", "model.weights_file=nowhere.pt"), "model.weights_file=nowhere.pt: no such path"),
-        (words("bbox", f"out={__file__}/runs"), f"out={__file__}: is no folder; expected a folder, or a place for one"),
+        (
+            words("bbox", f"out={__file__}/runs"),
+            f"out={__file__}: is not a folder; expected a folder, or a path that does not exist yet",
+        ),
         (words("bbox", "fold=x"), "fold='x' does not fit; expected a valid integer or 'all'"),
     ],
 )
@@ -112,20 +115,20 @@ def test_a_wrong_setting_is_one_line_with_what_is_right(given, line):
 
 def test_a_link_to_nowhere_is_no_place_for_runs(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(UsageError, match=r"out=.*link: is no folder"):
+    with pytest.raises(UsageError, match=r"out=.*link: is not a folder"):
         load(words("bbox", f"out={tmp_path / 'link'}"))
 
 
 def test_a_settings_file_that_is_no_text_is_one_line(tmp_path):
     (tmp_path / "slice.dcm").write_bytes(bytes(range(256)))
-    with pytest.raises(UsageError, match=r"slice.dcm: is no text; expected a YAML file of settings"):
+    with pytest.raises(UsageError, match=r"slice.dcm: is not UTF-8 text; expected a YAML file of settings"):
         load(words("bbox", f"config={tmp_path / 'slice.dcm'}"))
 
 
 def test_what_a_run_wrote_may_be_damaged(tmp_path):
     for content in ("[1]", "a: [", "lr: 1"):
         (tmp_path / "config.yaml").write_text(content)
-        with pytest.raises(UsageError, match=r"config.yaml: is not what a run wrote"):
+        with pytest.raises(UsageError, match=r"config.yaml: does not match the digest in its last line"):
             recorded_config(tmp_path)
 
 

@@ -17,8 +17,8 @@ from cache_schema.errors import CacheError, CspineError, UsageError
 from cache_schema.tables import own_meta, read_table, table_meta, write_table
 from trainer.leakage import exposure, lineage
 from trainer.plan.keys import DONE, STALE, states
+from trainer.process.command import warn_once
 from trainer.run import run
-from trainer.runs import damaged
 from trainer.runs.identity import check_weights, recorded_config
 from trainer.runs.inputs import digest_rows
 from trainer.runs.weights import DIGEST, require_whole, weights_metadata
@@ -38,7 +38,7 @@ def whole(tiny_cache, tmp_path_factory):
 def made(whole, tmp_path):
     """The same plan, whose files may be damaged: they are put back."""
     kept = shutil.copytree(whole.out, tmp_path / "kept")
-    damaged._told.clear()
+    warn_once.cache_clear()
     yield whole
     shutil.rmtree(whole.out)
     shutil.copytree(kept, whole.out)
@@ -122,8 +122,8 @@ def test_weights_of_another_run_without_settings_beside_them_are_set_aside_whole
             {"version": "1"},
             f"was trained by version 1 of bbox; expected version {stage_class('bbox').version}; train it again",
         ),
-        ({"version": None}, f"says no version of bbox; expected version {stage_class('bbox').version}; train it again"),
-        ({"config": "{"}, "does not say how it was trained; train it again"),
+        ({"version": None}, f"has no version of bbox; expected version {stage_class('bbox').version}; train it again"),
+        ({"config": "{"}, "does not hold the settings it was trained with; train it again"),
         ({"seed": "7"}, "does not match its digest; train it again"),
         ({"key": None}, "holds weights of another program; expected a run of this trainer"),
     ],
@@ -144,15 +144,15 @@ def test_weights_without_a_digest_are_taken_unchecked_and_named(made, tmp_path, 
     assert len(weights_metadata(node.output / MODEL)[DIGEST]) == 64
     resave(node.output / MODEL, digest=None)
     run(predicting(node, tmp_path, "split=all"))
-    assert capsys.readouterr().err.count("holds no digest of its tensors: they are taken unchecked") == 1
+    assert capsys.readouterr().err.count("has no digest: its tensors are not checked") == 1
 
 
 def test_a_run_without_its_exposure_is_not_scored_and_predicts_new_studies_all_the_same(made, tmp_path, capsys):
     node = run_of(made)
     (node.output / "exposure.parquet").unlink()
-    with pytest.raises(CacheError, match=r"exposure.parquet: is gone"):
+    with pytest.raises(CacheError, match=r"exposure.parquet: is missing"):
         exposure.of_finished(node.output)
-    with pytest.raises(CacheError, match=r"exposure.parquet: is gone"):
+    with pytest.raises(CacheError, match=r"exposure.parquet: is missing"):
         run(predicting(node, tmp_path))
     run(predicting(node, tmp_path, "split=all"))
     assert read_table(tmp_path / node.name / "exposure.parquet")["kind"].tolist() == ["unknown"]
@@ -165,7 +165,9 @@ def test_a_table_of_ours_without_its_lineage_is_told_from_one_from_elsewhere(mad
     with pytest.raises(CacheError, match="does not match its digest"):
         lineage.kept_for_table(table)
     lineage.table_file(table).unlink()
-    with pytest.raises(CacheError, match=r"study_boxes.exposure.parquet: is gone, .*; make study_boxes.parquet again"):
+    with pytest.raises(
+        CacheError, match=r"study_boxes.exposure.parquet: is missing, .*; make study_boxes.parquet again"
+    ):
         lineage.kept_for_table(table)
     write_table(tmp_path / "mine.parquet", read_table(table), "by hand", {})
     assert lineage.kept_for_table(tmp_path / "mine.parquet") is None
@@ -176,7 +178,9 @@ def test_settings_that_were_edited_after_the_run_are_not_what_it_wrote(made):
     path = node.output / "config.yaml"
     assert recorded_config(node.output)["stage"] == "bbox"
     path.write_text(path.read_text().replace("seed: 1", "seed: 2"))
-    with pytest.raises(UsageError, match=r"config.yaml: is not what a run wrote, .*; run what it is of again"):
+    with pytest.raises(
+        UsageError, match=r"config.yaml: does not match the digest in its last line; start the run again"
+    ):
         recorded_config(node.output)
 
 
@@ -243,7 +247,7 @@ def test_flips_all_below_a_plan_of_four_stages_and_weights_that_something_left_s
     before, cache = made.tables(), Cache(tiny_cache)
     flip_bit(backbone.output / MODEL, 0.9)
     stands_on_it = stage4.output / "predictions.parquet"
-    damaged._told.clear()
+    warn_once.cache_clear()
     assert set(states(made.plan, cache).values()) == {DONE}, "nobody is left to read these weights"
     flip_bit(stands_on_it)
     capsys.readouterr()

@@ -58,28 +58,6 @@ def test_what_a_run_started_in_other_sessions_ends_with_the_plan_and_with_the_ru
     plan_killed.end_all()
 
 
-def test_shared_memory_is_cleared_although_that_begins_slowly(tmp_path):
-    """On a machine with more work than cores its process may still be starting when the run is killed."""
-    (tmp_path / "sitecustomize.py").write_text(
-        "import sys, time\nif 'resource_tracker' in str(sys.orig_argv):\n    time.sleep(3)\n"
-    )
-    run = "import multiprocessing, os; locks = [multiprocessing.get_context('spawn').Lock() for _ in range(5)]"
-    names = "print(*(f'sem.{lock._semlock.name[1:]}' for lock in locks), flush=True)"
-    child = [
-        sys.executable,
-        "-I",
-        str(CHILD),
-        str(os.getpid()),
-        sys.executable,
-        "-c",
-        f"{run}; {names}; os.kill(os.getpid(), 9)",
-    ]
-    watched = Watched.start(child, tmp_path / "said.txt", PYTHONPATH=str(tmp_path))
-    assert watched.process.wait(20) == 128 + signal.SIGKILL
-    made = set((tmp_path / "said.txt").read_text().splitlines()[0].split())  # other tests' may come and go meanwhile
-    assert not watched.living() and len(made) == 5 and not made & set(os.listdir("/dev/shm"))
-
-
 def loading(cache: Path, loader: str, readers: Readers) -> Iterator[Batch]:
     """Without end."""
     lengths = [(row.id, int(row.slices)) for row in Cache(cache).index.itertuples()]

@@ -101,8 +101,8 @@ def test_other_thresholds_are_not_left_out_where_an_exposure_is_gone(runs, tiny_
     before = tables_of(runs)
     (runs / "bbox-01B/fold1-seed1/exposure.parquet").unlink()
     words = [str(runs), f"cache={tiny_cache}"]
-    assert main(words) == 1 and "study_boxes left as made before" in capfd.readouterr().out
+    assert main(words) == 1 and "study_boxes kept as made before" in capfd.readouterr().out
     assert main([*words, "tables.presence=0.9"]) == 1
     said = capfd.readouterr()
-    assert "study_boxes cannot be made" in said.err and "left as made" not in said.out
+    assert "study_boxes cannot be made" in said.err and "kept as made" not in said.out
     assert tables_of(runs)["study_boxes.parquet"] == before["study_boxes.parquet"]

@@ -94,7 +94,7 @@ def test_a_file_system_that_does_not_answer_for_a_while_gives_the_lease_to_nobod
     with hold(path, lambda: lost.append(1)):
         with monkeypatch.context() as broken:
             broken.setattr(Path, "read_text", _stale)
-            assert "cannot be read just now" in lease._living(path)
+            assert "its lease cannot be read" in lease._living(path)
             time.sleep(0.1)
         assert not lost
         path.unlink()

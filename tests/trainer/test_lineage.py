@@ -94,7 +94,7 @@ def test_stages_1_and_2_may_not_have_trained_on_the_segmentation_but_may_have_me
     assert met["study"].tolist() == HELD_OUT
     way = f"{BONES} <- study_boxes row t1 <- bbox-01B/fold1-seed1"
     assert met["way"].iloc[0] == way
-    line = f"vertebrae-02G: 2 scored studies reached it by segmentation, as {way} <- segmentation of s1"
+    line = f"vertebrae-02G: its inputs have seen the segmentation of 2 scored studies, as {way} <- segmentation of s1"
     assert exposure_report(met) == line and exposure_report(met[:0]) == ""
     with pytest.raises(ForbiddenScore, match=f"{BONES} <- segmentation of t2"):
         lineage.refuse_exposed("segmentations", exposure, ["s1", "t2"])

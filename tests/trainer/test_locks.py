@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from planting import planted
 
-from trainer.runs import locks
+from trainer.process.command import warn_once
 from trainer.runs.lease import LeaseTaken, hold, holder, lease_file, share
-from trainer.runs.locks import ABANDONED, EXCLUSIVE, alone
+from trainer.runs.locks import ABANDONED, EXCLUSIVE, locked
 
 WITHOUT = [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP]
 COUNTED = 40
@@ -19,13 +19,13 @@ COUNTED = 40
 
 @pytest.fixture(autouse=True)
 def nothing_said_before():
-    locks._say.cache_clear()
+    warn_once.cache_clear()
 
 
 def count(folder: Path, reason: int) -> None:
     with planted([], 0, reason, locks=True):
         for _ in range(COUNTED):
-            with alone(folder):
+            with locked(folder):
                 number = int((folder / "count").read_text())
                 time.sleep(0.0005)
                 (folder / "count").write_text(str(number + 1))
@@ -42,7 +42,7 @@ def test_without_flock_no_two_processes_are_in_a_folder_at_once_and_one_line_nam
         other.join(60)
     assert (tmp_path / "count").read_text() == str(4 * COUNTED)
     said = capfd.readouterr().err.splitlines()
-    line = f"{tmp_path}: the file system has no flock ({os.strerror(reason)}); exclusive files stand for it"
+    line = f"{tmp_path}: the file system has no flock ({os.strerror(reason)}); an exclusive file replaces it"
     assert said == [line] * 4, "once a process"
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "count"]
 
@@ -60,14 +60,14 @@ def test_an_exclusive_file_of_a_dead_process_is_taken_over(tmp_path):
     dead = tmp_path / EXCLUSIVE
     dead.touch()
     os.utime(dead, (time.time() - ABANDONED - 1,) * 2)
-    with planted([], 0, errno.ENOSYS, locks=True), alone(tmp_path):
+    with planted([], 0, errno.ENOSYS, locks=True), locked(tmp_path):
         assert time.time() - dead.stat().st_mtime < ABANDONED
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
 @pytest.mark.parametrize("reason", [errno.EIO, errno.ESTALE])
 def test_what_else_a_lock_meets_is_said_by_whoever_asked(reason, tmp_path):
-    with planted([], 0, reason, locks=True), pytest.raises(OSError) as error, alone(tmp_path):
+    with planted([], 0, reason, locks=True), pytest.raises(OSError) as error, locked(tmp_path):
         pass
     assert error.value.errno == reason
 

@@ -8,7 +8,7 @@ import pytest
 from cache_schema import Cache, CacheWriter
 from cache_schema.errors import UsageError
 from cache_schema.tables import read_table, table_meta, write_table
-from trainer.runs import damaged
+from trainer.process.command import warn_once
 from trainer.runs.inputs import Inputs
 from trainer.settings.layers import load
 from trainer.settings.registry import stage_class
@@ -56,7 +56,7 @@ def test_slices_without_pseudo_labels_are_counted(tiny_cache, true_boxes, pseudo
     table = table[(table["id"] != first) | (table["z_index"] != 7)]
     write_table(tmp_path / "pseudo.parquet", table, "by hand", {})
     inputs = inputs_of(tiny_cache, true_boxes, tmp_path / "pseudo.parquet")
-    damaged._told.clear()
+    warn_once.cache_clear()
     assert stage_class("slice_fracture")(inputs.settings, inputs).train_items([first, second])
     line = f"1 studies lack pseudo labels of some slices, which count in no loss, first {first}"
     assert capsys.readouterr().err.count(line) == 1
@@ -75,7 +75,7 @@ def test_a_box_that_is_none_is_refused(value, tiny_cache, true_boxes, pseudo, tm
     ("name", "line"),
     [
         ("study_boxes", "study_boxes reaches beyond the 30 slices of"),
-        ("pseudo_labels", "pseudo_labels holds 1 slices that are not there"),
+        ("pseudo_labels", "pseudo_labels holds 1 slices that the cache does not"),
     ],
 )
 def test_tables_of_another_cache_are_not_exported(name, line, tiny_cache, true_boxes, pseudo, tmp_path, capfd):
@@ -97,5 +97,5 @@ def test_pseudo_labels_of_other_labels_are_no_truth(chain, tiny_cache, tmp_path,
     CacheWriter(cache).finish(labels=labels.assign(C1=1 - labels["C1"]))
     before = (runs / "tables/scores.json").read_bytes()
     assert main([str(runs), f"cache={cache}"]) == 1
-    assert "pseudo_labels.parquet: is of other labels, and its runs are not there" in capfd.readouterr().err
+    assert "pseudo_labels.parquet: is made from other labels, and its runs do not exist" in capfd.readouterr().err
     assert (runs / "tables/scores.json").read_bytes() == before

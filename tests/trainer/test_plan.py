@@ -75,7 +75,7 @@ def test_the_chain_of_the_demo_is_boxes_ratios_pseudo_labels_backbone():
         ("runs: [{stage: bbox, fold: [0]}]", "a run has no fold; did you mean folds?"),
         ("runs: [{stage: vertebrae, variant: 04A}]", "needs study_boxes, which the plan does not make"),
         ("runs: [", "not valid YAML at line 1"),
-        ("tables: {presense: 0.4}", "no setting tables.presense; did you mean presence?"),
+        ("tables: {presense: 0.4}", "no setting tables.presense; did you mean tables.presence?"),
         ("tables: {over_seeds: max}", "tables.over_seeds='max' does not fit; expected 'mean' or 'extreme'"),
         ("runs: [{stage: bbox, processes: all}]", "processes='all' does not fit"),
         ("config: [a]", "config: is no file's name"),

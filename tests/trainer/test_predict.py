@@ -145,7 +145,10 @@ def test_settings_of_another_run_beside_the_weights_are_refused(models, tiny_cac
     first, second = sorted(own.glob("study_fracture-*/fold0-seed*/config.yaml"))
     shutil.copy(first, second)
     assert main([f"source={tiny_cache}", f"models={own}", f"out={tmp_path / 'out'}"]) == 1
-    assert f"error: {second.with_name('model.safetensors')}: is not of the settings beside it" in capfd.readouterr().err
+    assert (
+        f"error: {second.with_name('model.safetensors')}: does not belong to the settings in the same folder"
+        in capfd.readouterr().err
+    )
     assert not (tmp_path / "out/predictions.csv").exists()
 
 

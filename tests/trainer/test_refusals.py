@@ -81,7 +81,7 @@ def test_a_tracker_that_cannot_be_had_is_one_line(tiny_cache, tiny_settings, tmp
     (run_dir / "tracker").write_text("a file where a folder should be")
     status, _, err = quietly(run.main, words)
     assert status == 2 and err.count("\n") == 1
-    assert err.startswith("error: tracker=tensorboard: cannot be had (") and "give tracker=none" in err
+    assert err.startswith("error: tracker=tensorboard: does not start (") and "give tracker=none" in err
     (run_dir / "tracker").unlink()
     assert quietly(run.main, words)[0] == 0
 

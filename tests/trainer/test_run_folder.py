@@ -57,10 +57,12 @@ def test_a_run_begun_over_another_s_checkpoint_begins_anew_beside_it(tiny_cache,
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_folder_in_the_place_of_a_file_is_told_before_anything_is_trained(name, tiny_cache, tiny_settings, tmp_path):
+def test_a_folder_at_the_path_of_an_output_file_is_reported_before_anything_is_trained(
+    name, tiny_cache, tiny_settings, tmp_path
+):
     run_dir = tmp_path / "bbox-01B/fold0-seed1"
     (run_dir / name / "kept").mkdir(parents=True)
-    with pytest.raises(UsageError, match=rf"{name}: is a folder; expected a file, or nothing; move it away"):
+    with pytest.raises(UsageError, match=rf"{name}: is a folder; expected a file; move it away"):
         train(stage="bbox", cache=tiny_cache, out=tmp_path, config=tiny_settings)
     assert sorted(path.name for path in run_dir.iterdir()) == [name] and (run_dir / name / "kept").is_dir()
 

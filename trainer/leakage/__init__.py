@@ -1,1 +1,1 @@
-"""What a run has seen of whose labels and segmentations, and by which way."""
+"""Which labels and segmentations a run has seen, and how."""

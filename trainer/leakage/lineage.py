@@ -1,14 +1,14 @@
-"""Whose label or segmentation a run or a table's row has seen, and by which way. Pure functions on data frames.
+"""Exposure: whose label or segmentation a run or a row of a table has seen, and how. Pure functions on data frames.
 
-An exposure frame has a row for each thing seen:
+An exposure frame has one row for each label or segmentation seen:
 
     row    the study whose row of a table, or of a run's predictions, has seen it; "" for a run's weights
-    study  whose label or segmentation it is
-    kind   label, segmentation, or unknown where something came in without its lineage (study is then "")
-    steps  how many artefacts lie between: 0 where the run itself trained on it, or the row was computed from it
-    way    these artefacts, from this one back to the one that used the label itself, joined by ` <- `
+    study  the study whose label or segmentation it is
+    kind   label, segmentation, or unknown for an input without an exposure file (study is then "")
+    steps  the number of artefacts in between: 0 if the run trained on it, or the row was computed from it
+    way    these artefacts, from this one back to the one that used it, joined by ` <- `
 
-It holds one way, a shortest, for each (row, study, kind).
+It holds one shortest way for each (row, study, kind).
 """
 
 import re
@@ -25,36 +25,36 @@ LABEL, SEGMENTATION, UNKNOWN = "label", "segmentation", "unknown"
 WEIGHTS = ""
 ARROW = " <- "
 MADE_HERE = re.compile(r"(study_boxes|vertebra_ratios|pseudo_labels|study_predictions) \d+")
-"""who made a table that has a lineage beside it: its name and version, as `trainer.tables.make` writes them"""
+"""`made_by` of tables that have an exposure file: name and version, as trainer.tables.make writes them"""
 
 
 class ForbiddenScore(UsageError):
-    """A score on a study whose label, or for stages 1 and 2 segmentation, what is scored has seen."""
+    """A score on a study whose label (for stages 1 and 2: segmentation) the run has seen."""
 
     exit_status = 1
 
 
 def used(name: str, studies: Iterable[str], kind: str) -> pd.DataFrame:
-    """A run's weights that trained on these studies' labels or segmentations."""
+    """The exposure of weights trained on the labels or segmentations of these studies."""
     return _frame([(WEIGHTS, study, kind, 0, name) for study in studies])
 
 
 def unknown(name: str, what: str) -> pd.DataFrame:
-    """What a run was given without any lineage beside it."""
+    """The exposure of a run through an input without an exposure file."""
     return _frame([(WEIGHTS, "", UNKNOWN, 1, f"{name}{ARROW}{what}")])
 
 
 def of_weights(name: str, exposure: pd.DataFrame) -> pd.DataFrame:
-    """What predictions under `name` with another run's weights have seen: the same, no step further from it."""
+    """The exposure of predictions with another run's weights, with the same number of steps."""
     return into_weights(name, exposure, role="weights").assign(steps=lambda seen: seen["steps"] - 1)
 
 
 def into_weights(
     name: str, exposure: pd.DataFrame, rows: Collection[str] | None = None, role: str = ""
 ) -> pd.DataFrame:
-    """What a run's weights have seen through a table's `rows` or, where None, through another run's weights.
+    """The exposure of a run's weights through `rows` of a table or, if None, through another run's weights.
 
-    role: how the run used it, as `backbone`.
+    role: how the run used it, such as `backbone`.
     """
     chosen = exposure[exposure["row"] == WEIGHTS] if rows is None else exposure[exposure["row"].isin(list(rows))]
     prefix = f"{name}{ARROW}{role} " if role else f"{name}{ARROW}"
@@ -62,25 +62,25 @@ def into_weights(
 
 
 def into_rows(name: str, exposure: pd.DataFrame, rows: Collection[str]) -> pd.DataFrame:
-    """What the same rows of another table or of predictions have seen through these rows."""
+    """The exposure of rows of another table, or of predictions, through the same rows of this one."""
     chosen = exposure[exposure["row"].isin(list(rows))]
     return _through(_row_prefix(name, chosen["row"]), chosen)
 
 
 def weights_into_rows(name: str, exposures: Iterable[pd.DataFrame], rows: Collection[str]) -> pd.DataFrame:
-    """What `rows` of a table have seen through the weights of the runs that predicted them all."""
+    """The exposure of `rows` of a table through the weights of the runs that predicted all of them."""
     seen = merged([frame[frame["row"] == WEIGHTS] for frame in exposures]).drop(columns="row")
     crossed = pd.DataFrame({"row": sorted(rows)}).merge(seen, how="cross")
     return _through(_row_prefix(name, crossed["row"]), crossed)
 
 
 def own_labels(name: str, rows: Collection[str]) -> pd.DataFrame:
-    """Rows computed from their own study's labels, as those of pseudo_labels are."""
+    """The exposure of rows computed from their own study's labels, as in pseudo_labels."""
     return _frame([(row, row, LABEL, 0, f"{name} row {row}") for row in sorted(rows)])
 
 
 def of_predictions(name: str, runs: Iterable[tuple[pd.DataFrame, Collection[str]]]) -> pd.DataFrame:
-    """A table made from runs' predictions. runs: each with its exposure and the studies it predicted."""
+    """The exposure of a table made from predictions. runs: exposure and predicted studies of each run."""
     runs = list(runs)
     by_studies: dict[tuple[int, ...], list[str]] = {}
     for study in sorted({study for _, studies in runs for study in studies}):
@@ -90,7 +90,7 @@ def of_predictions(name: str, runs: Iterable[tuple[pd.DataFrame, Collection[str]
 
 
 def merged(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
-    """One frame with a shortest way for each (row, study, kind), of unknown ones for each input too; sorted."""
+    """One sorted frame with a shortest way for each (row, study, kind); unknown ones are kept for each input."""
     every = pd.concat([_frame([]), *frames], ignore_index=True)
     ordered = every.sort_values(["row", "study", "kind", "steps", "way"], kind="stable")
     origin = ordered["way"].str.split(ARROW).str[-1].where(ordered["kind"] == UNKNOWN, "")
@@ -99,10 +99,10 @@ def merged(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
 
 
 def refuse_exposed(learns_from: str, exposure: pd.DataFrame, scored: Collection[str]) -> None:
-    """Raises ForbiddenScore naming the way, where a run with this exposure may not be scored on these studies.
+    """Raises ForbiddenScore, with the way, if a run with this exposure may not be scored on these studies.
 
-    learns_from: of its stage (trainer.stages.base). Segmentations: training on the study's segmentation itself. Labels and
-    pseudo labels: any exposure of the weights, or of the study's own predicted row, to the study's label.
+    learns_from: of its stage (trainer.stages.base). A stage that learns from segmentations must not have trained on the
+    study's own segmentation. Others: neither weights nor the study's predicted row may have seen its label.
     """
     seen = _on(exposure, scored)
     if learns_from == "segmentations":
@@ -121,9 +121,9 @@ def refuse_exposed(learns_from: str, exposure: pd.DataFrame, scored: Collection[
 
 
 def other_segmentations(exposures: Mapping[str, tuple[pd.DataFrame, Collection[str]]]) -> pd.DataFrame:
-    """run, study, way: scored studies whose segmentation reached the run, and inputs of unknown lineage (study "").
+    """run, study, way: scored studies whose segmentation the run has seen, and inputs of unknown exposure (study "").
 
-    exposures: the run's name -> its exposure and the studies it is scored on.
+    exposures: name of the run -> its exposure and the studies it is scored on.
     """
     found = []
     for run, (exposure, scored) in exposures.items():
@@ -139,23 +139,23 @@ def table_file(table: Path) -> Path:
 
 
 def keep_for_table(table: Path, digest: str, exposure: pd.DataFrame) -> None:
-    """Beside the table, and tied to its content. Written before the table, so that no table is without."""
+    """Writes the exposure of a table's content. Call it before the table is written, so that no table lacks one."""
     write_table(table_file(table), exposure, f"exposure of {table.stem}", {"table": digest})
 
 
 def kept_for_table(table: Path) -> pd.DataFrame | None:
-    """None for a table from elsewhere without a lineage of its content. Raises CacheError where one is damaged, or where a
-    table made here has lost its own: what it has seen would be forgotten."""
+    """The exposure of a table; None for an imported table without one. Raises CacheError if it is damaged, or missing
+    although trainer.tables made the table."""
     path, meta = table_file(table), table_meta(table)
     if path.is_file() and own_meta(path)["inputs"].get("table") == meta["digest"]:
         return read_table(path)
     if MADE_HERE.fullmatch(meta["made_by"]):
-        raise CacheError("is gone, or another table's", where=path, do=f"make {table.name} again")
+        raise CacheError("is missing, or belongs to another table", where=path, do=f"make {table.name} again")
     return None
 
 
 def _on(exposure: pd.DataFrame, scored: Collection[str]) -> pd.DataFrame:
-    """What weights, and each study's own predicted row, have seen of the scored studies."""
+    """The rows about scored studies, of the weights and of each study's own prediction."""
     own = (exposure["row"] == WEIGHTS) | (exposure["row"] == exposure["study"])
     return exposure[own & exposure["study"].isin(list(scored))]
 

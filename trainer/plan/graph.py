@@ -12,7 +12,7 @@ from trainer.settings.keyvalue import assignments, given_twice, nearest, read_ya
 from trainer.settings.layers import full_name, load, stage_layer
 from trainer.settings.paths import beside
 from trainer.settings.registry import stage_class, stage_names
-from trainer.settings.settings import names_a_place
+from trainer.settings.settings import is_path
 from trainer.tables.settings import TableSettings, table_settings
 
 RUN_KEYS = ("stage", "variant", "folds", "seeds", "set", "processes")
@@ -86,7 +86,7 @@ class Shared(NamedTuple):
     def words_of(self, chosen: Mapping[str, Any], stage: str) -> list[str]:
         """chosen: a row's `set:`, whose paths are relative to the plan's file."""
         own = _by_full_names({key: str(value) for key, value in chosen.items() if key != "config"})
-        own = {key: beside(self.path, value) if names_a_place(key, value) else value for key, value in own.items()}
+        own = {key: beside(self.path, value) if is_path(key, value) else value for key, value in own.items()}
         named = split_files(str(chosen["config"]), self.path.parent) if "config" in chosen else []
         files = [*self.files, *named, *self.last_files]
         for file in files:

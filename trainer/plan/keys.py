@@ -8,10 +8,11 @@ from typing import Any
 from cache_schema import TARGETS, Cache
 from cache_schema.errors import CspineError
 from trainer.plan.graph import Node, Plan
-from trainer.runs.damaged import tell
+from trainer.process.command import warn_once
 from trainer.runs.files import CONFIG_FILE
 from trainer.runs.identity import check_done, identity_settings, prediction_settings, recorded_config, run_key
-from trainer.runs.inputs import Inputs, digest_rows
+from trainer.runs.inputs import Inputs
+from trainer.runs.sources import digest_rows
 from trainer.settings.layers import load
 from trainer.tables import make
 
@@ -96,7 +97,7 @@ def _state_of_run(node: Node, cache: Cache, *, weights_too: bool) -> str:
             return DONE
         recorded = recorded_config(settings.run_dir)
     except CspineError as error:
-        tell(f"{error}: so {node.name} is not done")
+        warn_once(f"{error}: so {node.name} is not done")
         return STALE
     return DUE if recorded is None or recorded["key"] == key else STALE
 
@@ -133,5 +134,5 @@ def _is_made(node: Node, plan: Plan, cache: Cache) -> bool:
     try:
         return make.is_made(node.name, make.Sources(node.output.parents[1], cache, tuple(runs), plan.tables))
     except CspineError as error:
-        tell(error)
+        warn_once(str(error))
         return False

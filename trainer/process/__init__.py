@@ -1,1 +1,1 @@
-"""How a command of this package begins, speaks and ends."""
+"""Start, output, errors and end of the commands and their processes."""

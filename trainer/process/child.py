@@ -1,10 +1,11 @@
-"""`python child.py PARENT COMMAND ...`: runs the command, and ends with it, or with the process PARENT, all that it has left.
+"""`python child.py PARENT COMMAND ...`: runs the command and, when it or the process PARENT ends, kills all its descendants.
 
-A run's processes have processes of their own: readers, the ranks of a launcher in sessions of theirs, a tracker of shared
-memory. Whichever way the run or the plan ends, this one stays behind as the parent of what is left, and ends that too.
-Nothing is imported here but the standard library: one of these waits beside every run.
+A run starts further processes: readers, and the ranks of a launcher, which have their own sessions. This process is their
+subreaper: it becomes the parent of orphans and kills them, however the run or the plan ends. It imports only the standard
+library, as one such process waits for every run.
 """
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -12,26 +13,23 @@ import sys
 import time
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
-"""prctl(2): the signal this process gets when the thread that started it ends, which outlives exec; and that what its
-descendants leave without a parent becomes its own child"""
+"""options of prctl(2): the signal sent to this process when its parent thread ends, kept across exec; and orphaned descendants
+become its children"""
 WAITED = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
-GRACE, TRACKER_GRACE, PATIENCE = 4.0, 5.0, 10.0
-"""seconds that a run has to end by itself, that what clears shared memory has after it, and after which what the system
-cannot end (it waits for a disk) is left to it"""
-TRACKER = b"multiprocessing.resource_tracker"
-"""in the command line of the process that removes what the others leave in /dev/shm, once all of them are gone"""
+GRACE, PATIENCE = 4.0, 10.0
+"""seconds between SIGTERM and SIGKILL, and until processes that do not end (they wait for a disk) are given up"""
 POLL = 0.05
 
 
 def end_with_parent(parent: int, number: int = signal.SIGKILL) -> None:
-    """This process gets the signal when its parent dies, or now where that has happened."""
+    """Sends this process the signal when its parent ends, or now if it has ended."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
     if os.getppid() != parent:
         os.kill(os.getpid(), number)
 
 
 def main(words: list[str]) -> int:
-    """The command's exit status; 128 and its number where a signal ended it."""
+    """The command's exit status; 128 + number if a signal ended it."""
     parent, *command = words
     before = signal.pthread_sigmask(signal.SIG_BLOCK, WAITED)
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
@@ -47,27 +45,23 @@ def main(words: list[str]) -> int:
         status = _reaped(run)
     if status is None:
         status = _end(run)
-    _end_what_is_left()
+    _kill_descendants()
     code = os.waitstatus_to_exitcode(status)
     return code if code >= 0 else 128 - code
 
 
 def _reaped(run: int) -> int | None:
-    """Buries the dead. Returns the run's wait status where it is among them."""
+    """Reaps ended children. Returns the run's wait status if it is among them."""
     found = None
-    while True:
-        try:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            return found
-        if not pid:
-            return found
-        if pid == run:
-            found = status
+    with contextlib.suppress(ChildProcessError):
+        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            if ended[0] == run:
+                found = ended[1]
+    return found
 
 
 def _end(run: int) -> int:
-    """Asks the run to end, then makes it. Returns its wait status."""
+    """Sends SIGTERM and after GRACE seconds SIGKILL. Returns the run's wait status."""
     os.kill(run, signal.SIGTERM)
     deadline = time.monotonic() + GRACE
     while (status := _reaped(run)) is None:
@@ -77,27 +71,24 @@ def _end(run: int) -> int:
     return status
 
 
-def _end_what_is_left() -> None:
-    began = time.monotonic()
-    while (left := _descendants()) and (waited := time.monotonic() - began) < PATIENCE:
-        trackers = {pid for pid in left if TRACKER in _command_line(pid)}
-        # these wait for the others, and go by themselves
-        for pid in left if waited > TRACKER_GRACE else left - trackers:
-            try:
+def _kill_descendants() -> None:
+    until = time.monotonic() + PATIENCE
+    while (left := _descendants()) and time.monotonic() < until:
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
         signal.sigtimedwait(WAITED, POLL)
         _reaped(0)
 
 
 def _descendants() -> set[int]:
-    """All living processes that come from this one."""
+    """All living descendants of this process."""
     children: dict[int, list[int]] = {}
     for entry in os.scandir("/proc"):
         if entry.name.isdigit():
             try:
-                state, parent = _read(f"{entry.path}/stat").rpartition(b")")[2].split()[:2]
+                with open(f"{entry.path}/stat", "rb") as file:
+                    state, parent = file.read().rpartition(b")")[2].split()[:2]
             except (OSError, ValueError):  # it has just gone
                 continue
             if state not in b"ZX":
@@ -108,18 +99,6 @@ def _descendants() -> set[int]:
         found.update(of_this)
         unseen += of_this
     return found
-
-
-def _command_line(pid: int) -> bytes:
-    try:
-        return _read(f"/proc/{pid}/cmdline")
-    except OSError:
-        return b""
-
-
-def _read(path: str) -> bytes:
-    with open(path, "rb") as file:
-        return file.read()
 
 
 if __name__ == "__main__":

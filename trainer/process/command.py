@@ -1,4 +1,4 @@
-"""What the commands of this package share: help, one clear line for what the user can mend, and the exit status."""
+"""What all commands share: help, one-line errors, exit status, and parsing of their words."""
 
 import os
 import re
@@ -6,27 +6,35 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
+from typing import TextIO
 
-from cache_schema.errors import CspineError, UsageError
+from cache_schema.errors import UsageError
 from cache_schema.output import OUTPUT, drop_output, lost_output, open_output
 from cache_schema.places import check_place
 from trainer.process.ending import answered
 from trainer.process.faults import in_one_line, quiet_threads
-from trainer.settings.keyvalue import assignments, at_home, nearest
+from trainer.settings.keyvalue import assignments, expand_user, nearest
 
 INTERRUPTED, READER_GONE = 130, 1
 ADDRESSES = ("scheduler",)
-"""keys whose values are addresses, not paths"""
+"""keys whose values are URLs, not paths"""
 SECONDS_BEHIND = 10
-"""that another process than the main one waits with a mistake: a launcher ends all of them with the first"""
+"""delay before a process other than the main one exits on an error: a launcher ends all processes with the first"""
 ASSIGNMENT = re.compile(r"-*[A-Za-z_][A-Za-z0-9_.]*=")
 
 
-def say(line: str, file: object = None) -> None:
-    """Once, from the main process of however many there are."""
+def say(line: str, file: TextIO | None = None) -> None:
+    """Prints a line, from the main process only."""
     if is_main():
         print(line, file=file, flush=True)
+
+
+@cache
+def warn_once(line: str) -> None:
+    """Prints a line on standard error, the first time that it is given."""
+    say(line, sys.stderr)
 
 
 def is_main() -> bool:
@@ -34,9 +42,9 @@ def is_main() -> bool:
 
 
 def serve(words: list[str], help: str, act: Callable[[list[str]], object], interrupted: str) -> int:
-    """Runs a command. Returns its exit status: what `act` returns where that is a number, else 0; what a CspineError
-    deserves; 2 with one line for what the machine refuses; 1 without a word where the reader of its output has gone; 130 or
-    143 with the line `interrupted`."""
+    """Runs a command and returns its exit status: the number that `act` returns, else 0; on a CspineError its own status; on
+    an error of the operating system 2; on a closed output pipe 1, without a message; on SIGINT 130 and on SIGTERM 143, with
+    the line `interrupted`."""
     open_output()
     told: list[int] = []
     try:
@@ -64,7 +72,7 @@ def _served(words: list[str], help: str, act: Callable[[list[str]], object]) -> 
 
 
 def _failed(error: BaseException, scans: Path | None) -> int:
-    """The exit status, once the line is said. Raises the error where it is a mistake in the program."""
+    """Prints the error in one line and returns the exit status. Raises it again if it is a bug."""
     if isinstance(error, OSError) and error.filename == OUTPUT:
         drop_output()
         if isinstance(error, BrokenPipeError):
@@ -72,11 +80,7 @@ def _failed(error: BaseException, scans: Path | None) -> int:
     line = in_one_line(error, scans)
     if line is None:
         raise error
-    return _fail(line)
-
-
-def _fail(line: CspineError) -> int:
-    for_all = isinstance(line, UsageError)  # else what one process alone may have met
+    for_all = isinstance(line, UsageError)  # other errors may have happened in one process only
     _tell(f"error: {line}", everyone=not for_all)
     if for_all and not is_main():
         time.sleep(SECONDS_BEHIND)
@@ -84,20 +88,20 @@ def _fail(line: CspineError) -> int:
 
 
 def _tell(line: str, *, everyone: bool = True) -> None:
-    """On standard error; a full disk may hold that, too."""
+    """Prints on standard error, which may be a file on a full disk."""
     with suppress(OSError):
         if everyone or is_main():
             print(line, file=sys.stderr, flush=True)
 
 
 def _scans(words: Iterable[str]) -> Path | None:
-    """The folder of DICOM files that a command was given."""
+    """The folder of DICOM files given as source=."""
     given = [word.partition("=")[2] for word in words if word.lstrip("-").startswith("source=")]
-    return Path(at_home(given[0])) if given else None
+    return Path(expand_user(given[0])) if given else None
 
 
 def _check_places(words: Iterable[str]) -> None:
-    """No word may be an address but the value of a key that asks for one; a key without a rule here has this one."""
+    """Raises UsageError for a URL, unless it is the value of a key in ADDRESSES."""
     for word in words:
         key, _, value = word.partition("=")
         if key not in ADDRESSES:
@@ -108,9 +112,9 @@ def _check_places(words: Iterable[str]) -> None:
 def split_words(
     words: Iterable[str], place: str, known: Iterable[str], needed: Iterable[str]
 ) -> tuple[str, dict[str, str]]:
-    """`PLACE key=value ...` -> (the place, key -> value). Raises UsageError for anything else.
+    """`PLACE key=value ...` -> (PLACE, key -> value). Raises UsageError for anything else.
 
-    place: what the first is called. known: keys, and sections as `name.`; with `.` any key of any section.
+    place: name of the positional word in messages. known: keys, and sections as `name.`; `.` allows all sections.
     """
     words, known = list(words), list(known)
     places = [word for word in words if not ASSIGNMENT.match(word)]
@@ -125,11 +129,11 @@ def split_words(
     for key in needed:
         if key not in given:
             raise UsageError(f"no {key} given", expected=f"{key}={key.upper()}", do="see --help")
-    return at_home(places[0]), given
+    return expand_user(places[0]), given
 
 
 def one_of(given: dict[str, str], key: str, choices: tuple[str, ...]) -> str:
-    """given[key], by default the first choice. Raises UsageError where it is none of them."""
+    """given[key]; the first choice if it is not given. Raises UsageError for a value that is not a choice."""
     value = given.get(key, choices[0])
     if value not in choices:
         near = nearest(value, choices)

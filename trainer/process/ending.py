@@ -1,6 +1,6 @@
-"""How a command ends when it is told to: SIGINT and SIGTERM are one line and a status, whatever it is in the middle of.
+"""How a command ends on SIGINT and SIGTERM: with one line and an exit status, at any time.
 
-Imports nothing that takes time: a command answers from its first line on.
+Imports only fast modules, so that a command can handle signals from its start.
 """
 
 import atexit
@@ -19,24 +19,18 @@ from trainer.process.child import end_with_parent
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE = 8.5
-"""seconds after which a process that was told to end does so, whatever its libraries still wait for"""
+"""seconds after which a signalled process exits even if its libraries still wait"""
 EXIT_GRACE = 3.0
-"""seconds that what is to be done at the exit of a failed process may take"""
+"""seconds for the exit handlers of a failed process"""
 
 ELASTIC = "TORCHELASTIC_RUN_ID"
-"""set by torch's launcher, and by Accelerate's over several processes"""
+"""set by torchrun, and by `accelerate launch` with several processes"""
 LAUNCHERS = {b"accelerate", b"accelerate.commands.launch"}
-"""as Accelerate's launcher of one process is called"""
-
-
-class Interrupted(KeyboardInterrupt):
-    def __init__(self, number: int):
-        super().__init__(number)
-        self.number = number
+"""command names of `accelerate launch`, which sets no variable for one process"""
 
 
 def answer_at_once(line: str) -> None:
-    """Until `answered` takes over, while a command's modules are imported: a signal prints the line and ends the process."""
+    """While a command's modules are imported, until `answered`: a signal prints the line and ends the process."""
 
     def answer(number: int, frame: object) -> None:
         if os.environ.get("RANK", "0") == "0":
@@ -48,7 +42,7 @@ def answer_at_once(line: str) -> None:
 
 
 def end_with_launcher() -> None:
-    """Where torch's or Accelerate's launcher started this process, it is told to end when that dies."""
+    """A process started by torchrun or `accelerate launch` gets SIGTERM when its launcher ends."""
     parent = os.getppid()
     try:
         words = Path(f"/proc/{parent}/cmdline").read_bytes().split(b"\0")[:3]
@@ -60,11 +54,10 @@ def end_with_launcher() -> None:
 
 @contextlib.contextmanager
 def answered(say: Callable[[], None]) -> Iterator[list[int]]:
-    """While the block runs the first SIGINT or SIGTERM raises Interrupted in it; more of them change nothing. Yields their numbers:
-    a library that is called just then may make another error of it.
+    """In the block, the first SIGINT or SIGTERM raises KeyboardInterrupt; further ones are ignored. Yields the list of their numbers,
+    because a library may turn the exception into another one.
 
-    A library may be in the middle of long work, or wait for a process that is dead: where the block has not ended after
-    GRACE seconds, `say` is called and the process ends with the status.
+    If a library keeps the block running for more than GRACE seconds, calls `say` and ends the process.
     """
     numbers = _listened_to()
     told: list[int] = []
@@ -75,13 +68,13 @@ def answered(say: Callable[[], None]) -> Iterator[list[int]]:
     def answer(number: int, frame: object) -> None:
         told.append(number)
         if len(told) == 1:
-            raise Interrupted(number)
+            raise KeyboardInterrupt
 
     reading, writing = socket.socketpair()
     writing.setblocking(False)
     threading.Thread(target=_end_in_time, args=(reading, say), daemon=True).start()
     before = {number: signal.signal(number, answer) for number in numbers}
-    # written to by the signal itself, even while no Python runs in the main thread
+    # the C signal handler writes to it, even while no Python code runs in the main thread
     waker = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
     try:
         yield told
@@ -93,10 +86,12 @@ def answered(say: Callable[[], None]) -> Iterator[list[int]]:
 
 
 def leave(status: int) -> NoReturn:
-    """Ends this process with a status. One that failed does not wait for threads or processes of its libraries."""
+    """Exits with a status; if it is not 0, without waiting for threads or processes of libraries."""
     if not status:
         sys.exit(0)
-    threading.Thread(target=lambda: (time.sleep(EXIT_GRACE), os._exit(status)), daemon=True).start()
+    timer = threading.Timer(EXIT_GRACE, os._exit, (status,))
+    timer.daemon = True
+    timer.start()
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
@@ -105,7 +100,7 @@ def leave(status: int) -> NoReturn:
 
 
 def _listened_to() -> list[int]:
-    """Those of the signals that somebody has not asked this process to ignore, as a shell does for what runs behind it."""
+    """The signals that this process does not ignore, as a shell makes background processes do."""
     if threading.current_thread() is not threading.main_thread():
         return []
     return [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]

@@ -1,4 +1,4 @@
-"""What the machine refuses, in one line, from whichever process meets it: of a full disk no traceback is of use."""
+"""Errors of the operating system and of memory as one-line errors: a full disk needs no traceback."""
 
 import errno
 import os
@@ -15,13 +15,13 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 TORCH_WRITING = re.compile(
     r"PytorchStreamWriter failed writing|inline_container\.cc|iostream error|unable to write to file"
 )
-"""torch's own words, as a RuntimeError, where a file of its cannot be written"""
+"""messages of torch's RuntimeError when it cannot write a file"""
 
 
 def in_one_line(error: BaseException, source: Path | None = None) -> CspineError | None:
-    """An error that a user may meet, as the line to show. None where it is a mistake in the program.
+    """The one-line error to show to the user; None for a bug.
 
-    source: a folder below which nothing is named: names of scans may be names of patients.
+    source: a folder of scans. Names below it are not shown: they may contain names of patients.
     """
     if isinstance(error, CspineError):
         return error
@@ -50,14 +50,14 @@ def _refused(error: OSError, source: Path | None) -> CspineError:
 
 
 def _words(error: OSError) -> str:
-    """Of one that names no file; what others raise in the system's name may have no number, only words."""
+    """The reason of an OSError without a file name; those that libraries raise may have no errno."""
     text = " ".join(str(error).split())
     return reason_of(error) if error.errno is not None or not text else text[:200]
 
 
 @contextmanager
 def quiet_threads() -> Iterator[None]:
-    """A thread that keeps its error for whoever asks, as TensorBoard's writer does, prints no traceback of its own."""
+    """Suppresses tracebacks of threads that store their exception, as TensorBoard's writer does."""
     before = threading.excepthook
 
     def hook(given: threading.ExceptHookArgs) -> None:

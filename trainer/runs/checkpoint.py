@@ -1,8 +1,8 @@
-"""Checkpoints: everything needed to go on from an optimiser step, replaced as one folder; and weights by themselves.
+"""Checkpoints, which hold all that is needed to resume from an optimiser step, and the final weights.
 
-Tensors and numbers, no pickles: whoever can write to a run's folder must not thereby run code. What is kept is written and
-read here, not by Accelerate: it pickles, its names depend on the number of processes, and of tensors that share one buffer,
-as an LSTM's do on a GPU, it keeps the first alone.
+Files hold tensors and numbers, no pickles: write access to a run's folder must not allow to run code. Accelerate's own
+checkpoints are not used: they contain pickles, their names depend on the number of processes, and of tensors that share a
+buffer, such as an LSTM's on a GPU, only the first is saved.
 """
 
 import json
@@ -14,26 +14,24 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as serialised
 from torch import Tensor, nn
 
 from cache_schema.documents import canonical_json, digest_of, sync, write_whole
-from cache_schema.errors import CspineError
 from trainer.models import load_strictly
 from trainer.runs import random_states
 from trainer.runs.damaged import Damaged, set_aside
 from trainer.runs.files import CHECKPOINT, MODEL_FILE, POSITION
-from trainer.runs.weights import DIGEST, TRAIN_AGAIN, require_whole, sealed, weights_metadata
+from trainer.runs.weights import DIGEST, reading, require_whole, sealed, weights_metadata
 
 OPTIMISER = "optimizer.safetensors"
 STEP = "step"
-"""of a parameter, in the optimiser's state; kept where the optimiser put it"""
+"""a parameter's entry in the optimiser's state that keeps its own device"""
 
 
 def save(accelerator: Accelerator, model: nn.Module, run_dir: Path, step: int, key: str) -> None:
-    """Model, optimiser, scaler, every process's RNG states and the step, written beside and renamed in. All processes call it."""
+    """Writes model, optimiser, gradient scaler, RNG states and step into a new folder, then renames it. Call on all processes."""
     new, now, old = (run_dir / name for name in (f"{CHECKPOINT}.new", CHECKPOINT, f"{CHECKPOINT}.old"))
     if accelerator.is_main_process:
         shutil.rmtree(new, ignore_errors=True)
@@ -50,7 +48,7 @@ def save(accelerator: Accelerator, model: nn.Module, run_dir: Path, step: int, k
         held = {"step": step, "key": key, "scaler": accelerator.scaler.state_dict() if accelerator.scaler else {}}
         held["files"] = {path.name: weights_metadata(path)[DIGEST] for path in files}
         write_whole(new / POSITION, canonical_json(held | {DIGEST: digest_of(held)}))
-        if now.exists():  # else `old` is the last that is whole
+        if now.exists():  # else `old` is the last complete one
             shutil.rmtree(old, ignore_errors=True)
             now.rename(old)
         new.rename(now)
@@ -60,7 +58,7 @@ def save(accelerator: Accelerator, model: nn.Module, run_dir: Path, step: int, k
 
 
 def restore(accelerator: Accelerator, model: nn.Module, run_dir: Path, key: str) -> int:
-    """The optimiser step to go on from: 0 without a whole checkpoint of this run."""
+    """Loads the last complete checkpoint and returns its optimiser step; 0 if there is none of this run."""
     folder, held = _found(run_dir, key)
     if folder is None:
         return 0
@@ -70,19 +68,19 @@ def restore(accelerator: Accelerator, model: nn.Module, run_dir: Path, key: str)
     if accelerator.scaler is not None and held["scaler"]:
         accelerator.scaler.load_state_dict(held["scaler"])
     own = _of_process(folder, accelerator.process_index)
-    if own.name in held["files"]:  # else there are more processes than there were
+    if own.name in held["files"]:  # else there are now more processes
         random_states.restore(read_tensors(own), weights_metadata(own))
-    accelerator.step = 0  # micro-batches since the last optimiser step, whatever the number of processes was
+    accelerator.step = 0  # micro-batches since the last optimiser step
     return held["step"]
 
 
 def position(run_dir: Path, key: str) -> int:
-    """The optimiser step that `restore` would go on from."""
+    """The optimiser step from which `restore` would resume."""
     return _found(run_dir, key)[1]["step"]
 
 
 def set_damaged_aside(run_dir: Path) -> Iterator[str]:
-    """Renames checkpoints that are not whole, or of an older form; a line for each."""
+    """Renames checkpoints that are damaged or of an older format; yields a message for each."""
     for folder in _folders(run_dir):
         try:
             _held_by(folder)
@@ -91,22 +89,20 @@ def set_damaged_aside(run_dir: Path) -> Iterator[str]:
 
 
 def save_weights(model: nn.Module, run_dir: Path, metadata: dict[str, str]) -> None:
-    """model.safetensors, float32, with a digest of all it holds; whole or not at all."""
+    """Writes model.safetensors with a digest of its content, atomically."""
     _write(run_dir / MODEL_FILE, model.state_dict(), metadata)
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Strictly: every tensor there, none too many. Raises UsageError naming the file and the first that differs."""
+    """Strict: all tensors must be there, and no others. Raises UsageError with the first that differs."""
     load_strictly(model, read_tensors(path), "this variant", path)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Of a safetensors file, once its digest was compared. Raises Damaged."""
+    """The tensors of a safetensors file, checked against its digest. Raises Damaged."""
     require_whole(path)
-    try:
+    with reading(path):
         return load_file(str(path))
-    except (SafetensorError, ValueError) as error:
-        raise Damaged(f"cannot be read as weights ({error})", where=path, do=TRAIN_AGAIN) from None
 
 
 def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -123,7 +119,7 @@ def _folders(run_dir: Path) -> tuple[Path, Path]:
 
 
 def _found(run_dir: Path, key: str) -> tuple[Path | None, dict[str, Any]]:
-    """The last whole checkpoint of this run, and its position.json; step 0 where there is none."""
+    """The last complete checkpoint of this run and its position.json; (None, step 0) if there is none."""
     for folder in _folders(run_dir):
         with suppress(Damaged):
             held = _held_by(folder)
@@ -133,7 +129,7 @@ def _found(run_dir: Path, key: str) -> tuple[Path | None, dict[str, Any]]:
 
 
 def _held_by(folder: Path) -> dict[str, Any] | None:
-    """position.json; None where there is no checkpoint. Raises Damaged where a file is not the one that was written."""
+    """position.json; None if there is no checkpoint. Raises Damaged if any file is not as it was written."""
     if not folder.is_dir():
         return None
     try:
@@ -141,7 +137,7 @@ def _held_by(folder: Path) -> dict[str, Any] | None:
         if held.pop(DIGEST) != digest_of(held) or not _is_position(held):
             raise ValueError
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
-        raise Damaged("is no whole checkpoint of this version", where=folder) from None
+        raise Damaged("is not a complete checkpoint of this version", where=folder) from None
     for name, digest in held["files"].items():
         if not _is(folder / name, digest):
             raise Damaged(f"is damaged: {name} is not the file that was written", where=folder)
@@ -158,19 +154,16 @@ def _is_position(held: dict[str, Any]) -> bool:
 
 
 def _is(path: Path, digest: str) -> bool:
-    try:
-        require_whole(path)
-        return weights_metadata(path).get(DIGEST) == digest
-    except Damaged:
+    if not path.is_file():
         return False
-    except CspineError:
-        if path.is_file():
-            raise
+    try:
+        return require_whole(path) == digest
+    except Damaged:
         return False
 
 
 def _optimiser_state(accelerator: Accelerator) -> dict[str, Tensor]:
-    """`<place of the parameter>.<name>` -> tensor. Rates and the like follow from settings and step."""
+    """`<index of the parameter>.<name>` -> tensor. Hyperparameters are not saved: they follow from settings and step."""
     return {
         f"{place}.{name}": torch.as_tensor(value)
         for optimiser in accelerator._optimizers
@@ -186,7 +179,7 @@ def _set_optimiser_state(accelerator: Accelerator, tensors: dict[str, Tensor]) -
         for key, value in tensors.items():
             place, _, name = key.partition(".")
             like = parameters[int(place)]
-            if name != STEP:  # laid out in memory as its parameter is, or each step would be slower
+            if name != STEP:  # the memory format of its parameter keeps the steps fast
                 value = torch.empty_like(like, dtype=value.dtype).copy_(value)
             state.setdefault(int(place), {})[name] = value
         optimiser.load_state_dict(optimiser.state_dict() | {"state": state})

@@ -1,6 +1,6 @@
-"""What makes a run the run it is: one key over the settings that shape its weights and the digests of all it trains on.
+"""A run's identity: a key over the settings and input digests that decide its weights.
 
-The same key means the same run: it is done, can be resumed, or is stale. Nothing here imports torch.
+A run with the same key is done or can be resumed; one with another key is stale. Does not import torch.
 """
 
 import hashlib
@@ -13,7 +13,8 @@ import yaml
 
 from cache_schema.errors import CacheError, UsageError
 from cache_schema.tables import own_meta, read_table
-from trainer.runs.damaged import Damaged, tell
+from trainer.process.command import warn_once
+from trainer.runs.damaged import Damaged
 from trainer.runs.files import CONFIG_DIGEST, CONFIG_FILE, EXPOSURE_FILE, MODEL_FILE, PREDICTIONS, PREDICTIONS_OF_ALL
 from trainer.runs.inputs import Inputs
 from trainer.runs.run_names import run_name
@@ -22,18 +23,18 @@ from trainer.settings.registry import stage_class
 from trainer.settings.settings import Settings
 
 OUTSIDE = {"cache", "out", "mode", "boxes", "pseudo", "backbone", "weights", "split", "tracker"}
-"""settings that say where things are, or come in by their digests"""
+"""settings that are paths, or whose content the digests cover"""
 OUTSIDE_SECTIONS = {
     "model": {"weights_file", "chunk"},
     "data": {"loader", "workers", "resident", "ram_gb", "eval_stride"},
     "train": {"autotune", "checkpoint_minutes", "evaluate_every", "log_every", "eval_batch", "threads"},
 }
-"""settings that change no weight, or by no more than rounding"""
+"""settings that do not change the weights, or only by rounding"""
 INPUT_SETTINGS = {
     "model": ("name", "positional", "batch_norm", "mask_pool"),
     "data": ("size", "frames", "crop", "interpolation", "intensity"),
 }
-"""settings that a prediction must share with the training of its weights"""
+"""settings that must be equal in training and prediction"""
 
 
 def run_key(settings: Settings, inputs: Inputs) -> str:
@@ -43,12 +44,12 @@ def run_key(settings: Settings, inputs: Inputs) -> str:
 
 
 def identity_settings(settings: Settings) -> dict[str, Any]:
-    """The settings that decide the weights, with the digest of a backbone's file in the place of its path."""
+    """The settings that decide the weights; a weights file is represented by its digest."""
     values = {name: value for name, value in settings.dump().items() if name not in OUTSIDE}
     for section, outside in OUTSIDE_SECTIONS.items():
         values[section] = {name: value for name, value in values[section].items() if name not in outside}
     if settings.model.batch_norm == "train":
-        values["model"]["chunk"] = settings.model.chunk  # a chunk is normalised by its own statistics
+        values["model"]["chunk"] = settings.model.chunk  # each chunk is normalised by its own statistics
     if settings.model.weights_file is not None:
         values["model"]["weights_file"] = file_digest(settings.model.weights_file)
     return values
@@ -59,46 +60,46 @@ def predictions_path(settings: Settings) -> Path:
 
 
 def prediction_inputs(settings: Settings, inputs: Inputs, key: str) -> dict[str, str]:
-    """What a prediction table is made from."""
+    """The `inputs` of a prediction table."""
     asked = {"split": settings.split, "fold": str(settings.fold), "precision": settings.train.precision}
     return {"run": key, **asked, **inputs.prediction_digests(), **prediction_settings(settings)}
 
 
 def prediction_settings(settings: Settings) -> dict[str, str]:
-    """Those that decide predictions and no weights."""
+    """The settings that decide predictions but not weights."""
     return {"eval_stride": str(settings.data.eval_stride)} if settings.facts.items == "windows" else {}
 
 
 def model_key(run_dir: Path) -> str | None:
-    """The key of the weights in a run's folder; None where there are none. Raises Damaged where they cannot be read."""
+    """The key of the weights in a run's folder; None if there are none. Raises Damaged if they are invalid."""
     path = run_dir / MODEL_FILE
     return weights_metadata(path).get("key") if path.is_file() else None
 
 
 def is_done(settings: Settings, inputs: Inputs, key: str) -> bool:
-    """Whether the run's folder already holds what the settings ask for. What is damaged is named and is not done."""
+    """Whether the run's folder already holds what the settings ask for. Prints a warning if a file is damaged."""
     try:
         return check_done(settings, inputs, key, weights_too=True)
     except CacheError as error:
-        tell(f"{error}: so {run_name(settings.run_dir)} is not done")
+        warn_once(f"{error}: so {run_name(settings.run_dir)} is not done")
         return False
 
 
 def check_done(settings: Settings, inputs: Inputs, key: str, *, weights_too: bool) -> bool:
-    """The same; raises CacheError for the first file that is damaged, or is gone while the weights are there.
+    """The same; raises CacheError for the first file that is damaged, or missing although the weights exist.
 
-    weights_too: whether the tensors of its own weights are compared with their digest, which takes a while.
+    weights_too: whether to compare the run's weights with their digest, which takes some time.
     """
     run_dir, own = settings.run_dir, settings.mode == "train" or settings.weights in (None, settings.run_dir)
     if own and model_key(run_dir) != key:
         return False
     if settings.mode == "train" and (recorded_config(run_dir) or {}).get("key") != key:
-        raise Damaged("is gone, or another run's", where=run_dir / CONFIG_FILE)
+        raise Damaged("is missing, or belongs to another run", where=run_dir / CONFIG_FILE)
     if own and weights_too:
         require_whole(run_dir / MODEL_FILE)
-    if kept_for_run(run_dir, key) is None:
+    if exposure_of(run_dir, key) is None:
         if own:
-            raise Damaged("is gone, or another run's", where=run_dir / EXPOSURE_FILE)
+            raise Damaged("is missing, or belongs to another run", where=run_dir / EXPOSURE_FILE)
         return False
     predicts_nothing = settings.fold == "all" and settings.split == "held_out"
     path = predictions_path(settings)
@@ -106,8 +107,8 @@ def check_done(settings: Settings, inputs: Inputs, key: str, *, weights_too: boo
 
 
 def weights_config(run: Path) -> tuple[dict[str, str], dict[str, Any]]:
-    """(metadata, settings) of a run's weights. Raises UsageError for those of another program, or of another version of
-    their stage, which would compute something else; Damaged for what cannot be read."""
+    """(metadata, settings) of a run's weights. Raises UsageError for weights of another program or of another version of their
+    stage, Damaged for invalid ones."""
     path = run / MODEL_FILE
     metadata = weights_metadata(path)
     if "key" not in metadata:
@@ -116,69 +117,62 @@ def weights_config(run: Path) -> tuple[dict[str, str], dict[str, Any]]:
         config = json.loads(metadata["config"])
         stage = config["stage"]
     except (ValueError, KeyError, TypeError):
-        raise Damaged("does not say how it was trained", where=path, do=TRAIN_AGAIN) from None
+        raise Damaged("does not hold the settings it was trained with", where=path, do=TRAIN_AGAIN) from None
     if (version := metadata.get("version")) != (now := str(stage_class(stage).version)):
-        what = f"was trained by version {version} of {stage}" if version else f"says no version of {stage}"
+        what = f"was trained by version {version} of {stage}" if version else f"has no version of {stage}"
         raise UsageError(what, where=path, expected=f"version {now}", do=TRAIN_AGAIN)
     return metadata, config
 
 
 def check_weights(settings: Settings, pixel_hash: str, run: Path, stage: str | None = None) -> str:
-    """The key of a finished run that fits: of this stage (by default its own), these images, these pixels (of a cache), this fold.
+    """The key of a finished run whose weights fit the settings. stage: of the weights; by default that of the settings.
 
-    Raises UsageError naming what differs, and as `weights_config`; Damaged where tensors or metadata do not match their
-    digest. Another fold's weights have seen what this fold holds out.
+    Raises UsageError with the first difference in stage, variant, input settings, pixel_hash or, for held-out predictions,
+    fold: weights of another fold were trained on the held-out studies. Raises Damaged if the digest does not match, and
+    otherwise as `weights_config`.
     """
     metadata, config = weights_config(run)
     own, stage = settings.dump(), stage or settings.stage
     pairs = [("stage", config["stage"], stage), ("variant", config["variant"], settings.variant)]
     if settings.split == "held_out":
         pairs.append(("fold", metadata["fold"], str(settings.fold)))
-    pairs += [
-        (f"model.{n}", config["model"][n], own["model"][n])
-        for n in INPUT_SETTINGS["model"]
-        if stage == settings.stage or n == "name"
-    ]
-    pairs += [
-        (f"data.{n}", config["data"][n], own["data"][n]) for n in INPUT_SETTINGS["data"] if stage == settings.stage
-    ]
+    names = INPUT_SETTINGS if stage == settings.stage else {"model": ("name",)}
+    pairs += [(f"{key}.{name}", config[key][name], own[key][name]) for key, all in names.items() for name in all]
     pairs.append(("pixel_hash", metadata["pixel_hash"], pixel_hash))
     for name, theirs, ours in pairs:
         if theirs != ours:
-            raise UsageError(
-                f"was trained with {name}={theirs}", where=run, expected=f"{name}={ours}", do="give the run that fits"
-            )
+            do = "give a run with these settings"
+            raise UsageError(f"was trained with {name}={theirs}", where=run, expected=f"{name}={ours}", do=do)
     require_whole(run / MODEL_FILE)
     return metadata["key"]
 
 
 def config_file(values: dict[str, Any]) -> bytes:
-    """config.yaml, with its digest at the end."""
-    text = yaml.safe_dump(values, sort_keys=False).encode()
+    """The content of config.yaml, whose last line is its digest."""
+    return _with_digest(yaml.safe_dump(values, sort_keys=False).encode())
+
+
+def _with_digest(text: bytes) -> bytes:
     return text + CONFIG_DIGEST + hashlib.sha256(text).hexdigest().encode() + b"\n"
 
 
 def recorded_config(run_dir: Path) -> dict[str, Any] | None:
-    """config.yaml as the run wrote it, with its `key`; None where there is none. Raises Damaged."""
+    """The values of config.yaml, with the run's `key`; None if there is no such file. Raises Damaged."""
     path = run_dir / CONFIG_FILE
     if not path.is_file():
         return None
     data = path.read_bytes()
     text = data.rpartition(CONFIG_DIGEST)[0]
     try:
-        config = yaml.safe_load(text)
-        same = data == text + CONFIG_DIGEST + hashlib.sha256(text).hexdigest().encode() + b"\n"
+        config = yaml.safe_load(text) if data == _with_digest(text) else None
     except (yaml.YAMLError, ValueError):
-        same = False
-    if not same or not isinstance(config, dict) or "key" not in config:
-        do = "run what it is of again, which makes it anew"
-        raise Damaged("is not what a run wrote, as its last line says it", where=path, do=do)
+        config = None
+    if not isinstance(config, dict) or "key" not in config:
+        raise Damaged("does not match the digest in its last line", where=path, do="start the run again to rewrite it")
     return config
 
 
-def kept_for_run(run_dir: Path, key: str | None) -> pd.DataFrame | None:
-    """None where there is none, or the one there belongs to a run of another key. Raises CacheError where it is damaged."""
+def exposure_of(run_dir: Path, key: str | None) -> pd.DataFrame | None:
+    """The exposure of the run of this key; None if the folder holds none. Raises CacheError if it is damaged."""
     path = run_dir / EXPOSURE_FILE
-    if not path.is_file() or own_meta(path)["inputs"].get("run") != key:
-        return None
-    return read_table(path)
+    return read_table(path) if path.is_file() and own_meta(path)["inputs"].get("run") == key else None

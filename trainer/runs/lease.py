@@ -1,4 +1,4 @@
-"""One holder at a time for what is being made under RUNS: a file with a heartbeat, on whatever file system they share."""
+"""Leases: a run or table under RUNS is made by one process at a time, also across machines with a shared file system."""
 
 import contextlib
 import json
@@ -9,21 +9,23 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from cache_schema.errors import UsageError
 from trainer.process.command import is_main
-from trainer.runs.locks import LOCK, alone
+from trainer.runs.locks import LOCK, locked
 
 HEARTBEAT = 5.0
-"""seconds between signs of life"""
+"""seconds between updates of the lease file's mtime"""
 SILENCE = 180.0
-"""seconds without one after which a holder on another machine is taken for dead; a network file system may show them a minute late"""
+"""seconds without a heartbeat after which a holder on another machine counts as dead; network file systems may show it a
+minute late"""
 INHERITED = "CSPINE_LEASE"
-"""environment variable by which a child works under its parent's lease"""
+"""environment variable with the token of the parent process's lease"""
 
 
 class LeaseTaken(UsageError):
-    """Somebody else is making it."""
+    """Another process holds the lease."""
 
 
 def lease_file(out: Path, name: str) -> Path:
@@ -32,10 +34,10 @@ def lease_file(out: Path, name: str) -> Path:
 
 @contextlib.contextmanager
 def hold(path: Path, lost: Callable[[], None]) -> Iterator[str]:
-    """Holds the lease while the block runs; yields its token. Raises LeaseTaken where another living process has it.
+    """Holds the lease while the block runs; yields its token. Raises LeaseTaken if another living process holds it.
 
-    A process that was started under the lease (INHERITED) goes on under it. lost: called from the heartbeat's thread,
-    once, should another have taken the lease after a long silence of this process.
+    A process that inherited the lease (INHERITED) uses its parent's. lost: called once, from the heartbeat's thread, if
+    another process has taken the lease over.
     """
     inherited = os.environ.get(INHERITED)
     if inherited and inherited == _read(path).get("token"):
@@ -52,7 +54,7 @@ def hold(path: Path, lost: Callable[[], None]) -> Iterator[str]:
             except FileNotFoundError:
                 return lost()
             except (OSError, ValueError):
-                continue  # a file system that does not answer just now has given the lease to nobody
+                continue  # the file system fails temporarily; the lease is not lost
 
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
@@ -61,39 +63,39 @@ def hold(path: Path, lost: Callable[[], None]) -> Iterator[str]:
     finally:
         stop.set()
         thread.join()
-        # what is made is made; a lease that cannot be given back ends with this process
-        with contextlib.suppress(OSError), alone(path.parent):
+        # if this fails, the lease ends with this process
+        with contextlib.suppress(OSError), locked(path.parent):
             if _read(path).get("token") == token:
                 path.unlink()
 
 
-def hold_run(out: Path, name: str) -> contextlib.AbstractContextManager:
-    """Keeps a second process off the same run; one that lost it in a long sleep ends at once."""
+def hold_run(out: Path, name: str) -> contextlib.AbstractContextManager[str | None]:
+    """Holds a run's lease in the main process; a process that loses it, as after a long suspension, ends."""
     if not is_main():
         return contextlib.nullcontext()
     return hold(lease_file(out, name), lost=lambda: os.kill(os.getpid(), signal.SIGTERM))
 
 
 def share(path: Path, token: str, pid: int) -> None:
-    """Keeps the lease of this token alive as long as that process of this machine lives, should its holder die before it."""
-    with alone(path.parent):
+    """Extends a lease to a child process on this machine: it stays valid while the child lives."""
+    with locked(path.parent):
         held = _read(path)
         if held.get("token") == token:
             _write(path, held | {"child": pid, "child_born": _born(pid)})
 
 
 def holder(path: Path) -> str | None:
-    """Who holds the lease now, in words; None where nobody living does."""
+    """A description of the living holder; None if there is none."""
     if not path.parent.is_dir():
         return None
-    with alone(path.parent):
+    with locked(path.parent):
         return _living(path)
 
 
 def _take(path: Path) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     token = uuid.uuid4().hex
-    with alone(path.parent):
+    with locked(path.parent):
         if other := _living(path):
             raise LeaseTaken(f"is being made by {other}", where=path.stem, do="wait, or end it first")
         _write(path, {"token": token, "machine": _machine(), "pid": os.getpid(), "born": _born("self")})
@@ -104,7 +106,7 @@ def _living(path: Path) -> str | None:
     try:
         held = _read(path)
     except OSError as error:
-        return f"somebody whose lease cannot be read just now ({error.strerror})"
+        return f"an unknown process: its lease cannot be read ({error.strerror})"
     if not held:
         return None
     pid = held["pid"]
@@ -118,14 +120,14 @@ def _living(path: Path) -> str | None:
     return f"process {pid} on {held['machine'].partition('/')[0]}" if alive else None
 
 
-def _write(path: Path, held: dict) -> None:
+def _write(path: Path, held: dict[str, Any]) -> None:
     beside = path.with_name(f".{path.name}.{held['token']}")
     beside.write_text(json.dumps(held))
     beside.replace(path)
 
 
-def _read(path: Path) -> dict:
-    """What a holder wrote; empty where there is none, or it is damaged."""
+def _read(path: Path) -> dict[str, Any]:
+    """The content of a lease; empty if there is none or it is invalid."""
     try:
         held = json.loads(path.read_text())
     except (FileNotFoundError, ValueError):
@@ -137,13 +139,13 @@ def _read(path: Path) -> dict:
 
 
 def _machine() -> str:
-    """Processes that see each other's numbers have the same."""
+    """Equal for processes that share process ids: host, boot and PID namespace."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return f"{socket.gethostname()}/{boot}/{os.readlink('/proc/self/ns/pid')}"
 
 
 def _born(pid: int | str) -> str | None:
-    """When a process began, in clock ticks since boot; None where there is none or it is but a zombie."""
+    """Start time of a process, in clock ticks since boot; None if there is none or it is a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

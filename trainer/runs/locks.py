@@ -1,44 +1,40 @@
-"""One process at a time over a folder that several machines may share."""
+"""A lock on a folder that several machines may share."""
 
 import contextlib
 import errno
 import fcntl
 import os
-import sys
 import time
 import uuid
 from collections.abc import Iterator
-from functools import lru_cache
 from pathlib import Path
 
 from cache_schema.errors import naming
+from trainer.process.command import warn_once
 
 LOCK, EXCLUSIVE = ".lock", ".lock.exclusive"
-"""files in the folder: the one that is locked, touched by everybody who has it; and the one that stands for it without flock"""
+"""files in the folder: the one that is locked and touched by its holder, and its replacement on file systems without flock"""
 WITHOUT_FLOCK = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
-"""how a file system says that it has none: Lustre as it is mounted by default, NFS without its lock daemon"""
+"""errors of file systems without flock: Lustre with its default mount options, NFS without its lock daemon"""
 ABANDONED = 30.0
-"""seconds after which an exclusive file is taken for a dead process's: what is done under a lock takes milliseconds"""
+"""seconds after which the process of an exclusive file counts as dead: locks are held for milliseconds"""
 POLL = 0.02
 
 
 @contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Waits until nobody else is in such a block of this folder. Raises OSError where the folder cannot be written."""
-    with (folder / LOCK).open("a") as lock:
+def locked(folder: Path) -> Iterator[None]:
+    """Holds the folder's lock while the block runs. Raises OSError if the folder is not writable."""
+    with (folder / LOCK).open("a") as lock, contextlib.ExitStack() as stack:
         try:
             with naming(folder):
                 fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError as error:
             if error.errno not in WITHOUT_FLOCK:
                 raise
-            _say(folder, error.strerror)
-            kept = _exclusive_file(folder)
-        else:
-            kept = contextlib.nullcontext()
-        with kept:
-            os.utime(lock.fileno())
-            yield
+            warn_once(f"{folder}: the file system has no flock ({error.strerror}); an exclusive file replaces it")
+            stack.enter_context(_exclusive_file(folder))
+        os.utime(lock.fileno())
+        yield
 
 
 @contextlib.contextmanager
@@ -56,32 +52,24 @@ def _exclusive_file(folder: Path) -> Iterator[None]:
         yield
     finally:
         with contextlib.suppress(FileNotFoundError):
-            if os.stat(path).st_ino == made.st_ino:  # else another took this process for dead
+            if os.stat(path).st_ino == made.st_ino:  # else another process took over
                 path.unlink()
 
 
 def _abandoned(path: Path) -> bool:
-    """Whether a dead process's file was taken away."""
+    """Whether the exclusive file of a dead process was removed, or is gone."""
     try:
         found = path.stat()
         lock = path.with_name(LOCK)
         os.utime(lock)
-        if lock.stat().st_mtime - found.st_mtime < ABANDONED:  # both by the file system's clock
+        if lock.stat().st_mtime - found.st_mtime < ABANDONED:  # both times by the file system's clock
             return False
         aside = path.with_name(f"{EXCLUSIVE}.{uuid.uuid4().hex}")
         path.rename(aside)
-        if aside.stat().st_ino != found.st_ino:  # another was quicker, and this is its own
+        if aside.stat().st_ino != found.st_ino:  # another process took over first, and this is its file
             with contextlib.suppress(FileExistsError):
                 os.link(aside, path)
         aside.unlink()
     except FileNotFoundError:
         pass
     return True
-
-
-@lru_cache
-def _say(folder: Path, reason: str) -> None:
-    """Once a process."""
-    print(
-        f"{folder}: the file system has no flock ({reason}); exclusive files stand for it", file=sys.stderr, flush=True
-    )

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one line for each logged step and each score, none of them twice however often a run was killed."""
+"""metrics.jsonl: one line for each logged step and each score, without duplicates after a resume."""
 
 import json
 import math
@@ -12,27 +12,27 @@ from trainer.runs.files import METRICS_FILE
 
 
 class MetricsLog:
-    """A file that one process writes. Every line has `step`; a line of scores also `score`."""
+    """Written by one process. Every line has `step`; a line of a score also has `score`."""
 
     def __init__(self, run_dir: Path):
         self.path = run_dir / METRICS_FILE
 
     def lines(self) -> list[dict[str, Any]]:
-        """What was written; a line that a kill cut short, or that is damaged, is left out."""
+        """All valid lines; truncated and damaged ones are skipped."""
         if not self.path.is_file():
             return []
         return [line for line in map(_parsed, self.path.read_text(errors="replace").splitlines()) if line is not None]
 
     def rewind(self, step: int) -> None:
-        """Forgets what was logged after a step, before a run goes on from there."""
+        """Removes the lines after a step, before the run resumes from it."""
         self._keep(lambda line: line["step"] <= step)
 
     def append(self, step: int, values: dict[str, Any]) -> None:
         with naming(self.path), self.path.open("a") as file:
-            file.write(json.dumps({"step": step, **_finite(values)}) + "\n")
+            file.write(json.dumps({"step": step, **finite(values)}) + "\n")
 
     def score(self, step: int, scores: list[dict[str, Any]]) -> None:
-        """The scores of a step, in place of those it may have already."""
+        """Writes the scores of a step, replacing earlier ones of the same step."""
         self._keep(lambda line: "score" not in line or line["step"] != step)
         for score in scores:
             self.append(step, {"score": score})
@@ -43,10 +43,10 @@ class MetricsLog:
             write_whole(self.path, kept.encode())
 
 
-def _finite(value: Any) -> Any:
-    """JSON knows neither infinity nor NaN: null instead."""
+def finite(value: Any) -> Any:
+    """Nested values with null instead of infinities and NaN, which JSON does not have."""
     if isinstance(value, dict):
-        return {name: _finite(each) for name, each in value.items()}
+        return {name: finite(each) for name, each in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

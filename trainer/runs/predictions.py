@@ -1,4 +1,4 @@
-"""Held-out predictions under RUNS: where they lie, and what they must hold. No torch."""
+"""Held-out predictions under RUNS: their runs, and checks of their content. Without torch."""
 
 from pathlib import Path
 
@@ -15,8 +15,7 @@ HELD_OUT_RUNS = "[!.]*-*/fold[0-9]*-seed*"
 
 
 def held_out_runs(out: Path) -> list[Path]:
-    """Folders of runs that hold a fold out and have weights or predictions, sorted; with those whose predictions are gone,
-    cannot be read or do not say what they are."""
+    """Sorted folders of runs with a held-out fold that have weights or predictions, even if these are missing or damaged."""
     found = []
     for run_dir in out.glob(HELD_OUT_RUNS):
         path = run_dir / PREDICTIONS
@@ -30,20 +29,18 @@ def held_out_runs(out: Path) -> list[Path]:
 
 
 def without_stage(out: Path) -> list[str]:
-    """Names of runs with predictions whose stage is not there: its package is not installed."""
+    """Names of runs with predictions whose stage is not installed."""
     found = (path.parent for path in out.glob(f"{HELD_OUT_RUNS}/{PREDICTIONS}"))
     return sorted(run_name(run_dir) for run_dir in found if RunName.of(run_dir).stage not in stage_names())
 
 
 def require_predictions(table: pd.DataFrame, stage: str) -> None:
-    """Raises CacheError where the table is no prediction of the stage: a column that is not there, or no such number."""
+    """Raises CacheError if the table is not a prediction of the stage: a column is missing or holds an invalid value."""
     facts = stage_class(stage)
     keys, values, probabilities = facts.keys(), facts.columns, facts.probabilities
     missing = [name for name in (*keys, *values, *probabilities) if name not in table.columns]
     if missing:
         raise CacheError(f"has no column {missing[0]}", where=Path(PREDICTIONS))
-    wrong = (
-        misfit(table, keys[1:], least=0, whole=True) or misfit(table, values) or misfit(table, probabilities, 0.0, 1.0)
-    )
-    if wrong:
+    wrong = misfit(table, keys[1:], least=0, whole=True) or misfit(table, values)
+    if wrong := wrong or misfit(table, probabilities, 0.0, 1.0):
         raise CacheError(wrong, where=Path(PREDICTIONS))

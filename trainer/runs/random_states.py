@@ -1,4 +1,4 @@
-"""The states of all generators of random numbers in this process, as tensors and plain numbers."""
+"""The states of all random number generators of this process, as tensors and numbers."""
 
 import json
 import random
@@ -11,22 +11,23 @@ CUDA = "cuda."
 
 
 def states() -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """(tensors by name, metadata) of Python's, numpy's and torch's own generators, on every GPU too."""
+    """(tensors by name, metadata) of the generators of Python, NumPy and torch, including all GPUs."""
     version, internal, gauss = random.getstate()
-    kind, keys, place, has_gauss, cached = np.random.get_state()
-    tensors = {
-        "python": torch.tensor(internal, dtype=torch.int64),
-        "numpy": torch.from_numpy(keys.astype(np.int64)),
-        "torch": torch.get_rng_state(),
-    }
+    legacy = np.random.get_state(legacy=False)
+    own = legacy["state"]
+    tensors = {"python": torch.tensor(internal, dtype=torch.int64), "torch": torch.get_rng_state()}
+    tensors["numpy"] = torch.from_numpy(own["key"].astype(np.int64))
     if torch.cuda.is_available():
         tensors |= {f"{CUDA}{device}": state for device, state in enumerate(torch.cuda.get_rng_state_all())}
-    numbers = {"python": [version, gauss], "numpy": [kind, place, has_gauss, cached]}
+    numbers = {
+        "python": [version, gauss],
+        "numpy": [legacy["bit_generator"], own["pos"], legacy["has_gauss"], legacy["gauss"]],
+    }
     return tensors, {NUMBERS: json.dumps(numbers)}
 
 
 def restore(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
-    """As `states` gave them. Those of GPUs count where this process sees as many."""
+    """Restores what `states` returned; GPU states only if the number of GPUs is the same."""
     numbers = json.loads(metadata[NUMBERS])
     version, gauss = numbers["python"]
     random.setstate((version, tuple(tensors["python"].tolist()), gauss))

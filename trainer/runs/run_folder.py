@@ -1,4 +1,4 @@
-"""A run's folder before the run goes on in it: what is another's, or damaged, is set aside with a line and never overwritten."""
+"""Preparing a run's folder: files of another run, and damaged files, are renamed and never overwritten."""
 
 import json
 import shutil
@@ -28,15 +28,15 @@ PREDICTION_FILES = (PREDICTIONS, PREDICTIONS_OF_ALL)
 
 
 def require_files(run_dir: Path) -> None:
-    """Raises UsageError, before anything is computed, where a folder lies in the place of a file that the run writes."""
+    """Raises UsageError, before anything is computed, if the path of an output file is a folder."""
     refuse_folders(run_dir / name for name in (CONFIG_FILE, MODEL_FILE, EXPOSURE_FILE, *PREDICTION_FILES, METRICS_FILE))
 
 
 def make_room(run_dir: Path, key: str) -> Iterator[str]:
-    """Leaves what the run of this key goes on from; a line for each thing that was renamed.
+    """Keeps the files of the run of this key and renames others; yields a message for each renamed path.
 
-    A folder with another run's settings is renamed as a whole; so is one without settings that holds another's weights,
-    checkpoint or predictions.
+    A folder with the settings of another run is renamed as a whole, and so is one without settings that holds the weights,
+    checkpoint or predictions of another run.
     """
     try:
         recorded = recorded_config(run_dir)
@@ -60,14 +60,14 @@ def make_room(run_dir: Path, key: str) -> Iterator[str]:
 
 
 def _keys_of_checkpoints(run_dir: Path) -> Iterator[str | None]:
-    """Of those that state one: the rest is damaged, and restored by nobody."""
+    """Of the readable checkpoints; damaged ones are never restored."""
     for name in (CHECKPOINT, f"{CHECKPOINT}.old"):
         with suppress(FileNotFoundError, ValueError, KeyError, TypeError):
             yield json.loads((run_dir / name / POSITION).read_bytes())["key"]
 
 
 def _keys_of_predictions(run_dir: Path) -> Iterator[str | None]:
-    """None of those that came from elsewhere, and do not say what predicted them."""
+    """None for imported predictions, which do not name a run."""
     for name in PREDICTION_FILES:
         if (path := run_dir / name).is_file():
             with suppress(CacheError):
@@ -75,13 +75,13 @@ def _keys_of_predictions(run_dir: Path) -> Iterator[str | None]:
 
 
 def write_config_again(run_dir: Path, key: str) -> None:
-    """Where it is gone: the settings that the weights say they were trained with."""
+    """Restores config.yaml from the metadata of the weights."""
     settings = json.loads(weights_metadata(run_dir / MODEL_FILE)["config"])
     write_whole(run_dir / CONFIG_FILE, config_file({"key": key, **settings}))
 
 
 def remove_checkpoints(run_dir: Path) -> None:
-    """Of a run that is done: they are three times its weights, and nothing goes on from them."""
+    """Removes the checkpoints of a finished run, which are three times as large as its weights."""
     for name in (CHECKPOINT, f"{CHECKPOINT}.old", f"{CHECKPOINT}.new"):
         shutil.rmtree(run_dir / name, ignore_errors=True)
 

@@ -1,4 +1,4 @@
-"""The name of a run, which is where it lies below RUNS: `<stage>-<variant>/fold<k>-seed<s>`. No torch."""
+"""A run's name, which is its path below RUNS: `<stage>-<variant>/fold<k>-seed<s>`. Without torch."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -13,18 +13,18 @@ class RunName(NamedTuple):
 
     @classmethod
     def of(cls, run: Path | str) -> "RunName":
-        """Of a run's folder, or of what `run_name` says. Of a name that is no run's, parts are empty."""
+        """From a run's folder or name; parts of other names are empty."""
         kind, _, rest = run_name(Path(run)).partition("/")
         fold, _, seed = rest.removeprefix("fold").partition("-seed")
         return cls(*split_kind(kind), fold, seed)
 
 
 def run_name(run_dir: Path) -> str:
-    """Whatever folder RUNS is."""
+    """The name of the run in this folder."""
     return f"{run_dir.parent.name}/{run_dir.name}"
 
 
 def split_kind(kind: str) -> tuple[str, str]:
-    """`<stage>-<variant>` -> (stage, variant). Of the name of a table: ("", it)."""
+    """`<stage>-<variant>` -> (stage, variant); the name of a table -> ("", name)."""
     stage, _, variant = kind.rpartition("-")
     return stage, variant

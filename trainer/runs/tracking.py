@@ -1,5 +1,5 @@
-"""The tracker that a run logs to besides metrics.jsonl. One that fails is one line: at the start an error, later on a loss that
-no training is stopped for."""
+"""The tracker that a run logs to besides metrics.jsonl. If it fails at the start, that is an error; later, the run continues
+without it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,8 +14,8 @@ from trainer.settings.keyvalue import flat
 from trainer.settings.settings import Settings
 
 NONE, TENSORBOARD = "none", "tensorboard"
-MOST_SAID = 200
-"""characters of what a tracker says is wrong"""
+MOST_SHOWN = 200
+"""characters of a tracker's error message that are shown"""
 
 
 class Tracking:
@@ -23,18 +23,18 @@ class Tracking:
         self.settings, self.accelerator, self.say = settings, accelerator, say
 
     def open(self, step: int) -> None:
-        """TensorBoard forgets what was logged after a step. Raises UsageError where the tracker cannot be had."""
+        """Starts the tracker; TensorBoard removes entries after the step. Raises UsageError if the tracker does not start."""
         tracker, name = self.settings.tracker, run_name(self.settings.run_dir)
         if tracker == NONE:
             return
         options = {TENSORBOARD: {"purge_step": step + 1}, "wandb": {"name": name}, "mlflow": {"run_name": name}}
-        # TensorBoard would keep settings as one more run, each time that this one goes on
+        # TensorBoard would store settings as another run at each resume
         project, config = ("tracker", None) if tracker == TENSORBOARD else ("cspine", flat(self.settings.dump()))
         try:
             self.accelerator.init_trackers(project, config, options)
-        except Exception as error:  # each has a family of its own, down to its network's
-            do = "mend that, or give tracker=none"
-            raise UsageError(f"cannot be had ({_said(error)})", where=f"tracker={tracker}", do=do) from None
+        except Exception as error:  # each tracker raises its own exceptions
+            do = "solve this, or give tracker=none"
+            raise UsageError(f"does not start ({_message(error)})", where=f"tracker={tracker}", do=do) from None
 
     def log(self, values: dict[str, float], step: int) -> None:
         self._try(lambda: self.accelerator.log(values, step=step))
@@ -48,11 +48,11 @@ class Tracking:
             act()
         except Exception as error:
             self.accelerator.trackers = []
-            line = f"tracker={self.settings.tracker} failed ({_said(error)}): the run goes on without it"
+            line = f"tracker={self.settings.tracker} failed ({_message(error)}): the run continues without it"
             self.say(f"{line}, and its log is {self.settings.run_dir / METRICS_FILE}")
 
 
-def _said(error: Exception) -> str:
+def _message(error: Exception) -> str:
     line = in_one_line(error)
     text = str(line) if line is not None else f"{type(error).__name__}: {error}"
-    return " ".join(text.split())[:MOST_SAID]
+    return " ".join(text.split())[:MOST_SHOWN]

@@ -1,9 +1,10 @@
-"""Tensors on disk that say what they should hold: model.safetensors and a checkpoint's files. Nothing here imports torch."""
+"""safetensors files with a digest of their content: weights and the files of a checkpoint. Does not import torch."""
 
 import hashlib
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -11,33 +12,38 @@ from safetensors import SafetensorError, safe_open
 
 from cache_schema.documents import canonical_json, stamp
 from cache_schema.errors import UsageError, reason_of
-from trainer.runs.damaged import Damaged, tell
+from trainer.process.command import warn_once
+from trainer.runs.damaged import Damaged
 from trainer.runs.files import MODEL_FILE
 
-"""a finished run's weights"""
 DIGEST = "digest"
-"""in the metadata: sha256 over names, kinds, shapes and bytes of all tensors and over the other metadata"""
+"""metadata key: sha256 over the names, dtypes, shapes and bytes of all tensors and over the other metadata"""
 BLOCK = 2**22
 TRAIN_AGAIN = "train it again"
 
 _checked: set[tuple] = set()
-"""files, as the file system tells one state from another, that this process has found whole"""
+"""states of files (cache_schema.documents.stamp) that this process has found intact"""
 
 
 def sealed(serialised: Callable[[dict[str, str]], bytes], metadata: dict[str, str]) -> bytes:
-    """A safetensors file that holds its own digest. serialised: metadata -> the bytes of the file."""
+    """The bytes of a safetensors file with its digest in its metadata. serialised: metadata -> bytes."""
     own = {name: value for name, value in metadata.items() if name != DIGEST}
     return serialised(own | {DIGEST: _digest(io.BytesIO(serialised(own)))})
 
 
 def weights_metadata(path: Path) -> dict[str, str]:
-    """What a weights file says about itself, read without torch. Raises Damaged for what is none, UsageError where there is
-    no file or it cannot be read."""
+    """The metadata of a weights file. Raises UsageError if there is none or it cannot be read, Damaged if it is invalid."""
     if not path.is_file():
         raise UsageError("no finished run", where=path.parent, expected=f"a folder with {MODEL_FILE}")
+    with reading(path), safe_open(path, framework="np") as file:
+        return file.metadata() or {}
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Raises UsageError if a safetensors file cannot be read, Damaged if it is invalid."""
     try:
-        with safe_open(path, framework="np") as file:
-            return file.metadata() or {}
+        yield
     except OSError as error:
         raise UsageError(f"cannot be read as weights ({reason_of(error)})", where=path) from None
     except (SafetensorError, ValueError) as error:
@@ -45,27 +51,27 @@ def weights_metadata(path: Path) -> dict[str, str]:
 
 
 def weights_digest(path: Path) -> str:
-    """What the file says that it holds. Whoever reads the tensors calls `require_whole`."""
+    """The digest that the file states; unchecked, see `require_whole`."""
     return weights_metadata(path).get(DIGEST) or file_digest(path)
 
 
-def require_whole(path: Path) -> None:
-    """Raises Damaged where tensors or metadata are not those of the digest. Read once in a process.
+def require_whole(path: Path) -> str | None:
+    """Compares a file with its digest, once in a process, and returns the digest. Raises Damaged if they differ.
 
-    Weights without a digest are named.
+    For weights without a digest it prints a warning and returns None.
     """
     stated = weights_metadata(path).get(DIGEST)
     if stated is None:
-        return tell(f"{path}: holds no digest of its tensors: they are taken unchecked")
-    seen = stamp(path, path.stat())
-    if seen in _checked:
+        warn_once(f"{path}: has no digest: its tensors are not checked")
         return None
-    with path.open("rb") as file:
-        found = _digest(file)
-    if found != stated:
-        raise Damaged("does not match its digest", where=path, do=TRAIN_AGAIN)
-    _checked.update({seen} - {None})
-    return None
+    seen = stamp(path, path.stat())
+    if seen not in _checked:
+        with path.open("rb") as file:
+            if _digest(file) != stated:
+                raise Damaged("does not match its digest", where=path, do=TRAIN_AGAIN)
+        if seen is not None:
+            _checked.add(seen)
+    return stated
 
 
 def file_digest(path: Path) -> str:
@@ -75,7 +81,7 @@ def file_digest(path: Path) -> str:
 
 
 def _digest(file: BinaryIO) -> str:
-    """Of a file that safetensors can read: its header without the digest, in one spelling, then all that follows."""
+    """sha256 of the header in canonical JSON, without the digest, and of all bytes that follow."""
     header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     metadata = header.pop("__metadata__", None) or {}
     metadata.pop(DIGEST, None)

@@ -1,6 +1,6 @@
-"""What a score is held against: the constant, for stage 2 the curve, that does best on the training folds.
+"""Baselines: the constants, for stage 2 the curve, with the smallest loss on the training folds.
 
-Each is fitted on training rows only. A weighted mean is the exact minimum of the weighted loss.
+They are fitted on training rows only. A weighted mean minimises the weighted loss exactly.
 """
 
 from typing import NamedTuple
@@ -8,14 +8,14 @@ from typing import NamedTuple
 import numpy as np
 
 CURVE_BINS = 32
-"""bins over the relative slice index: C1..C7 fill about 0.76 of a study (reference 3.3), so each spans three bins"""
+"""bins of the relative slice index: C1..C7 take about 0.76 of a study (reference 3.3), so each level spans about three bins"""
 
 
 class Curve(NamedTuple):
-    """Linear between its knots, constant beyond them."""
+    """Piecewise linear; constant outside its knots."""
 
     at: np.ndarray
-    """(b,) relative slice index, rising"""
+    """(b,) relative slice index, increasing"""
     values: np.ndarray
     """(b, k)"""
 
@@ -30,9 +30,9 @@ def mean_box(boxes: np.ndarray) -> np.ndarray:
 
 
 def best_constants(targets: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(n, k) targets and their weights -> (k,) the constants of least weighted squared error, or log loss.
+    """(n, k) targets and weights -> (k,) the constants with the smallest weighted squared error or log loss.
 
-    Weight 0 leaves a target out; its value may then be NaN. A column without weight gets 0.
+    Targets of weight 0 are ignored and may be NaN. A column whose weights are all 0 gets 0.
     """
     total = weights.sum(0)
     return (weights * np.nan_to_num(targets)).sum(0) / np.where(total > 0, total, 1)

@@ -1,8 +1,8 @@
-"""What each study adds to a stage's score and its baseline's, on the same rows, as sums that add up over studies.
+"""Per-study sums of which a stage's score and its baseline's score, on the same rows, are computed.
 
-A parts function takes predictions, their truth, and the truth of the training folds, from which alone the baseline
-comes. Predictions of studies without a truth are left aside. A study or row that is due and not predicted raises
-CacheError, because leaving out what failed would flatter the score.
+A parts function takes predictions, their truth, and the truth of the training folds, on which alone the baseline is fitted.
+Predictions of studies without a truth are ignored. A missing prediction raises CacheError: leaving out failures would
+improve the score.
 """
 
 from collections.abc import Callable, Collection
@@ -20,9 +20,9 @@ from trainer.scores.baselines import best_constants, fit_curve, mean_box
 
 @dataclass(frozen=True)
 class Parts:
-    """One row a study, one column a term. A term is sum / count over studies, a score the sum of terms.
+    """One row per study, one column per term. A term is sum / count over studies, a score the sum of terms.
 
-    The first terms are those of the stage's own score; what follows is there for the scores by target.
+    The first terms make up the stage's own score; the others are for the scores by target.
     """
 
     ids: np.ndarray
@@ -36,7 +36,7 @@ class Parts:
         return Parts(self.ids[kept], self.value[kept], self.baseline[kept], self.count[kept])
 
 
-PREDICT = "predict all that their fold holds out, or take these predictions out of RUNS"
+PREDICT = "predict all held-out studies, or move these predictions out of RUNS"
 PartsOf = Callable[[pd.DataFrame, pd.DataFrame, pd.DataFrame], Parts]
 
 
@@ -65,10 +65,10 @@ def vertebra_parts(predictions: pd.DataFrame, truth: pd.DataFrame, training: pd.
 
 
 def slice_fracture_parts(predictions: pd.DataFrame, truth: pd.DataFrame, training: pd.DataFrame) -> Parts:
-    """Stage 3: its three weighted squared errors (ratios, fractures, any), at the slices that are predicted; then the
-    fractures' of C1..C7 each.
+    """Stage 3: its three weighted squared errors (ratios, fractures, any) at the predicted slices; then those of the fractures of
+    C1..C7.
 
-    Truth: the pseudo labels (id, z_index, C1..C7, C1_frac..C7_frac); unknown fractures do not count.
+    Truth: the pseudo labels (id, z_index, C1..C7, C1_frac..C7_frac); unknown fractures are ignored.
     """
     names = [*LEVELS, *FRACTURES, "any_frac"]
     truth, training = _with_any(truth), _with_any(training)
@@ -82,12 +82,12 @@ def slice_fracture_parts(predictions: pd.DataFrame, truth: pd.DataFrame, trainin
 
 
 def study_fracture_parts(predictions: pd.DataFrame, truth: pd.DataFrame, training: pd.DataFrame) -> Parts:
-    """Stage 4: weighted log loss, a term for each target. Truth: labels (id, patient_overall, C1..C7), null where unknown.
+    """Stage 4: weighted log loss, one term per target. Truth: labels (id, patient_overall, C1..C7), null where unknown.
 
-    The baseline's constants stay within 1 / (n + 2) of 0 and 1, n the training studies with that label.
+    The baseline's constants are clipped to [1 / (n + 2), 1 - 1 / (n + 2)], n: training studies with that label.
     """
     targets = _floats(training[list(TARGETS)])
-    # a level without a fracture in the training folds would make the baseline infinitely sure of itself
+    # without a fracture of a level in the training folds, the baseline's log loss could be infinite
     known = (~np.isnan(targets)).sum(0)
     constants = best_constants(targets, study_weights(targets)).clip(1 / (known + 2), 1 - 1 / (known + 2))
     labelled = truth[truth[list(TARGETS)].notna().any(axis=1)]
@@ -99,7 +99,7 @@ def study_fracture_parts(predictions: pd.DataFrame, truth: pd.DataFrame, trainin
 
 
 def across_folds(parts_of: PartsOf, predictions: pd.DataFrame, truth: pd.DataFrame, folds: pd.Series) -> Parts:
-    """Parts of all folds that have predictions, each fold's baseline from the other folds' truth. folds: id -> fold."""
+    """Parts of all folds with predictions; each fold's baseline is from the truth of the others. folds: id -> fold."""
     fold = truth["id"].map(folds)
     predicted = set(predictions["id"].map(folds).dropna())
     each = []
@@ -107,15 +107,14 @@ def across_folds(parts_of: PartsOf, predictions: pd.DataFrame, truth: pd.DataFra
         own = predictions[predictions["id"].map(folds) == k]
         each.append(parts_of(own, truth[fold == k], truth[fold.notna() & (fold != k)]))
     if not each:
-        raise CacheError(
-            "no held-out study is both predicted and known", do="score runs that hold out studies of the cache"
-        )
+        do = "score runs with held-out studies of the cache"
+        raise CacheError("no held-out study has both a prediction and a truth", do=do)
     joined = {name: np.concatenate([getattr(p, name) for p in each]) for name in ("ids", "value", "baseline", "count")}
     return Parts(**joined)
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(n, 4) or (1, 4) and (n, 4) x0 y0 x1 y1 -> (n,) intersection over union; a box turned inside out has no area."""
+    """(n, 4) or (1, 4) and (n, 4) x0 y0 x1 y1 -> (n,) intersection over union; an inverted box has area 0."""
     sides = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
     shared = sides.clip(0).prod(1)
     areas = [(box[:, 2:] - box[:, :2]).clip(0).prod(1) for box in (a, b)]
@@ -148,7 +147,7 @@ def by_study(ids: pd.Series, value: np.ndarray, baseline: np.ndarray, count: np.
 
 
 def matched(predictions: pd.DataFrame, truth: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    """Truth rows with their predictions; the truth's columns end in _true where both have them."""
+    """Rows of the truth with their predictions; columns of both end in _true for the truth."""
     rows = predictions.merge(truth, on=keys, how="right", suffixes=("", "_true"), validate="one_to_one", indicator=True)
     absent = rows.loc[rows["_merge"] != "both", "id"]
     if len(absent):

@@ -1,4 +1,4 @@
-"""Scores of the stages beside their baselines, with bounds: rows, scores.json, a table to read."""
+"""Scores of the stages, with baselines and bounds: computing, reading and writing, and text tables."""
 
 import io
 import json
@@ -15,23 +15,24 @@ from rich.table import Table
 from cache_schema import LEVELS
 from cache_schema.documents import write_whole
 from cache_schema.errors import CacheError
+from trainer.runs.metrics_log import finite
 from trainer.scores.score_terms import Parts, PartsOf, across_folds
 
 BOOTSTRAPS = 2000
 BOUNDS = (2.5, 97.5)
-"""percentiles: the 95 % bound"""
+"""percentiles of the 95 % interval"""
 HELD_OUT = "held_out"
 NUMBERS = ("value", "baseline_value", "ratio", "low", "high")
 MAKE_AGAIN = "make it again: python -m trainer.tables RUNS cache=CACHE"
 TABLE_WIDTH = 200
-"""more than any table needs, so that no line is broken"""
+"""characters; wide enough that no line is wrapped"""
 
 
 class Score(NamedTuple):
     """One row of scores.json. ratio = value / baseline_value; low and high bound the ratio, not the value.
 
-    `iou` is better above its baseline, every other metric is a loss and better below. n counts studies.
-    `<metric>:<target>` is what one target adds to the metric (study_fracture), or has of its own (slice_fracture).
+    `iou` is better above its baseline; all other metrics are losses, better below. n: number of studies.
+    `<metric>:<target>` is a target's share of the metric (study_fracture), or its own error (slice_fracture).
     """
 
     stage: str
@@ -61,13 +62,13 @@ class Measure(NamedTuple):
     baseline: str
     parts: PartsOf
     terms: int = 1
-    """how many of the parts' first terms make up the stage's own score"""
+    """the number of leading terms that make up the stage's own score"""
     targets: tuple[str, ...] = ()
-    """of the last terms, a score each"""
+    """the targets of the last terms, which get a score each"""
 
 
 class Scored(Protocol):
-    """What scores know of a stage."""
+    """The part of a stage that scores use."""
 
     name: str
     measure: Measure
@@ -82,11 +83,10 @@ def score(
     variant: str = "",
     splits: Mapping[str, Collection[str]] | None = None,
 ) -> list[Score]:
-    """One run's scores: `truth` of the held-out fold, `training` the truth of the folds it trained on.
+    """One run's scores. truth: of the held-out fold. training: the truth of the training folds.
 
-    What the frames hold stands with each stage's function in trainer.scores.score_terms. splits: name -> ids, one row each;
-    all held-out studies where none are named. A split without a study gives no row, and neither does a run that holds
-    no known study out.
+    The columns are described at each stage's function in trainer.scores.score_terms. splits: name -> ids, for one row each;
+    by default one split of all held-out studies. Splits without a study give no row.
     """
     if truth.empty or training.empty:
         return []
@@ -103,80 +103,85 @@ def score_folds(
     variant: str = "",
     splits: Mapping[str, Collection[str]] | None = None,
 ) -> list[Score]:
-    """Out-of-fold predictions scored together and by target, each fold beside the baseline of the others. folds: id -> fold."""
+    """Scores of out-of-fold predictions together and by target; each fold's baseline is from the others. folds: id -> fold."""
     return _summaries(stage, variant, across_folds(stage.measure.parts, predictions, truth, folds), splits)
 
 
 def bootstrap(parts: Parts, terms: Iterable[slice] = (slice(None),)) -> list[tuple[float, float]]:
-    """For each group of terms the 95 % bound of value / baseline over studies drawn with replacement; always the same."""
+    """For each group of terms the 95 % interval of value / baseline, by a bootstrap over studies with a fixed seed."""
     n = len(parts.ids)
     draws = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=BOOTSTRAPS).astype(np.float64)
     value, baseline, counts = draws @ parts.value, draws @ parts.baseline, draws @ parts.count
-    bounds = []
+    bounds: list[tuple[float, float]] = []
     for own in terms:
         ratios = _means(value[:, own], counts[:, own]) / _positive(_means(baseline[:, own], counts[:, own]))
-        known = np.isfinite(ratios).any()
-        bounds.append(tuple(map(float, np.nanpercentile(ratios, BOUNDS))) if known else (math.nan, math.nan))
+        low, high = np.nanpercentile(ratios, BOUNDS) if np.isfinite(ratios).any() else (math.nan, math.nan)
+        bounds.append((float(low), float(high)))
     return bounds
 
 
 def write_scores(path: Path, scores: Iterable[Score]) -> None:
-    """scores.json, whole or not at all. A ratio to a baseline of 0 is null."""
-    rows = [{key: _finite(value) for key, value in score._asdict().items()} for score in scores]
+    """Writes scores.json atomically. A ratio to a baseline of 0 is null."""
+    rows = [finite(score._asdict()) for score in scores]
     write_whole(path, (json.dumps(rows, indent=2, allow_nan=False) + "\n").encode())
 
 
 def read_scores(path: Path) -> list[Score]:
-    """Raises CacheError where the file is not what `write_scores` wrote."""
+    """Raises CacheError if the file is not as `write_scores` wrote it."""
     try:
-        rows = [Score(**row) for row in json.loads(path.read_bytes())]
-        return [row._replace(**{key: _number(getattr(row, key)) for key in NUMBERS}) for row in rows]
-    except (ValueError, TypeError):
+        rows = json.loads(path.read_bytes())
+        return [Score(**{**row, **{key: _number(row[key]) for key in NUMBERS}}) for row in rows]
+    except (ValueError, TypeError, KeyError):
         raise CacheError("cannot be read as scores", where=path, do=MAKE_AGAIN) from None
 
 
 def render(scores: Iterable[Score]) -> str:
-    """A plain text table of the stages' own scores, one line each, and a line that says how to read it."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("stage", "variant", "split"):
-        table.add_column(name)
-    table.add_column("n", justify="right")
-    table.add_column("metric")
-    table.add_column("value", justify="right")
-    table.add_column("baseline")
-    for name in ("its value", "ratio", "95 % of ratio"):
-        table.add_column(name, justify="right")
+    """A text table of the stages' own scores, one per line, with a legend."""
+    rows = []
     for s in (score for score in scores if score.target is None):
         numbers = (f"{s.baseline_value:.4f}", f"{s.ratio:.3f}", f"{s.low:.3f} - {s.high:.3f}")
-        table.add_row(s.stage, s.variant, s.split, str(s.n), s.metric, f"{s.value:.4f}", s.baseline, *numbers)
-    return "\n".join(
-        [*_lines(table), "iou: better above a ratio of 1; losses and errors: better below. n: held-out studies."]
-    )
+        rows.append((s.stage, s.variant, s.split, str(s.n), s.metric, f"{s.value:.4f}", s.baseline, *numbers))
+    columns = [
+        "stage",
+        "variant",
+        "split",
+        ">n",
+        "metric",
+        ">value",
+        "baseline",
+        ">its value",
+        ">ratio",
+        ">95 % of ratio",
+    ]
+    legend = "iou: better above a ratio of 1; losses and errors: better below. n: held-out studies."
+    return "\n".join([*_lines(columns, rows), legend])
 
 
 def render_levels(scores: Iterable[Score]) -> str:
-    """Ratio to the training constants by target, with its 95 % bound, - where these are exact; "" where no score is by target."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("ratio by level", "variant", "split", "overall", *LEVELS):
-        table.add_column(name)
+    """A text table of ratios by target with 95 % intervals, - if the baseline is 0; "" if there are no scores by target."""
     by_split: dict[tuple[str, ...], list[str]] = {}
     for s in scores:
         if s.target is not None:
             known = not math.isnan(s.ratio)
             by_split.setdefault(s[:3], []).append(f"{s.ratio:.2f} {s.low:.2f}-{s.high:.2f}" if known else "-")
-    for key, cells in by_split.items():
-        table.add_row(*key, *cells)
-    return "\n".join(_lines(table)) if by_split else ""
+    columns = ("ratio by level", "variant", "split", "overall", *LEVELS)
+    return "\n".join(_lines(columns, ((*key, *cells) for key, cells in by_split.items()))) if by_split else ""
 
 
-def _lines(table: Table) -> list[str]:
+def _lines(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
+    """A text table. Columns whose name starts with `>` are right-aligned."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in columns:
+        table.add_column(name.removeprefix(">"), justify="right" if name.startswith(">") else "left")
+    for row in rows:
+        table.add_row(*row)
     text = io.StringIO()
     Console(file=text, width=TABLE_WIDTH, color_system=None, force_terminal=False).print(table)
     return [line.rstrip() for line in text.getvalue().splitlines() if line.strip()]
 
 
 def _summaries(stage: Scored, variant: str, parts: Parts, splits: Mapping[str, Collection[str]] | None) -> list[Score]:
-    """The stage's own score and those by target, for each split that has a study."""
+    """The stage's own score and those by target, for each split with studies."""
     chosen = {HELD_OUT: parts} if splits is None else {name: parts.of(ids) for name, ids in splits.items()}
     return [row for name, own in chosen.items() if len(own.ids) for row in _summary(stage, variant, name, own)]
 
@@ -200,7 +205,7 @@ def _summary(stage: Scored, variant: str, split: str, parts: Parts) -> list[Scor
 
 
 def _means(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """(..., terms) -> (...,): the sum of the terms' means."""
+    """(..., terms) -> (...): the sum of the terms' means."""
     return (sums / np.maximum(counts, 1)).sum(-1)
 
 
@@ -210,7 +215,3 @@ def _positive(values: np.ndarray) -> np.ndarray:
 
 def _number(value: float | None) -> float:
     return math.nan if value is None else float(value)
-
-
-def _finite(value: object) -> object:
-    return None if isinstance(value, float) and not math.isfinite(value) else value

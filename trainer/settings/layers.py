@@ -1,4 +1,4 @@
-"""The layers that settings come from: defaults < configs/<stage>.yaml < its variant < config=FILE < command line. No torch."""
+"""Settings from their layers: defaults < configs/<stage>.yaml < its variant < config=FILE < command line. Without torch."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -12,18 +12,19 @@ from trainer.settings.keyvalue import given_twice, merge, nearest, parse_assignm
 from trainer.settings.needs import check_paths
 from trainer.settings.paths import beside, check_folder
 from trainer.settings.registry import stage_file, stage_names
-from trainer.settings.settings import PLACES, Settings, check_keys, from_anywhere, names_a_place, validate
+from trainer.settings.settings import PLACEHOLDERS, SOURCES, Settings, check_keys, map_paths, validate
 
 
 def full_name(key: str) -> str:
-    """`micro_batch` is `train.micro_batch`, written shorter."""
+    """`micro_batch` is short for `train.micro_batch`."""
     return "train.micro_batch" if key == "micro_batch" else key
 
 
 def load(words: Iterable[str], *, must_exist: bool = True, places: Mapping[str, str] | None = None) -> Settings:
-    """Settings from `key=value` words. Raises UsageError with the nearest right choice. places: below all else.
+    """Settings from `key=value` words. Raises UsageError, which suggests the closest valid choice.
 
-    must_exist=False leaves out whether paths exist, for runs whose inputs are yet to be made."""
+    must_exist=False: do not check that input paths exist. places: the lowest layer, for paths.
+    """
     given = parse_assignments(words)
     extra: list[dict[str, Any]] = []
     files = given.pop("config", None)
@@ -58,17 +59,17 @@ def load(words: Iterable[str], *, must_exist: bool = True, places: Mapping[str, 
 
 
 def shown(words: Iterable[str]) -> str:
-    """All settings of a run as YAML; what it is made from need not be given."""
-    settings = load(words, must_exist=False, places=PLACES)
-    unused = {"boxes": not settings.needs_boxes, "pseudo": settings.facts.learns_from != "pseudo_labels"}
-    unused["backbone"] = settings.facts.backbone is None
-    values = {name: None if unused.get(name) else value for name, value in settings.dump().items()}
-    values = from_anywhere(values, os.path.abspath)
+    """All settings of a run as YAML, with a placeholder for each required path that is not given."""
+    settings = load(words, must_exist=False, places=PLACEHOLDERS)
+    unused = SOURCES.keys() - settings.sources().keys()
+    values = {name: None if name in unused else value for name, value in settings.dump().items()}
+    kept = set(PLACEHOLDERS.values())
+    values = map_paths(values, lambda path: path if path in kept else os.path.abspath(path))
     return yaml.safe_dump(values, sort_keys=False).rstrip()
 
 
 def stage_layer(path: Path, stage: str) -> dict[str, Any]:
-    """A settings file: keys for every stage, and under `stages:` keys for one. Its paths are relative to its own folder."""
+    """A settings file: keys for every stage and, under `stages:`, for one. Its paths are relative to its folder."""
     content = read_yaml(path)
     per_stage = content.pop("stages", {}) or {}
     if not isinstance(per_stage, dict) or not all(isinstance(value, dict) for value in per_stage.values()):
@@ -78,16 +79,7 @@ def stage_layer(path: Path, stage: str) -> dict[str, Any]:
             raise UsageError(f"no stage {name}", where=path, do=nearest(name, stage_names()))
     layer = merge(content, per_stage.get(stage) or {})
     check_keys(layer, where=path)
-    return _placed(layer, path)
-
-
-def _placed(layer: Mapping[str, Any], file: Path, prefix: str = "") -> dict[str, Any]:
-    made = {}
-    for key, value in layer.items():
-        if isinstance(value, Mapping):
-            value = _placed(value, file, f"{prefix}{key}.")
-        made[key] = beside(file, value) if names_a_place(prefix + key, value) else value
-    return made
+    return map_paths(layer, lambda value: beside(path, value))
 
 
 def _without_nulls(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a run needs that its settings leave out, and paths that are not there: said before anything is opened."""
+"""Checks before anything is opened: required settings, settings that exclude each other, and input paths."""
 
 from typing import TYPE_CHECKING
 
@@ -10,37 +10,36 @@ if TYPE_CHECKING:
 
 
 def check_needs(settings: "Settings") -> None:
-    """Raises UsageError for what a variant needs and is not given, and for settings that do not go together."""
-    name = f"{settings.stage} {settings.variant}"
-    if settings.needs_boxes and settings.boxes is None:
-        raise UsageError(f"{name} works on study boxes and was given none", do="add boxes=TABLE or boxes=cache")
-    training, stage = settings.mode == "train", settings.facts
-    if training and stage.learns_from == "pseudo_labels" and settings.pseudo is None:
-        raise UsageError(f"{name} trains on pseudo labels and was given none", do="add pseudo=TABLE")
-    if training and stage.backbone is not None and settings.backbone is None:
-        raise UsageError(f"{name} freezes a {stage.backbone} backbone and was given none", do="add backbone=RUN")
-    if settings.data.eval_stride > settings.data.frames:
-        line = f"data.eval_stride={settings.data.eval_stride} leaves slices between windows of {settings.data.frames}"
+    """Raises UsageError for a required setting that is missing, and for settings that exclude each other."""
+    name, stage = f"{settings.stage} {settings.variant}", settings.facts
+    data, training = settings.data, settings.mode == "train"
+    missing = {
+        "boxes": ("works on study boxes", "add boxes=TABLE or boxes=cache"),
+        "pseudo": ("trains on pseudo labels", "add pseudo=TABLE"),
+        "backbone": (f"freezes a {stage.backbone} backbone", "add backbone=RUN"),
+    }
+    for source, path in settings.sources(training=training).items():
+        if path is None:
+            raise UsageError(f"{name} {missing[source][0]} and was given none", do=missing[source][1])
+    if data.eval_stride > data.frames:
+        line = f"data.eval_stride={data.eval_stride} leaves slices between windows of {data.frames}"
         raise UsageError(line, expected="at most data.frames")
-    if settings.data.resident == "gpu" and not settings.data.crop:
+    if data.resident == "gpu" and not data.crop:
         raise UsageError(f"data.resident=gpu keeps crops, and {name} has none", do="give data.resident=ram or disk")
-    if settings.data.resident == "gpu" and settings.data.on_error == "skip":
-        raise UsageError(
-            "data.resident=gpu reads everything first, so nothing can be skipped", do="leave data.on_error out"
-        )
-    if settings.data.bank and stage.backbone is None:
+    if data.resident == "gpu" and data.on_error == "skip":
+        raise UsageError("data.resident=gpu reads all items first and cannot skip any", do="leave data.on_error out")
+    if data.bank and stage.backbone is None:
         frozen = [name for name in stage_names() if stage_class(name).backbone is not None]
         raise UsageError("data.bank keeps features of a frozen CNN", expected=f"stage={'|'.join(frozen)}")
-    if settings.data.bank and settings.model.batch_norm == "train":
+    if data.bank and settings.model.batch_norm == "train":
         raise UsageError("data.bank needs a CNN that never changes", expected="model.batch_norm=eval")
-    if settings.mode == "train" and settings.split == "all":
-        raise UsageError("split=all belongs to mode=predict", do="leave it out, or give mode=predict")
-    if settings.mode == "train" and settings.weights is not None:
-        raise UsageError("weights= belongs to mode=predict", do="leave it out, or give mode=predict")
+    for given, wrong in (("split=all", settings.split == "all"), ("weights=", settings.weights is not None)):
+        if training and wrong:
+            raise UsageError(f"{given} belongs to mode=predict", do="leave it out, or give mode=predict")
 
 
 def check_paths(settings: "Settings") -> None:
-    """Raises UsageError for an input that is not there."""
+    """Raises UsageError for an input that does not exist."""
     given = {key: getattr(settings, key) for key in ("cache", "boxes", "pseudo", "backbone", "weights")}
     for key, path in (given | {"model.weights_file": settings.model.weights_file}).items():
         if path is None or path.exists() or (key == "boxes" and str(path) == "cache"):

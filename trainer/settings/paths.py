@@ -1,4 +1,4 @@
-"""Where things lie: what a file's own paths are relative to, and where nothing may be written. Nothing here imports torch."""
+"""Paths: what relative ones are relative to, and where output may be written. Does not import torch."""
 
 import os
 from collections.abc import Iterable
@@ -7,17 +7,17 @@ from pathlib import Path
 from cache_schema.errors import UsageError
 from cache_schema.layout import GROUP
 from cache_schema.places import check_place
-from trainer.settings.keyvalue import at_home
+from trainer.settings.keyvalue import expand_user
 
 
 def beside(file: Path, value: str) -> str:
-    """A path that stands in `file`, relative ones below that file's folder. Raises UsageError for an address."""
+    """A path given in `file`; a relative one is relative to that file's folder. Raises UsageError for a URL."""
     check_place(value)
-    return str(file.parent / at_home(value))
+    return str(file.parent / expand_user(value))
 
 
 def check_folder(out: Path, name: str = "out") -> None:
-    """Raises UsageError where a folder cannot be made because a file lies in its way, or would be made in a cache."""
+    """Raises UsageError if `out` is not a folder and cannot become one, or lies inside a cache."""
     where = f"{name}={out}"
     for place in (out, *out.parents):
         try:
@@ -27,23 +27,24 @@ def check_folder(out: Path, name: str = "out") -> None:
         except OSError as error:
             raise UsageError(f"cannot be a folder ({error.strerror})", where=where) from None
         if not place.is_dir():
-            raise UsageError("is no folder", where=f"{name}={place}", expected="a folder, or a place for one")
+            raise UsageError(
+                "is not a folder", where=f"{name}={place}", expected="a folder, or a path that does not exist yet"
+            )
         break
     real = Path(os.path.realpath(out))
     for place in (real, *real.parents):
         if os.path.isfile(place / GROUP):
-            raise UsageError(
-                f"lies in the cache {place}", where=where, expected="a folder outside, for it is only read"
-            )
+            expected = "a folder outside it: caches are read-only"
+            raise UsageError(f"lies in the cache {place}", where=where, expected=expected)
 
 
 def refuse_folders(files: Iterable[Path]) -> None:
-    """Raises UsageError where a folder lies in the place of a file that is to be written."""
+    """Raises UsageError if the path of an output file is a folder."""
     for path in files:
         if path.is_dir():
-            raise UsageError("is a folder", where=path, expected="a file, or nothing", do="move it away")
+            raise UsageError("is a folder", where=path, expected="a file", do="move it away")
 
 
 def is_inside(place: Path, folder: Path) -> bool:
-    """Whether one is the other or lies below it, by whatever links."""
+    """Whether `place` is `folder` or lies below it, symbolic links resolved."""
     return Path(os.path.realpath(place)).is_relative_to(os.path.realpath(folder))

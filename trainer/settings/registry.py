@@ -1,5 +1,5 @@
-"""The stages there are, by name: a file in trainer/stages with its configs/<name>.yaml, or a class that an installed package
-brings as an entry point of the group `cspine.stages`. Nothing here imports torch.
+"""The registered stages by name: a file in trainer/stages with its configs/<name>.yaml, or an entry point in the group
+`cspine.stages` of an installed package. Does not import torch.
 """
 
 import importlib
@@ -22,14 +22,14 @@ ENTRY_POINTS = "cspine.stages"
 
 @cache
 def stage_names() -> tuple[str, ...]:
-    """In an order in which each stage comes after those whose tables or weights it takes; those of other packages last."""
+    """Sorted so that each stage follows those whose tables or weights it needs; stages of other packages come last."""
     own = [path.stem for path in STAGES.glob("*.py") if (CONFIGS / f"{path.stem}.yaml").is_file()]
     return (*sorted(own, key=lambda name: stage_class(name).order), *sorted(_installed()))
 
 
 @cache
 def stage_class(name: str) -> "type[Stage]":
-    """Raises UsageError where there is none of this name, or the package that brings it is broken."""
+    """Raises UsageError for an unknown name, or if the package that provides the stage cannot be imported."""
     if (STAGES / f"{name}.py").is_file() and (CONFIGS / f"{name}.yaml").is_file():
         module = importlib.import_module(f"trainer.stages.{name}")
         return next(each for each in vars(module).values() if getattr(each, "name", None) == name)
@@ -40,9 +40,9 @@ def stage_class(name: str) -> "type[Stage]":
         stage = found.load()
     except Exception as error:  # another package's code may fail in any way
         line = f"cannot be imported ({type(error).__name__}: {error})"
-        raise UsageError(line, where=f"stage {name}, {found.value}", do="mend or remove the package") from error
+        raise UsageError(line, where=f"stage {name}, {found.value}", do="repair or remove the package") from error
     if getattr(stage, "name", None) != name:
-        raise UsageError("has another name than its entry point", where=f"stage {name}, {found.value}")
+        raise UsageError("does not have the name of its entry point", where=f"stage {name}, {found.value}")
     return stage
 
 
@@ -52,6 +52,6 @@ def _installed() -> dict[str, EntryPoint]:
 
 
 def stage_file(stage: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(settings common to the stage, its variants) from its YAML; the first variant is the default."""
+    """(common settings, settings by variant) of the stage's YAML file; the first variant is the default."""
     content = read_yaml(stage_class(stage).config)
     return content, content.pop("variants")

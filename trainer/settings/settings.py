@@ -1,11 +1,13 @@
-"""The settings of a run, typed: what each is called, may be, and means. Nothing here imports torch."""
+"""The settings of a run: names, types, bounds and meaning. Does not import torch."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from cache_schema.errors import UsageError
 from cache_schema.places import check_place
@@ -16,8 +18,9 @@ from trainer.settings.registry import stage_class
 if TYPE_CHECKING:
     from trainer.stages.base import Stage
 
-PLACES = {"cache": "CACHE", "out": "RUNS", "boxes": "TABLE", "pseudo": "TABLE", "backbone": "RUN"}
-"""what stands in `shown` for what a run is made from"""
+SOURCES = {"boxes": "TABLE", "pseudo": "TABLE", "backbone": "RUN"}
+"""settings that name what a run is made from besides its cache, and their placeholders"""
+PLACEHOLDERS = {"cache": "CACHE", "out": "RUNS", **SOURCES}
 
 
 class Section(BaseModel):
@@ -25,10 +28,13 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _on_this_machine(cls, value: Any) -> Any:
+    def _is_local(cls, value: Any) -> Any:
         if isinstance(value, str):
             check_place(value)
         return value
+
+
+Model = TypeVar("Model", bound=Section)
 
 
 class ModelSettings(Section):
@@ -36,16 +42,16 @@ class ModelSettings(Section):
     """timm model with its pretrained tag pinned (reference 6)"""
     pretrained: bool = True
     weights_file: Path | None = None
-    """a local file with the backbone's pretrained weights, for machines that reach no model hub"""
+    """a local file with the backbone's pretrained weights, for machines without access to a model hub"""
     dropout: float = Field(0.0, ge=0, lt=1)
     positional: Literal["index", "relative"] = "index"
-    """index: constant features per position in the window, as the reference computes them (its 6.2)"""
+    """index: constant features for each position in the window, as in the reference (6.2)"""
     batch_norm: Literal["eval", "train"] = "eval"
-    """study_fracture only. train: batch norm of the frozen backbone drifts as in the reference (Q4)"""
+    """study_fracture only. train: running statistics of the frozen backbone change, as in the reference (Q4)"""
     mask_pool: bool = False
-    """study_fracture only. true: LSTM and max pool leave padded steps out (the reference runs over them, Q29)"""
+    """study_fracture only. true: LSTM and max pool ignore padded steps (in the reference they do not, Q29)"""
     chunk: int = Field(64, ge=2, le=10_000)
-    """study_fracture only: images in one pass of the frozen CNN"""
+    """study_fracture only: images in one forward pass of the frozen CNN"""
 
 
 class DataSettings(Section):
@@ -59,26 +65,26 @@ class DataSettings(Section):
     thin: float = Field(0.0, ge=0, le=1)
     """probability that a training window is thinned along z by a step of 2 to 4 (reference 4.2)"""
     crop: bool = False
-    """cut the square around the study's box; needs boxes="""
+    """crop to the square around the study's box; needs boxes="""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     intensity: Literal["per_slice", "fixed"] = "per_slice"
-    """per_slice: stretch each slice's crop to 0..255 as the reference does; fixed: keep the cache's window"""
+    """per_slice: stretch each slice's crop to 0..255, as in the reference; fixed: keep the cache's intensity window"""
     loader: Literal["dali", "plain"] = "dali"
-    """plain: the same images by OpenCV, where DALI cannot be had"""
+    """plain: the same images with OpenCV, where DALI is not available"""
     workers: Annotated[int, Field(ge=0, le=256)] | Literal["auto"] = "auto"
-    """reading processes per training process; 0 reads in the training process. auto: on a GPU up to six, of the cores that
-    training leaves; 0 on a CPU"""
+    """reader processes per training process; 0: read in the training process. auto: on a GPU one for each free core, at most
+    six; on a CPU 0"""
     resident: Literal["disk", "ram", "gpu"] = "disk"
-    """ram: each reading process keeps decoded chunks up to data.ram_gb; gpu: all crops lie in the GPU's memory, loaded once"""
+    """ram: each reader process caches decoded chunks, up to data.ram_gb; gpu: all crops are loaded into GPU memory once"""
     ram_gb: float = Field(8.0, gt=0, le=100_000)
     on_error: Literal["stop", "skip"] = "stop"
-    """a training item that cannot be read: stop, or show another in its place and count it; evaluation always stops"""
+    """on a training item that cannot be read: stop, or replace it by another and count it; evaluation always stops"""
     bank: int = Field(0, ge=0, le=1000)
-    """study_fracture only: features of this many augmentations are kept on disk, and epoch e is shown augmentation e mod bank; 0: none"""
+    """study_fracture only: features of this many augmentations are cached on disk; epoch e uses augmentation e mod bank. 0: none"""
 
 
 class AugmentSettings(Section):
-    """Probabilities and ranges of reference section 5; drawn once per item, the same for all its frames."""
+    """Probabilities and ranges of reference section 5. Drawn once per item, for all its frames."""
 
     reverse: float = Field(0.0, ge=0, le=1)
     """probability of reversing the three slices of a triplet (reference Q1)"""
@@ -101,19 +107,19 @@ class AugmentSettings(Section):
 class TrainSettings(Section):
     epochs: int = Field(3, ge=1, le=100_000)
     batch: int = Field(16, ge=1, le=100_000)
-    """items per optimiser step over all processes"""
+    """items per optimiser step, over all processes"""
     micro_batch: Annotated[int, Field(ge=1, le=10_000)] | Literal["auto"] = 2
-    """items per process and forward pass; gradients are accumulated up to `batch`. auto: the most that fit a GPU's memory;
-    on a CPU and under deterministic=true the number in configs/<stage>.yaml"""
+    """items per process and forward pass; gradients are accumulated up to `batch`. auto: as many as fit in GPU memory; on a
+    CPU or with deterministic=true the number in configs/<stage>.yaml"""
     autotune: bool = True
-    """on a GPU spend up to a minute on how the CNN runs fastest; off under deterministic=true"""
+    """on a GPU, spend up to a minute on finding the fastest way to run the CNN; off with deterministic=true"""
     eval_batch: int = Field(2, ge=1, le=10_000)
     lr: float = Field(3e-4, gt=0, le=10)
     eps_form: Literal["reference", "torch"] = "reference"
-    """where AdamW adds its epsilon: to the root of the second moment, or to that of the moment freed from its bias"""
+    """whether AdamW adds epsilon to the root of the second moment before (reference) or after (torch) bias correction"""
     weight_decay: float = Field(5e-4, ge=0, le=10)
     warmup: float = Field(0.1, ge=0, le=1)
-    """share of all samples during which the learning rate rises"""
+    """fraction of all samples during which the learning rate rises"""
     precision: Literal["auto", "no", "fp16", "bf16"] = "auto"
     """auto: fp16 on a GPU as in the reference, float32 on a CPU"""
     checkpoint_minutes: float = Field(10.0, ge=0, le=1_000_000)
@@ -122,7 +128,7 @@ class TrainSettings(Section):
     log_every: int = Field(10, ge=1, le=1_000_000)
     """optimiser steps between logged lines"""
     threads: int = Field(0, ge=0, le=1024)
-    """CPU threads of torch and OpenCV per process; 0: what they choose"""
+    """CPU threads of torch and OpenCV per process; 0: their defaults"""
 
 
 class Settings(Section):
@@ -134,10 +140,10 @@ class Settings(Section):
     fold: Annotated[int, Field(ge=0, le=10_000)] | Literal["all"] = 0
     seed: int = Field(1, ge=0, lt=2**32)
     boxes: Path | None = None
-    """a study_boxes table, or `cache` for the boxes published in the cache"""
+    """a study_boxes table, or `cache` for the boxes stored in the cache"""
     pseudo: Path | None = None
     backbone: Path | None = None
-    """a finished slice_fracture run whose backbone study_fracture freezes"""
+    """a finished slice_fracture run, whose backbone study_fracture freezes"""
     weights: Path | None = None
     split: Literal["held_out", "all"] = "held_out"
     deterministic: bool = False
@@ -155,12 +161,19 @@ class Settings(Section):
 
     @property
     def needs_boxes(self) -> bool:
-        """Whether study boxes decide what is seen: crops, the stride between windows, a study's z-range."""
+        """Whether study boxes decide what is read: crops, the stride between windows, a study's z-range."""
         return self.data.crop or self.data.stride == "adaptive" or self.facts.needs_boxes
+
+    def sources(self, *, training: bool = True) -> dict[str, Path | None]:
+        """The SOURCES that this run reads, or with training=False those that a prediction reads; None if not given."""
+        used = {"boxes": self.needs_boxes}
+        used["pseudo"] = training and self.facts.learns_from == "pseudo_labels"
+        used["backbone"] = training and self.facts.backbone is not None
+        return {name: getattr(self, name) for name, needed in used.items() if needed}
 
     @property
     def facts(self) -> "type[Stage]":
-        """The stage's class, which says everything about it."""
+        """The stage's class."""
         return stage_class(self.stage)
 
     @field_validator("stage")
@@ -172,79 +185,87 @@ class Settings(Section):
         return self.model_dump(mode="json")
 
     def record(self) -> dict[str, Any]:
-        """What a run writes of itself: `dump` with every path from the root on, by no links, so that it means the same
-        from any folder."""
-        return from_anywhere(self.dump(), os.path.realpath)
+        """`dump` with absolute paths, symbolic links resolved: what a run writes about itself."""
+        return map_paths(self.dump(), os.path.realpath)
 
 
 def check_keys(
-    given: Mapping[str, Any], model: type[BaseModel] = Settings, prefix: str = "", where: object = None
+    given: Mapping[str, Any], model: type[Section] = Settings, prefix: str = "", where: object = None
 ) -> None:
+    """Raises UsageError for unknown keys, and where a section is given as a value or a value as a section."""
     for key, value in given.items():
+        name = prefix + key
         if key not in model.model_fields:
-            names = [prefix + name for name in model.model_fields]
-            raise UsageError(f"no setting {prefix + key}", where=where, do=nearest(prefix + key, names))
-        inner = model.model_fields[key].annotation
-        is_section = isinstance(inner, type) and issubclass(inner, BaseModel)
-        if is_section and not isinstance(value, Mapping):
-            raise UsageError(f"{prefix + key} is a section", where=where, expected=f"{prefix}{key}.<setting>=value")
-        if is_section:
-            check_keys(value, inner, f"{prefix}{key}.", where)
-        elif isinstance(value, Mapping):
-            raise UsageError(f"{prefix + key} is a value, not a section", where=where)
-        elif inner is str and not isinstance(value, str):
-            raise UsageError(f"{prefix + key} is one word", where=where, expected=f"{prefix}{key}=<word>")
+            names = [prefix + each for each in model.model_fields]
+            raise UsageError(f"no setting {name}", where=where, do=nearest(name, names))
+        section = _section(model.model_fields[key])
+        if section is None and isinstance(value, Mapping):
+            raise UsageError(f"{name} is a value, not a section", where=where)
+        if section is not None:
+            if not isinstance(value, Mapping):
+                raise UsageError(f"{name} is a section", where=where, expected=f"{name}.<setting>=value")
+            check_keys(value, section, f"{name}.", where)
+        elif model.model_fields[key].annotation is str and not isinstance(value, str):
+            raise UsageError(f"{name} is one word", where=where, expected=f"{name}=<word>")
 
 
 def validate(values: Mapping[str, Any]) -> Settings:
-    """Typed. Raises UsageError for a value that does not fit, or that the variant needs and is not there."""
-    try:
-        settings = Settings.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(_keys(first["loc"]))
-        same = [each for each in error.errors() if ".".join(_keys(each["loc"])) == key]
-        wanted = [each["msg"].lower().removeprefix("input should be ").partition(", unable")[0] for each in same]
-        raise UsageError(f"{key}={first.get('input')!r:.80} does not fit", expected=" or ".join(wanted)) from None
+    """Raises UsageError for a value that does not fit, and for one that the variant needs and that is not given."""
+    settings = validated(Settings, values)
     check_needs(settings)
     return settings
 
 
-def _keys(loc: tuple[int | str, ...]) -> list[str]:
-    """pydantic's place of an error without the names of a union's branches."""
-    return [str(part) for part in loc if str(part) in Settings.model_fields or str(part) in _SECTION_KEYS]
+def validated(model: type[Model], values: Mapping[str, Any], prefix: str = "") -> Model:
+    """The values as a model. Raises UsageError for the first that does not fit."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        known = {part for key in _fields(model) for part in key.split(".")}
+        by_key: dict[str, list[ErrorDetails]] = {}
+        for each in error.errors():  # `loc` also holds the names of a union's branches
+            by_key.setdefault(".".join(str(part) for part in each["loc"] if part in known), []).append(each)
+        key, found = next(iter(by_key.items()))
+        wanted = [each["msg"].lower().removeprefix("input should be ").partition(", unable")[0] for each in found]
+        line = f"{prefix}{key}={found[0].get('input')!r:.80} does not fit"
+        raise UsageError(line, expected=" or ".join(wanted)) from None
 
 
-_SECTION_KEYS = {
-    name for section in (ModelSettings, DataSettings, AugmentSettings, TrainSettings) for name in section.model_fields
-}
+def _section(field: FieldInfo) -> type[Section] | None:
+    kind = field.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, Section) else None
 
 
-def _paths(model: type[BaseModel], prefix: str = "") -> Iterable[str]:
+def _fields(model: type[Section], prefix: str = "") -> dict[str, FieldInfo]:
+    """`section.name` -> field, of all settings."""
+    found: dict[str, FieldInfo] = {}
     for name, field in model.model_fields.items():
-        kinds = (field.annotation, *get_args(field.annotation))
-        if Path in kinds:
-            yield prefix + name
-        elif isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            yield from _paths(field.annotation, f"{prefix}{name}.")
+        section = _section(field)
+        found |= {prefix + name: field} if section is None else _fields(section, f"{prefix}{name}.")
+    return found
 
 
-PATHS = frozenset(_paths(Settings))
+PATHS = frozenset(
+    name for name, field in _fields(Settings).items() if Path in (field.annotation, *get_args(field.annotation))
+)
 """settings whose values are paths"""
 
 
-def names_a_place(key: str, value: Any) -> bool:
-    """Whether this setting's value is a path: not `boxes=cache`, and not one that is left open."""
-    return key in PATHS and isinstance(value, str) and value not in ("", "null") and (key, value) != ("boxes", "cache")
+def is_path(name: str, value: object) -> bool:
+    """Whether a setting holds a path: not `boxes=cache`, and not null."""
+    return (
+        name in PATHS and isinstance(value, str) and value not in ("", "null") and (name, value) != ("boxes", "cache")
+    )
 
 
-def from_anywhere(values: Mapping[str, Any], whole: Callable[[str], str], prefix: str = "") -> dict[str, Any]:
-    """Whole paths in the place of relative ones, so that they can be given back in a file elsewhere."""
+def map_paths(values: Mapping[str, Any], change: Callable[[str], str], prefix: str = "") -> dict[str, Any]:
+    """Nested settings with every path changed."""
     made = {}
     for key, value in values.items():
+        name = prefix + key
         if isinstance(value, Mapping):
-            value = from_anywhere(value, whole, f"{prefix}{key}.")
-        elif names_a_place(prefix + key, value) and value != PLACES.get(key):
-            value = whole(value)
+            value = map_paths(value, change, f"{name}.")
+        elif is_path(name, value):
+            value = change(value)
         made[key] = value
     return made

@@ -11,7 +11,7 @@ from cache_schema import LEVELS
 from cache_schema.columns import FRACTURES
 from cache_schema.errors import UsageError
 from trainer.data.items import Item, middles
-from trainer.runs.damaged import tell
+from trainer.process.command import warn_once
 from trainer.runs.inputs import FROM_RUNS
 from trainer.scores.score_terms import slice_fracture_parts
 from trainer.scores.scores import Measure
@@ -42,7 +42,9 @@ class SliceFractureStage(WindowStage):
             raise UsageError(line, where=f"pseudo={self.settings.pseudo}", do=FROM_RUNS.format("vertebrae"))
         short = [id for id in ids if np.isnan(self.inputs.pseudo[id][:, : len(LEVELS)]).any()]
         if short:
-            tell(f"{len(short)} studies lack pseudo labels of some slices, which count in no loss, first {min(short)}")
+            warn_once(
+                f"{len(short)} studies lack pseudo labels of some slices, which count in no loss, first {min(short)}"
+            )
         return super().train_items(ids)
 
     def targets(self, entry: ScheduledItem, z_index: np.ndarray, params: AugmentParams) -> dict[str, np.ndarray]:

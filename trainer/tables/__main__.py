@@ -1,4 +1,4 @@
-"""`python -m trainer.tables RUNS cache=CACHE [export=rsna22]`: every table that the finished runs allow, and the scores."""
+"""`python -m trainer.tables RUNS cache=CACHE [export=rsna22]`: all tables that the finished runs allow, and the scores."""
 
 if __name__ == "__main__":
     from trainer.process.ending import answer_at_once
@@ -16,15 +16,15 @@ HELP = """usage: python -m trainer.tables RUNS cache=CACHE [export=rsna22] [tabl
 
 Makes RUNS/tables from the held-out predictions of the runs under RUNS: study_boxes, vertebra_ratios, pseudo_labels,
 study_predictions, submission.csv and scores.json, and prints the scores.
-export=rsna22 writes them in the reference's own formats as well, into RUNS/tables/rsna22.
-tables.over_seeds=mean|extreme, tables.presence, tables.z_presence, tables.rolling_rows, tables.box_margin: how study_boxes is made
-[as it was made before].
-Runs that were made from another cache, other folds or other tables than there are now are stale: they are named and left out.
+export=rsna22 also writes them in the reference's formats, into RUNS/tables/rsna22.
+tables.over_seeds=mean|extreme, tables.presence, tables.z_presence, tables.rolling_rows, tables.box_margin: how to make study_boxes
+[default: as the existing table was made].
+Runs that were made from another cache, other folds or other tables are stale: they are reported and left out.
 Exit status: 0 made, 1 a table could not be made without stale runs, or a score was refused, 2 a wrong setting or no finished run."""
 
 
 def main(words: list[str]) -> int:
-    return serve(words, HELP, _main, "interrupted: the same command goes on")
+    return serve(words, HELP, _main, "interrupted: run the same command to continue")
 
 
 def _main(words: list[str]) -> None:

@@ -10,14 +10,14 @@ from cache_schema.errors import CacheError
 from trainer.tables.pooling import pooled
 
 PRESENCE = 0.5
-"""rows at or below this probability do not shape the box"""
+"""rows with has_box at or below this probability are not used for the box"""
 ROLLING_ROWS, ROLLING_MINIMUM = 5, 3
 Z_PRESENCE = 0.1
-"""the z-range spans the rows whose rolling mean exceeds this"""
+"""the z-range spans the rows whose rolling mean of has_box exceeds this"""
 COLUMNS = ["id", *STUDY_BOX, "source", "runs"]
 OUTLIER_DEVIATIONS = 4.0
 OUTLIER_SPREAD = 0.05
-"""smallest standard deviation of the logarithms that outliers are measured in: below it the set is simply uniform"""
+"""lower limit of the standard deviation of the logarithms: smaller spreads make no outliers"""
 
 
 def study_boxes(
@@ -29,7 +29,7 @@ def study_boxes(
     rolling_rows: int = ROLLING_ROWS,
     box_margin: float = 0,
 ) -> pd.DataFrame:
-    """The `study_boxes` table, a row for each of `studies`, sorted by id.
+    """The `study_boxes` table, one row for each of `studies`, sorted by id.
 
     predictions: one frame a run (id, z_index, x0, y0, x1, y1 in native pixels, has_box); runs of a study are averaged.
     studies: id, rows, columns, slices.
@@ -37,8 +37,8 @@ def study_boxes(
     `extreme` takes the hull of every run's rows above it, as the reference does. The z-range is of the mean in both.
     x0 y0 x1 y1: whole native pixels, exclusive ends, `box_margin` pixels beyond the hull but inside the frame.
     z_from, z_to: z_index of the kept middle slices, exclusive end.
-    A study with no row above `presence` gets the full frame and all its slices, source `full_frame`.
-    Raises CacheError where a study has no prediction.
+    A study without a row above `presence` gets the full frame and all its slices, with source `full_frame`.
+    Raises CacheError if a study has no prediction.
     """
     every = pooled(predictions)
     per_slice = every.groupby(["id", "z_index"], sort=True)[[*BOX, "has_box"]].mean().reset_index()
@@ -46,9 +46,8 @@ def study_boxes(
     runs = every.groupby("id")["run"].nunique()
     missing = sorted(set(studies["id"]) - set(runs.index))
     if missing:
-        raise CacheError(
-            f"{len(missing)} studies have no bbox prediction, first {missing[0]}", do="run stage=bbox on them"
-        )
+        what = f"{len(missing)} studies have no bbox prediction, first {missing[0]}"
+        raise CacheError(what, do="run stage=bbox on them")
     hulls = _hulls(shaping[shaping["has_box"] > presence])
     slices = dict(iter(per_slice.groupby("id")))
     rows = []
@@ -67,8 +66,8 @@ def z_range(
 ) -> tuple[int, int]:
     """One study's rows (z_index of the middle slices, has_box) -> (z_from, z_to) of those kept, the end exclusive.
 
-    From the first to the last row whose centred rolling mean of has_box over `rolling_rows` rows (at least 3, where
-    there are as many) exceeds `z_presence`; all rows where none does.
+    From the first to the last row whose centred rolling mean of has_box over `rolling_rows` rows (at least 3 of them)
+    exceeds `z_presence`; all rows if none does.
     """
     ordered = per_slice.sort_values("z_index")
     least = min(rolling_rows, ROLLING_MINIMUM)
@@ -92,9 +91,9 @@ def segmentation_box(id: str, slice_box: np.ndarray, rows: int, columns: int) ->
 
 
 def outliers(boxes: pd.DataFrame) -> pd.DataFrame:
-    """Models' boxes far from the others: id, quantity (area in px, aspect = width / height), value, median, deviations.
+    """Outlying boxes of models: id, quantity (area in px, aspect = width / height), value, median, deviations.
 
-    deviations: of the logarithms, in robust standard deviations (1.4826 x median absolute deviation); listed above 4.
+    deviations: of the logarithm from its median, in robust standard deviations (1.4826 x median absolute deviation), above 4.
     """
     own = boxes[boxes["source"] == "model"]
     width, height = own["x1"] - own["x0"], own["y1"] - own["y0"]
@@ -110,7 +109,7 @@ def outliers(boxes: pd.DataFrame) -> pd.DataFrame:
 
 
 def report(boxes: pd.DataFrame) -> str:
-    """Lines on studies that keep the full frame for want of a box, and on outliers; "" where there are none."""
+    """Lines on studies without a box, which keep the full frame, and on outliers; "" if there are none."""
     whole = sorted(boxes.loc[boxes["source"] == FULL_FRAME, "id"])
     lines = (
         [f"study_boxes: {len(whole)} of {len(boxes)} studies keep the full frame, first {whole[0]}"] if whole else []
@@ -127,7 +126,7 @@ def _hulls(rows: pd.DataFrame) -> dict[str, tuple[float, ...]]:
 
 
 def _native(hull: tuple[float, ...] | None, margin: float, rows: int, columns: int) -> tuple[int, int, int, int] | None:
-    """Outward to whole pixels and into the frame; None where nothing is left, else widened by the margin."""
+    """Rounded outward, clipped to the frame and widened by the margin; None if it is empty."""
     if hull is None:
         return None
     frame = np.array([columns, rows] * 2)

@@ -1,6 +1,6 @@
-"""The tables in the reference's own CSV formats (reference 1.2, 3.2 to 3.5), so that its artefacts and ours can be compared.
+"""The tables in the reference's CSV formats (reference 1.2, 3.2 to 3.5), for comparison with its artefacts.
 
-Slices are named by slice_number in ascending order, studies by StudyInstanceUID. Pure functions on data frames but for `write`.
+Slices are identified by slice_number, ascending, studies by StudyInstanceUID. Pure functions on data frames, except `write`.
 """
 
 import gzip
@@ -15,33 +15,24 @@ from cache_schema.documents import write_whole
 from cache_schema.errors import UsageError
 from cache_schema.tables import read_table
 from trainer.data.items import triplets
+from trainer.runs.inputs import labels_of
 
 FORMATS = ("rsna22",)
 FRAME = 512
-"""side of the frame that the reference's predicted boxes are in, whatever the study's own (its 3.3)"""
+"""side in pixels of the frame of predicted boxes in the reference, for all studies (3.3)"""
 CLASSES = ["BG", *(f"T{number}" for number in range(1, 13))]
 UNSEGMENTED = -1
-"""in all class columns of a study without segmentation (reference 3.4)"""
+"""value of all class columns of a study without segmentation (reference 3.4)"""
 ID = "StudyInstanceUID"
-OF_THIS_CACHE = "make it from runs of this cache, or take it out of RUNS"
-
-
-def folded(labels: pd.DataFrame) -> pd.DataFrame:
-    """train_folded_v01: StudyInstanceUID, patient_overall, C1..C7, fold."""
-    return labels[["id", *TARGETS, "fold"]].rename(columns={"id": ID}).sort_values(ID, ignore_index=True)
-
-
-def all_slices(slices: pd.DataFrame, folds: pd.Series) -> pd.DataFrame:
-    """train_all_slices_v01: StudyInstanceUID, slice_number, fold. slices: id, slice_number. folds: id -> fold."""
-    return _named(slices, folds)[[ID, "slice_number", "fold"]]
+OF_THIS_CACHE = "make it from runs of this cache, or move it out of RUNS"
 
 
 def slice_boxes(slices: pd.DataFrame, folds: pd.Series) -> pd.DataFrame:
     """train_bbox_v01: StudyInstanceUID, slice_number, x0 y0 x1 y1 (inclusive ends, native pixels), has_box, height, width, fold.
 
-    slices: id, slice_number, x0 y0 x1 y1 (exclusive ends, -1 where empty), rows, columns, of segmented studies. An empty
-    slice has the frame's centre for a box. `height` is x1 - x0 and `width` is y1 - y0, the two swapped as in the reference
-    (3.2), and 0 on an empty slice.
+    slices: id, slice_number, x0 y0 x1 y1 (exclusive ends, -1 where empty), rows, columns, of segmented studies. The box of
+    an empty slice is the frame's centre. `height` is x1 - x0 and `width` is y1 - y0, swapped as in the reference (3.2), and
+    0 on an empty slice.
     """
     table = _named(slices, folds)
     there = table["x1"] > table["x0"]
@@ -55,7 +46,8 @@ def slice_boxes(slices: pd.DataFrame, folds: pd.Series) -> pd.DataFrame:
 def study_boxes(boxes: pd.DataFrame, slices: pd.DataFrame) -> pd.DataFrame:
     """train_bbox_pred_v02: StudyInstanceUID, x0 y0 x1 y1 in the frame of 512, slnum_from, slnum_to, slnum_max.
 
-    Studies without a found box have no row. slnum_*: numbers of middle slices, of the kept range and the largest at all.
+    Studies without a box have no row. slnum_from, slnum_to: slice numbers of the kept range; slnum_max: the largest slice
+    number of a middle slice.
     boxes: study_boxes. slices: id, z_index, slice_number, rows, columns.
     """
     rows = []
@@ -79,9 +71,9 @@ def study_boxes(boxes: pd.DataFrame, slices: pd.DataFrame) -> pd.DataFrame:
 def image_level(slices: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
     """train_image_level_v03: StudyInstanceUID, patient_overall, C1..C7 (ratios), fold, slice_number, xpos, ypos, zpos, BG, T1..T12.
 
-    slices: id, slice_number, z (mm along the slice normal, which is zpos where the slices are not tilted), C1..C7, NaN
-    in a study without segmentation, where all class columns are -1. The cache keeps neither x and y of the position
-    nor the pixel counts of other classes: these are empty in segmented studies.
+    slices: id, slice_number, z (mm along the slice normal, equal to zpos if the slices are not tilted), C1..C7, NaN without
+    segmentation, where all class columns are -1. xpos, ypos and the other classes of segmented studies are empty: the cache
+    does not hold them.
     """
     known = labels.set_index("id")
     table = _named(slices, known["fold"])
@@ -99,9 +91,8 @@ def pseudo_labels(pseudo: pd.DataFrame, slices: pd.DataFrame, folds: pd.Series) 
     """train_image_pseu_v04_crop: StudyInstanceUID, slice_number, C1_pred..C7_pred, fold, C1_frac..C7_frac, to 3 decimals."""
     numbered = pseudo.merge(slices[["id", "z_index", "slice_number"]], on=["id", "z_index"], validate="one_to_one")
     if len(numbered) < len(pseudo):
-        raise UsageError(
-            f"pseudo_labels holds {len(pseudo) - len(numbered)} slices that are not there", do=OF_THIS_CACHE
-        )
+        what = f"pseudo_labels holds {len(pseudo) - len(numbered)} slices that the cache does not"
+        raise UsageError(what, do=OF_THIS_CACHE)
     table = _named(numbered, folds).rename(columns={level: f"{level}_pred" for level in LEVELS})
     values = [*(f"{level}_pred" for level in LEVELS), *FRACTURES]
     table[values] = table[values].astype("float64").round(DECIMALS)
@@ -109,16 +100,15 @@ def pseudo_labels(pseudo: pd.DataFrame, slices: pd.DataFrame, folds: pd.Series) 
 
 
 def write(tables: Path, cache: Cache) -> list[Path]:
-    """All of them that the cache and RUNS/tables allow, into RUNS/tables/rsna22. Returns the files."""
-    if cache.labels is None:
-        raise UsageError("the cache holds no labels", do="run: preprocess labels CACHE CSV")
-    slices, folds = _slices(cache), cache.labels.set_index("id")["fold"]
+    """Writes all that the cache and RUNS/tables allow into RUNS/tables/rsna22. Returns the files."""
+    labels, slices = labels_of(cache), _slices(cache)
+    folds = labels.set_index("id")["fold"]
     segmented = slices[slices["x0"].notna()].astype({name: "int64" for name in BOX})
     found = {
-        "train_folded_v01.csv": folded(cache.labels),
-        "train_all_slices_v01.csv.gz": all_slices(slices, folds),
+        "train_folded_v01.csv": labels[["id", *TARGETS, "fold"]].rename(columns={"id": ID}).sort_values(ID),
+        "train_all_slices_v01.csv.gz": _named(slices, folds)[[ID, "slice_number", "fold"]],
         "train_bbox_v01.csv.gz": slice_boxes(segmented, folds),
-        "train_image_level_v03.csv.gz": image_level(slices, cache.labels),
+        "train_image_level_v03.csv.gz": image_level(slices, labels),
     }
     if (path := tables / "study_boxes.parquet").is_file():
         found["train_bbox_pred_v02.csv.gz"] = study_boxes(read_table(path), slices)
@@ -128,13 +118,13 @@ def write(tables: Path, cache: Cache) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     for name, table in found.items():
         text = table.to_csv(index=False).encode()
-        # a gzip header would else hold the time
+        # without mtime, the gzip header would hold the current time
         write_whole(folder / name, gzip.compress(text, mtime=0) if name.endswith(".gz") else text)
     return [folder / name for name in found]
 
 
 def _slices(cache: Cache) -> pd.DataFrame:
-    """A row a slice of the cache: id, z_index, slice_number, z, rows, columns, x0 y0 x1 y1 and C1..C7 (NaN without segmentation)."""
+    """One row per slice: id, z_index, slice_number, z, rows, columns, x0 y0 x1 y1 and C1..C7 (NaN without segmentation)."""
     parts = []
     for id in cache.ids:
         study = cache.study(id)
@@ -147,6 +137,6 @@ def _slices(cache: Cache) -> pd.DataFrame:
 
 
 def _named(slices: pd.DataFrame, folds: pd.Series) -> pd.DataFrame:
-    """With the reference's name for the study, its fold, sorted by study and slice."""
+    """The slices with StudyInstanceUID and fold, sorted by study and slice."""
     table = slices.rename(columns={"id": ID}).sort_values([ID, "slice_number"], ignore_index=True)
     return table.assign(fold=folds.reindex(table[ID]).array)

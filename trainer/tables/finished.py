@@ -1,4 +1,4 @@
-"""Which finished runs under RUNS are made from this cache and from what lies under RUNS now; which are stale, and why. No torch."""
+"""Which finished runs under RUNS are up to date with a cache and the tables under RUNS, and why others are stale. Without torch."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -13,10 +13,11 @@ from cache_schema.tables import read_table, table_meta
 from trainer.leakage import exposure, lineage
 from trainer.runs.files import CONFIG_FILE, EXPOSURE_FILE, MODEL_FILE, PREDICTIONS
 from trainer.runs.identity import prediction_settings, run_key
-from trainer.runs.inputs import Inputs
+from trainer.runs.inputs import Inputs, folds_in, labels_of
 from trainer.runs.predictions import held_out_runs, require_predictions
 from trainer.runs.recorded import Recorded, recorded_of
 from trainer.runs.run_names import RunName, run_name
+from trainer.runs.sources import digests_of_missing
 from trainer.runs.weights import require_whole
 from trainer.settings.settings import Settings
 
@@ -30,40 +31,60 @@ WORDS = {
     "backbone": "another backbone",
     "eval_stride": "another data.eval_stride",
 }
-"""by the names of the digests, and of the settings of a prediction, that a run keeps"""
+"""reasons by the names of recorded digests and prediction settings"""
 OTHER_FOLDS, OTHER_PIXELS = "other folds or studies", "other pixels"
 
 
 class Found(NamedTuple):
-    """Held-out predictions under RUNS."""
+    """A run with held-out predictions under RUNS."""
 
     run_dir: Path
     why: str = ""
-    """of stale ones"""
+    """reason why it is stale; "" if it is not"""
     checked: bool = True
-    """false: they came without the run that made them, so that nothing says what from"""
+    """false for predictions without their run, whose inputs are unknown"""
     ids: frozenset[str] = frozenset()
     gone: tuple[str, ...] = ()
-    """names of the inputs that are no longer there: what the run recorded of them stands for them"""
+    """names of sources that no longer exist, for which the recorded digests are used"""
+
+    @property
+    def note(self) -> str:
+        """What to report about the run; "" if nothing."""
+        if self.why:
+            return f"{run_name(self.run_dir)}: stale, left out: {self.why}"
+        if not self.checked:
+            return f"{run_name(self.run_dir)}: not checked: its predictions do not state their inputs"
+        if self.gone:
+            names = ", ".join(self.gone)
+            return f"{run_name(self.run_dir)}: its inputs no longer exist and are assumed unchanged: {names}"
+        return ""
+
+    @property
+    def variant(self) -> str:
+        return self.run_dir.parent.name
+
+    @property
+    def fold(self) -> str:
+        return RunName.of(self.run_dir).fold
 
 
 class Pool(NamedTuple):
-    """What a stage's runs may be pooled to."""
+    """The runs of a stage whose predictions may be pooled."""
 
     run_dirs: tuple[Path, ...]
     lines: tuple[str, ...]
-    """on each run that is left out or could not be checked"""
+    """on runs that are left out, or not fully checked"""
     problem: str
-    """why there can be no table of them; "" where there can"""
+    """why no table can be made of them; "" if one can"""
     mixed: bool
-    """whether that is so because only a part of them is as it should be"""
+    """whether the reason is that only some of them are up to date"""
 
 
 class FinishedRuns:
-    """Judges runs by their own settings against one cache. Opens the weights' metadata, never the tensors.
+    """Compares runs, by their recorded settings, with one cache. Reads metadata of weights, never tensors.
 
-    Stages are asked for in their order, each once the tables before it are made: a run that read a table is judged by
-    the table as it is then. outdated: tables that could not be made anew; what has read them is stale too.
+    Call `pool` for the stages in order, each after the tables of those before it are made. outdated: tables that could not
+    be updated; runs made from them are stale too.
     """
 
     def __init__(self, out: Path, cache: Cache):
@@ -74,20 +95,12 @@ class FinishedRuns:
     def pool(self, stage: str) -> Pool:
         found = [self.judged(run_dir) for run_dir in held_out_runs(self.out) if RunName.of(run_dir).stage == stage]
         stale, fit = [each for each in found if each.why], [each for each in found if not each.why]
-        lines = [f"{run_name(each.run_dir)}: stale, left out: {each.why}" for each in stale]
-        lines += [
-            f"{run_name(each.run_dir)}: not checked: nothing beside its predictions says what they were made from"
-            for each in fit
-            if not each.checked
-        ]
-        lines += [
-            f"{run_name(each.run_dir)}: what it was made from is gone, and taken to be what it was: {', '.join(each.gone)}"
-            for each in fit
-            if each.gone
-        ]
-        known = {str(fold) for fold in self.cache.labels["fold"].dropna().astype(int)}
-        problem = _without(stale, fit, known) or _held_out_twice(fit)
-        return Pool(tuple(each.run_dir for each in fit), tuple(lines), problem, bool(problem and fit))
+        problem = _incomplete(stale, fit, self._folds()) or _held_out_twice(fit)
+        lines = tuple(each.note for each in found if each.note)
+        return Pool(tuple(each.run_dir for each in fit), lines, problem, bool(problem and fit))
+
+    def _folds(self) -> set[str]:
+        return set(map(str, folds_in(labels_of(self.cache))))
 
     def judged(self, run_dir: Path) -> Found:
         try:
@@ -100,18 +113,18 @@ class FinishedRuns:
             settings = recorded.settings(self.cache.path, self.out)
             if run_name(settings.run_dir) != run_name(run_dir):
                 return Found(run_dir, f"it is {run_name(settings.run_dir)} by its settings", ids=ids)
-            gone = tuple(_standing(settings, recorded.inputs))
+            gone = tuple(digests_of_missing(dict(settings), recorded.inputs))
             return Found(run_dir, self._why(run_dir, settings, recorded, footer, ids), ids=ids, gone=gone)
         except CspineError as error:
             if isinstance(error.__context__, OSError) and not isinstance(error.__context__, FileNotFoundError):
-                raise  # what cannot be read just now may be as it should be
+                raise  # a temporary read error: the run may be up to date
             return Found(run_dir, _in_short(error))
 
     def _why(
-        self, run_dir: Path, settings: Settings, recorded: Recorded, footer: Mapping[str, str], ids: frozenset[str]
+        self, run_dir: Path, settings: Settings, recorded: Recorded, footer: dict[str, str], ids: frozenset[str]
     ) -> str:
-        """What the run's weights, or its predictions, were made from and is not what there is now; "" where all is."""
-        inputs = Inputs(settings, self.cache, _standing(settings, footer | recorded.inputs))
+        """What has changed of the inputs of the run's weights or predictions; "" if nothing."""
+        inputs = Inputs(settings, self.cache, digests_of_missing(dict(settings), {**footer, **recorded.inputs}))
         if ids != set(inputs.eval_ids()):
             return OTHER_FOLDS
         weights = self._weights_changed(run_dir)
@@ -119,12 +132,12 @@ class FinishedRuns:
         if footer.get("run") != recorded.key:
             return "its predictions are not of its weights"
         words = [*changed, *weights]
-        if "studies" in changed:  # the same ones, by their ids
+        if "studies" in changed:  # the ids are the same
             words = [OTHER_PIXELS if word == "studies" else word for word in words]
         return ", ".join(dict.fromkeys(WORDS.get(word, word) for word in words))
 
     def _weights_changed(self, run_dir: Path) -> list[str]:
-        """Names of what a run's weights were made from and is not what there is now."""
+        """Names of the inputs of a run's weights that have changed."""
         if run_dir not in self._weights:
             recorded = recorded_of(run_dir)
             self._weights[run_dir] = [] if recorded is None else self._changed(run_dir, recorded)
@@ -132,32 +145,30 @@ class FinishedRuns:
 
     def _changed(self, run_dir: Path, recorded: Recorded) -> list[str]:
         settings = recorded.settings(self.cache.path, self.out)
-        inputs = Inputs(settings, self.cache, _standing(settings, recorded.inputs))
+        inputs = Inputs(settings, self.cache, digests_of_missing(dict(settings), recorded.inputs))
         now = inputs.training_digests()
         changed = _differing(now, recorded.inputs)
         outdated = {path.resolve() for path in self.outdated}
-        for name in ("boxes", "pseudo"):
-            path = getattr(settings, name)
-            if name in now and path is not None and path.resolve() in outdated:
+        for name, path in settings.sources().items():
+            if path is not None and path.resolve() in outdated:
                 changed.append(name)
-        if "backbone" in now and settings.backbone.is_dir() and self._weights_changed(settings.backbone):
-            changed.append("backbone")
+            if name == "backbone" and path is not None and path.is_dir() and self._weights_changed(path):
+                changed.append(name)
         if recorded.version not in (None, str(settings.facts.version)):
             changed.append(f"version {recorded.version} of its stage")
         file = settings.model.weights_file
         if not changed and (file is None or file.is_file()) and run_key(settings, inputs) != recorded.key:
             if (run_dir / MODEL_FILE).is_file():
                 require_whole(run_dir / MODEL_FILE)
-            changed.append("another version of its stage, or other settings than its config.yaml has")
+            changed.append("another version of its stage, or settings other than those in config.yaml")
         return changed
 
     def _why_elsewhere(self, run_dir: Path, footer: Mapping[str, str]) -> str:
-        """Of predictions without their run: by what they state themselves, which may be nothing."""
+        """The same for predictions without their run, from the metadata of the table, if there is any."""
         fold = footer.get("fold", "")
-        known = {str(each) for each in self.cache.labels["fold"].dropna().astype(int)}
         if not fold.isdecimal() or "studies" not in footer:
             return ""
-        if fold not in known:
+        if fold not in self._folds():
             return OTHER_FOLDS
         name = RunName.of(run_dir)
         settings = Settings(stage=name.stage, variant=name.variant, cache=self.cache.path, out=self.out, fold=int(fold))
@@ -166,47 +177,40 @@ class FinishedRuns:
 
 
 def seen_by(run_dir: Path) -> pd.DataFrame:
-    """The exposure of a run under RUNS; `unknown` of predictions that lie there by themselves. Raises CacheError where it is
-    gone or damaged."""
+    """The exposure of a run under RUNS; `unknown` for predictions without their run. Raises CacheError if it is missing or
+    damaged."""
     if not any((run_dir / name).exists() for name in (CONFIG_FILE, MODEL_FILE, EXPOSURE_FILE)):
         return lineage.unknown(run_name(run_dir), PREDICTIONS)
     return exposure.of_finished(run_dir)
-
-
-def _standing(settings: Settings, recorded: Mapping[str, str]) -> dict[str, str]:
-    """The recorded digests of what is no longer where the settings say."""
-    paths = {"boxes": settings.boxes, "pseudo": settings.pseudo}
-    paths["backbone"] = None if settings.backbone is None else settings.backbone / MODEL_FILE
-    gone = [name for name, path in paths.items() if path is not None and str(path) != "cache" and not path.exists()]
-    return {name: recorded[name] for name in gone if name in recorded}
 
 
 def _differing(now: Mapping[str, str], recorded: Mapping[str, str]) -> list[str]:
     return [name for name, digest in now.items() if name in recorded and recorded[name] != digest]
 
 
-def _without(stale: list[Found], fit: list[Found], known: set[str]) -> str:
-    """What the stage, or a variant that is not stale as a whole, would lack where the stale ones are left out.
+def _incomplete(stale: list[Found], fit: list[Found], known: set[str]) -> str:
+    """Which stale runs the stage, or a variant with other runs, cannot do without.
 
-    known: the folds of the cache. Nothing is in the place of a run of another one, nor could be made."""
+    known: the folds of the cache. Runs of other folds are not needed.
+    """
     if stale and not fit:
         return f"all {len(stale)} runs are stale"
-    folds, variants = {_fold(each) for each in fit}, {_variant(each) for each in fit}
-    pairs = {(_variant(each), _fold(each)) for each in fit}
+    folds, variants = {each.fold for each in fit}, {each.variant for each in fit}
+    pairs = {(each.variant, each.fold) for each in fit}
     missing = [
         each
         for each in stale
-        if _fold(each) in known
-        if _fold(each) not in folds or (_variant(each) in variants and (_variant(each), _fold(each)) not in pairs)
+        if each.fold in known
+        if each.fold not in folds or (each.variant in variants and (each.variant, each.fold) not in pairs)
     ]
-    return f"nothing fits in the place of {', '.join(run_name(each.run_dir) for each in missing)}" if missing else ""
+    return f"no current run replaces {', '.join(run_name(each.run_dir) for each in missing)}" if missing else ""
 
 
 def _held_out_twice(fit: list[Found]) -> str:
     by_study: dict[str, set[str]] = defaultdict(set)
     for each in fit:
         for id in each.ids:
-            by_study[id].add(_fold(each))
+            by_study[id].add(each.fold)
     twice = {id: sorted(folds) for id, folds in by_study.items() if len(folds) > 1}
     if not twice:
         return ""
@@ -214,15 +218,7 @@ def _held_out_twice(fit: list[Found]) -> str:
     return f"{len(twice)} studies are held out by two folds, first {first} by {' and '.join(twice[first][:2])}"
 
 
-def _variant(found: Found) -> str:
-    return found.run_dir.parent.name
-
-
-def _fold(found: Found) -> str:
-    return RunName.of(found.run_dir).fold
-
-
 def _in_short(error: CspineError) -> str:
-    """Without what to do: that is the same for all stale runs."""
+    """The error without its advice."""
     where = "" if error.where is None else f"{Path(str(error.where)).name} "
     return f"{where}{error.what}"

@@ -10,7 +10,7 @@ from cache_schema.columns import DECIMALS, FRACTURES
 def pseudo_labels(ratios: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
     """id, z_index, C1..C7 (rounded to 3 decimals), C1_frac..C7_frac, float32, in the ratios' order.
 
-    Ci_frac = rounded Ci x the study's label Ci; null where that label is unknown or the study has none.
+    Ci_frac = rounded Ci x the study's label Ci; null if that label is unknown or the study has no labels.
     labels: id, C1..C7 (0, 1 or null).
     """
     by_study = labels.set_index("id")[list(LEVELS)].astype("Float64").reindex(ratios["id"])

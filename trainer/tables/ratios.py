@@ -7,9 +7,9 @@ from trainer.tables.pooling import pooled
 
 
 def vertebra_ratios(predictions: list[pd.DataFrame]) -> pd.DataFrame:
-    """id, z_index, C1..C7: the mean over all windows of all runs, each window counting once, clipped to [0, 1]. Sorted.
+    """id, z_index, C1..C7: the mean over all windows of all runs, with equal weights, clipped to [0, 1]. Sorted.
 
-    predictions: one frame a run: id, z_index, windows (how many its C1..C7 are the mean of), C1..C7.
+    predictions: one frame per run: id, z_index, windows (the number of windows averaged in C1..C7), C1..C7.
     """
     every = pooled(predictions)
     weighted = every[list(LEVELS)].mul(every["windows"], axis=0)

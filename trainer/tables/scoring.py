@@ -1,7 +1,7 @@
-"""Scores of the runs under RUNS from their held-out predictions, without those on studies that a run has learned from."""
+"""Scores of the runs under RUNS from their held-out predictions; runs that have seen the truth are refused."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -10,17 +10,15 @@ from cache_schema.errors import CacheError, CspineError
 from cache_schema.tables import read_table
 from trainer.leakage import lineage
 from trainer.runs.files import PREDICTIONS
+from trainer.runs.inputs import labels_of
 from trainer.runs.run_names import RunName, run_name
 from trainer.scores.scores import HELD_OUT, MAKE_AGAIN, Score, score_folds
 from trainer.settings.registry import stage_class
 from trainer.tables.finished import seen_by
 
-if TYPE_CHECKING:
-    from trainer.stages.base import Stage
-
 HELD_OUT_UNSEGMENTED = "held_out_unsegmented"
 EXPOSED_FILE = "segmentation_exposure.csv"
-"""run, study, way: scored studies whose segmentation reached the run through its inputs"""
+"""columns run, study, way: scored studies whose segmentation the run has seen through its inputs"""
 
 
 class Found(NamedTuple):
@@ -28,49 +26,52 @@ class Found(NamedTuple):
     exposed: pd.DataFrame
     refused: list[lineage.ForbiddenScore]
     unknown: list[str]
-    """variants whose truth is known of no study that they hold out"""
+    """variants without any held-out study of known truth"""
 
 
 def score_runs(cache: Cache, run_dirs: tuple[Path, ...], pseudo: Path) -> Found:
-    """Every stage and variant that has held-out predictions, seeds averaged, folds together.
+    """The scores of all stages and variants with held-out predictions; seeds are averaged, folds scored together.
 
-    pseudo: the pseudo labels that stage 3 is scored on; where there are none, it is not. A variant with one run that
-    may not be scored, or whose predictions lack what is due, is left out whole.
+    pseudo: the pseudo labels for stage 3, which is not scored without them. A variant is refused if one of its runs may not
+    be scored or lacks predictions.
     """
     by_variant: dict[tuple[str, str], list[Path]] = {}
     for run_dir in run_dirs:
         by_variant.setdefault(RunName.of(run_dir)[:2], []).append(run_dir)
-    rows, seen, refused, unknown = [], {}, [], []
-    folds = cache.labels.set_index("id")["fold"]
+    found = Found([], lineage.other_segmentations({}), [], [])
+    seen: dict[str, tuple[pd.DataFrame, set[str]]] = {}
+    folds = labels_of(cache).set_index("id")["fold"].dropna().astype(int)
     truths: dict[str, pd.DataFrame] = {}
     for (name, variant), own in by_variant.items():
         stage = stage_class(name)
         try:
-            truth = truths[name] = truths[name] if name in truths else stage.known(cache, pseudo)
-            ids = set(truth["id"])
-            predictions = [read_table(run_dir / PREDICTIONS) for run_dir in own]
-            exposures = {
-                run_name(run_dir): (seen_by(run_dir), set(frame["id"]) & ids)
-                for run_dir, frame in zip(own, predictions, strict=True)
-            }
-            for found, scored in exposures.values():
-                lineage.refuse_exposed(stage.learns_from, found, scored)
-            predicted = {id for frame in predictions for id in frame["id"].unique()}
-            if not set(folds.reindex(sorted(predicted & ids)).dropna()):
-                unknown.append(f"{name} {variant}")
+            if name not in truths:
+                truths[name] = stage.known(cache, pseudo)
+            ids = set(truths[name]["id"])
+            predictions = {run_dir: read_table(run_dir / PREDICTIONS) for run_dir in own}
+            exposures = {run_name(run): (seen_by(run), set(frame["id"]) & ids) for run, frame in predictions.items()}
+            for exposure, scored in exposures.values():
+                lineage.refuse_exposed(stage.learns_from, exposure, scored)
+            if not set.union(*(set(frame["id"]) for frame in predictions.values())) & ids & set(folds.index):
+                found.unknown.append(f"{name} {variant}")
                 continue
-            rows += _score(stage, variant, cache, predictions, truth)
+            splits = {HELD_OUT: set(folds.index)}
+            if stage.learns_from != "segmentations":
+                segmented = cache.index.loc[cache.index["segmentation_digest"].notna(), "id"]
+                splits[HELD_OUT_UNSEGMENTED] = splits[HELD_OUT] - set(segmented)
+            pooled = stage.pool(list(predictions.values()))
+            found.rows.extend(score_folds(stage, pooled, truths[name], folds, variant=variant, splits=splits))
             seen |= exposures
         except lineage.ForbiddenScore as error:
-            refused.append(error)
+            found.refused.append(error)
         except CspineError as error:
             line = f"{name} {variant} may not be scored: {error.what}"
-            refused.append(lineage.ForbiddenScore(line, where=error.where, do=error.do))
-    return Found(rows, lineage.other_segmentations(seen), refused, unknown)
+            found.refused.append(lineage.ForbiddenScore(line, where=error.where, do=error.do))
+    return found._replace(exposed=lineage.other_segmentations(seen))
 
 
 def read_exposed(path: Path) -> pd.DataFrame:
-    """Raises CacheError where the file is not what `trainer.tables` wrote."""
+    """Raises CacheError if the file is not as trainer.tables wrote it."""
     try:
         found = pd.read_csv(path, dtype=str).fillna("")
     except ValueError as error:
@@ -81,23 +82,14 @@ def read_exposed(path: Path) -> pd.DataFrame:
 
 
 def exposure_report(exposed: pd.DataFrame) -> str:
-    """A line for each variant whose scored studies were known by their segmentation to what it was made from."""
+    """A line for each variant whose inputs have seen the segmentation of scored studies, or are of unknown exposure."""
     lines = []
     for variant, rows in exposed.groupby(exposed["run"].str.split("/").str[0]):
         known, unsure = rows[rows["study"] != ""], rows[rows["study"] == ""]
         if len(known):
             way = f"{known['way'].iloc[0]}{lineage.ARROW}segmentation of {known['study'].iloc[0]}"
-            lines.append(f"{variant}: {known['study'].nunique()} scored studies reached it by segmentation, as {way}")
-        lines += [f"{variant}: of unknown lineage: {way}" for way in unsure["way"].unique()]
+            lines.append(
+                f"{variant}: its inputs have seen the segmentation of {known['study'].nunique()} scored studies, as {way}"
+            )
+        lines += [f"{variant}: of unknown exposure: {way}" for way in unsure["way"].unique()]
     return "\n".join(lines)
-
-
-def _score(
-    stage: "type[Stage]", variant: str, cache: Cache, predictions: list[pd.DataFrame], truth: pd.DataFrame
-) -> list[Score]:
-    folds = cache.labels.set_index("id")["fold"].dropna().astype(int)
-    every = set(folds.index)
-    splits = {HELD_OUT: every}
-    if stage.learns_from != "segmentations":
-        splits[HELD_OUT_UNSEGMENTED] = every - set(cache.index.loc[cache.index["segmentation_digest"].notna(), "id"])
-    return score_folds(stage, stage.pool(predictions), truth, folds, variant=variant, splits=splits)

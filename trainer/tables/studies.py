@@ -1,4 +1,4 @@
-"""Predictions of stage 4 -> study_predictions -> submission (reference 9); of stage 3 -> where to look."""
+"""Predictions of stage 4 -> study_predictions -> submission (reference 9); of stage 3 -> the most suspicious slices."""
 
 import pandas as pd
 
@@ -10,7 +10,7 @@ from trainer.tables.pooling import mean_over_runs
 def study_predictions(predictions: list[pd.DataFrame], labels: pd.DataFrame) -> pd.DataFrame:
     """id, fold (null where unknown), patient_overall, C1..C7: the mean of the runs' probabilities, runs. Sorted by id.
 
-    predictions: one frame a run: id, patient_overall, C1..C7. labels: id, fold.
+    predictions: one frame per run: id, patient_overall, C1..C7. labels: id, fold.
     """
     table = mean_over_runs([frame[["id", *TARGETS]] for frame in predictions], ["id"])
     folds = labels.set_index("id")["fold"].astype("Int64")
@@ -19,9 +19,9 @@ def study_predictions(predictions: list[pd.DataFrame], labels: pd.DataFrame) -> 
 
 
 def suspected_slices(predictions: list[pd.DataFrame]) -> pd.DataFrame:
-    """id, level, z_index, fracture: for each study and level the slice where stage 3 sees most of a fracture. Sorted.
+    """id, level, z_index, fracture: for each study and level the slice with the highest fracture value of stage 3. Sorted.
 
-    predictions: one frame a run: id, z_index (of a triplet's middle), C1_frac .. C7_frac, averaged over the runs.
+    predictions: one frame per run: id, z_index (a triplet's middle slice), C1_frac..C7_frac; averaged over the runs.
     """
     mean = mean_over_runs([frame[["id", "z_index", *FRACTURES]] for frame in predictions], ["id", "z_index"])
     parts = []
@@ -34,7 +34,7 @@ def suspected_slices(predictions: list[pd.DataFrame]) -> pd.DataFrame:
 
 
 def submission(table: pd.DataFrame) -> pd.DataFrame:
-    """row_id (`<id>_<target>`), fractured: eight rows a study, studies sorted, targets in the competition's order."""
+    """row_id (`<id>_<target>`), fractured: eight rows per study, sorted by study, targets in the competition's order."""
     long = table.sort_values("id").set_index("id")[list(TARGETS)].stack()
     row_ids = [f"{id}_{target}" for id, target in long.index]
     return pd.DataFrame({"row_id": row_ids, "fractured": long.to_numpy()})

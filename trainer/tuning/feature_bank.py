@@ -22,7 +22,7 @@ from trainer.data.items import Item
 from trainer.data.loader import Batch, Loader, to_device
 from trainer.data.order import Evaluation, ScheduledItem, Training
 from trainer.models import StudyFractureModel
-from trainer.runs.damaged import tell
+from trainer.process.command import warn_once
 from trainer.runs.files import MODEL_FILE
 from trainer.runs.weights import weights_digest
 from trainer.session import Session
@@ -65,7 +65,7 @@ class Bank:
         number = entry.epoch % self.count
         path = self.path(number, entry.item)
         if (features := read_features(path)) is None:
-            tell(f"{path}: is gone or does not match its digest; it is made again")
+            warn_once(f"{path}: is gone or does not match its digest; it is made again")
             self._make(self.model, number, [entry.item])
             features = read_features(path)
         if features is None:
