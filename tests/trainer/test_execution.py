@@ -142,7 +142,7 @@ def test_a_failed_run_stops_only_what_depends_on_it_and_shows_its_last_lines(
 
 def test_an_address_that_is_none_is_said_at_once(tiny_cache, tmp_path, capsys):
     assert main([str(PLANS / "demo.yaml"), f"cache={tiny_cache}", f"out={tmp_path}", "scheduler=nope"]) == 2
-    assert capsys.readouterr().err == "error: scheduler=nope: is no address; expected tcp://HOST:PORT\n"
+    assert capsys.readouterr().err == "error: scheduler=nope: is not an address; expected tcp://HOST:PORT\n"
 
 
 def test_an_order_that_comes_a_second_time_is_not_carried_out(tmp_path):

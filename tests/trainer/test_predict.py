@@ -180,7 +180,7 @@ def test_models_that_do_not_fit_are_said_before_anything_is_decoded(models, scan
     changed(other, lambda weights, metadata: metadata.update(pixel_hash="0" * 64))
     twice = shutil.copytree(models, tmp_path / "twice")
     shutil.copytree(twice / "study_fracture-04F/fold0-seed1", twice / "study_fracture-04F/fold0-seed3")
-    for own, line in ((other, "was trained with pixel_hash=000"), (twice, "is the same run as ")):
+    for own, line in ((other, "was trained with pixel_hash=000"), (twice, "has the same settings as ")):
         assert main([f"source={scans}", f"models={own}", f"out={tmp_path / 'out'}"]) == 2
         assert line in capfd.readouterr().err and not (tmp_path / "out").exists()
 
@@ -235,7 +235,7 @@ def test_it_is_what_the_runs_predict_by_themselves_and_says_what_they_have_seen(
             ["source=D", "models=M", "out=O", "data.resident=gpu"],
             "data.resident=gpu keeps crops, and bbox 01B has none",
         ),
-        (["source=D", "models=M", "out=O", "data.size=96"], "data.size is what the models were trained with"),
+        (["source=D", "models=M", "out=O", "data.size=96"], "data.size is fixed by the training"),
         (["source=S", "models=M", "out=O", "train.eval_batch=none"], "train.eval_batch='none' does not fit"),
     ],
 )
