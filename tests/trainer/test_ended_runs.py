@@ -20,7 +20,7 @@ from trainer.data.order import Training
 from trainer.data.readers import ReaderDied, Readers
 from trainer.data.source import Source
 from trainer.plan.execute import failure
-from trainer.plan.launch import RunOrder, RunOutcome, forget, launch
+from trainer.plan.launch import RunOrder, RunOutcome, launch, remove_mark
 from trainer.settings.settings import AugmentSettings, DataSettings
 
 CHILD = ROOT / "trainer/process/child.py"
@@ -133,8 +133,8 @@ def test_marks_of_attempts_at_a_run_do_not_pile_up(tmp_path):
     assert launch(order._replace(attempt="killed-2")).status == 2
     left = sorted(path.name for path in (tmp_path / ".leases").glob("*.begun"))
     assert left == ["bbox-01B-fold0-seed1.killed-2.begun", "bbox-01B-fold0-seed11.b.begun"]
-    forget(order._replace(attempt="killed-2"))
-    forget(other)
+    remove_mark(order._replace(attempt="killed-2"))
+    remove_mark(other)
     assert not list((tmp_path / ".leases").glob("*.begun"))
 
 

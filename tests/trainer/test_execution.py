@@ -149,7 +149,7 @@ def test_an_order_that_comes_a_second_time_is_not_carried_out(tmp_path):
     order = RunOrder("bbox-01B/fold0-seed1", ("stage=bbox",), tmp_path, "once")
     assert launch(order).status == 2, "no cache given"
     again = launch(order)
-    assert again.status == 1 and "not tried again" in again.last[0]
+    assert again.status == 1 and "not retried" in again.last[0]
 
 
 def test_a_run_that_another_process_makes_is_left_to_it(tmp_path):
