@@ -51,7 +51,7 @@ def test_new_scans_get_the_mean_of_all_runs(models, scans, tmp_path, capfd):
     said = capfd.readouterr().out
     assert "2 studies, 1 bbox runs, 2 study_fracture runs" in said and "1 studies were refused" in said
     assert (
-        "seen in training" not in said and "has no tables/study_boxes.parquet" in said and "defaults are taken" in said
+        "seen in training" not in said and "has no tables/study_boxes.parquet" in said and "using the defaults" in said
     )
     table = pd.read_csv(tmp_path / "predictions.csv", dtype={"id": str}).set_index("id")
     assert sorted(table.index) == Cache(tmp_path / "cache").ids and len(table) == 2
