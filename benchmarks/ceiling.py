@@ -1,6 +1,6 @@
-"""How many items a second the loader can give without a network, from disk, RAM and GPU memory: `python -m benchmarks.ceiling`.
+"""Items per second of the loader without a network, from disk, RAM and GPU memory: `python -m benchmarks.ceiling`.
 
-On the GPU where there is one, with reading processes; there the images are compared with the CPU's as well.
+Uses reading processes and the GPU, if there is one; then it also compares the GPU's images with the CPU's.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from trainer.tuning.autotune import wait
 BOX = (100, 110, 400, 410)
 RAM_BYTES = 16 << 30
 KINDS = {"windows": ("vertebrae", 4), "triplets": ("bbox", 64)}
-"""kind of item -> the stage whose augmentation it gets, items a batch"""
+"""kind of item -> stage whose augmentation it uses, items per batch"""
 
 
 def loader(cache: Path, kind: str, resident: str, device: torch.device, workers: int) -> Loader:
@@ -48,7 +48,7 @@ def loader(cache: Path, kind: str, resident: str, device: torch.device, workers:
 
 
 def pace(found: Loader, seconds: float) -> float:
-    """Items a second, after the first batches."""
+    """Items per second, after the first batches."""
     batches = iter(found)
     for _ in islice(batches, 4):
         pass
@@ -61,21 +61,21 @@ def pace(found: Loader, seconds: float) -> float:
 
 
 def levels_apart(cache: Path, kind: str, device: torch.device) -> tuple[float, float]:
-    """(largest, share over one) difference in grey levels between the device's images and the CPU's."""
+    """Largest difference in grey levels between the device's images and the CPU's, and the fraction above 1.3."""
     cpu = next(iter(loader(cache, kind, "disk", torch.device("cpu"), 0))).images.float().numpy()
-    there = next(iter(loader(cache, kind, "disk", device, 0))).images.float().cpu().numpy()
-    apart = np.abs(cpu - there) * STD[:, None, None]
+    gpu = next(iter(loader(cache, kind, "disk", device, 0))).images.float().cpu().numpy()
+    apart = np.abs(cpu - gpu) * STD[:, None, None]
     return float(apart.max()), float((apart > 1.3).mean())
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--studies", type=int, default=8)
     parser.add_argument("--slices", type=int, default=256)
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 1) - 2), help="reading processes")
     parser.add_argument("--seconds", type=float, default=10, help="of each measurement")
     parser.add_argument("--cache", type=Path, help="a cache instead of phantoms")
-    parser.add_argument("--keep", action="store_true", help="write the output to benchmarks/results too")
+    parser.add_argument("--keep", action="store_true", help="also write the output to benchmarks/results")
     given = parser.parse_args()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     print_and_keep(report(given, gpu), "-".join(["ceiling", *(gpu or "").lower().split()]), given.keep)
@@ -95,10 +95,10 @@ def report(given: argparse.Namespace, gpu: str | None) -> Iterator[str]:
             for resident in ("disk", "ram", *(["gpu"] if gpu else [])):
                 found = loader(cache, kind, resident, device, 0 if resident == "gpu" else given.workers)
                 rows.append((kind, resident, f"{pace(found, given.seconds):.1f}"))
-        yield table("items a second without a network", ("items", "source", "a second"), rows)
+        yield table("items per second without a network", ("items", "source", "per second"), rows)
         if gpu:
             apart = [(kind, *(f"{value:.4f}" for value in levels_apart(cache, kind, device))) for kind in KINDS]
-            yield table("GPU's images against the CPU's, grey levels", ("items", "largest", "share over 1.3"), apart)
+            yield table("GPU's images against the CPU's, grey levels", ("items", "largest", "fraction over 1.3"), apart)
 
 
 if __name__ == "__main__":

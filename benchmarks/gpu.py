@@ -1,18 +1,19 @@
-"""What only a GPU shows, in short parts: `python -m benchmarks.gpu PART ...`, in the order given.
+"""Checks and measurements that need a GPU, in short parts: `python -m benchmarks.gpu PART ...`, in the given order.
 
-    images                    the GPU's images against the CPU's (seconds: do this first)
+    images                    the GPU's images against the CPU's (seconds; run it first)
     tests                     every test that needs a GPU
-    ceiling                   items a second without a network
-    train [STAGE:VARIANT ...] training steps of these variants, or of all, in bf16; once all were measured, configs/costs.yaml
+    ceiling                   items per second without a network
+    train [STAGE:VARIANT ...] training steps of these variants, or of all, in bf16; writes configs/costs.yaml once all are measured
 
-A part takes 300 s at most. Each writes what it has found into benchmarks/results as it goes, so that nothing is lost where the
-machine is taken away. Exit status: 0 all done, 1 a part failed or ran out of time, 2 no GPU or no such part.
+A part is stopped after 300 s. Each writes to benchmarks/results as it goes, so that its results survive the end of the machine.
+Exit status: 0 all done, 1 a part failed or was stopped, 2 no GPU or no such part.
 """
 
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Sequence
 
 import torch
 
@@ -25,17 +26,7 @@ MODULES = {
     "images": [*PYTEST, "-x", "-k", "images"],
     "tests": PYTEST,
     "ceiling": ["-m", "benchmarks.ceiling", "--keep", "--seconds", "4"],
-    "train": [
-        "-m",
-        "benchmarks.train",
-        "--keep",
-        "--costs",
-        str(CONFIGS / "costs.yaml"),
-        "--steps",
-        "2",
-        "--rounds",
-        "3",
-    ],
+    "train": ["-m", "benchmarks.train", "--keep", f"--costs={CONFIGS / 'costs.yaml'}", "--steps=2", "--rounds=3"],
 }
 KEEP_THEMSELVES = ("ceiling", "train")
 
@@ -47,7 +38,7 @@ def main(words: list[str]) -> int:
     if (parts := read(words)) is None:
         return 2
     if not torch.cuda.is_available():
-        print("error: there is no GPU here, and every part needs one", file=sys.stderr)
+        print("error: no GPU, and every part needs one", file=sys.stderr)
         return 2
     card = "-".join(torch.cuda.get_device_name().lower().split())
     done = [run(part, variants, card) for part, variants in parts]
@@ -55,7 +46,7 @@ def main(words: list[str]) -> int:
 
 
 def read(words: Sequence[str]) -> list[tuple[str, list[str]]] | None:
-    """(part, variants) of each; None, once it was said, where a word is neither."""
+    """(part, variants) of each; None, after an error message, if a word is neither."""
     known = [f"{stage}:{variant}" for stage in stage_names() for variant in stage_file(stage)[1]]
     parts: list[tuple[str, list[str]]] = []
     for word in words:
@@ -71,29 +62,25 @@ def read(words: Sequence[str]) -> list[tuple[str, list[str]]] | None:
 
 
 def run(part: str, variants: Sequence[str], card: str) -> bool:
-    """Whether it ended well and in time."""
+    """Whether the part succeeded in time."""
     command = [sys.executable, *MODULES[part]]
     if part == "train":
         command += [*(["--variants", *variants] if variants else []), "--", "train.precision=bf16"]
     print(f"== {part} {' '.join(variants)}", flush=True)
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
-    over = threading.Event()
-    late = threading.Timer(SECONDS, lambda: (over.set(), child.kill()))
+    began, late = time.monotonic(), threading.Timer(SECONDS, child.kill)
     late.start()
     try:
-        print_and_keep(lines_of(child), f"gpu-{part}-{card}", part not in KEEP_THEMSELVES)
+        lines = (line.rstrip("\n") for line in child.stdout or ())
+        print_and_keep(lines, f"gpu-{part}-{card}", part not in KEEP_THEMSELVES)
         status = child.wait()
+        over = time.monotonic() - began >= SECONDS
     finally:
         late.cancel()
         child.kill()
-    if over.is_set():
+    if over:
         print(f"== {part}: {SECONDS} s are over", flush=True)
     return status == 0
-
-
-def lines_of(child: subprocess.Popen) -> Iterator[str]:
-    for line in child.stdout:
-        yield line.rstrip("\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Hours of the reference's 83 trainings, and seconds a run for `costs=` of trainer.plan, from rates that were measured here."""
+"""Hours of the reference's 83 trainings, and seconds per run for `costs=` of trainer.plan, from measured rates."""
 
 import json
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ Rates = Mapping[str, float]
 
 
 def with_earlier(rates: Rates, file: Path) -> dict[str, float]:
-    """These and those that the file holds of other variants; the file then holds them all. Another machine has another file."""
+    """Adds these rates to the file, one per machine. Returns all rates in it."""
     held = json.loads(file.read_text()) if file.is_file() else {}
     every = {**held, **rates}
     file.parent.mkdir(exist_ok=True)
@@ -33,7 +33,7 @@ def not_measured(rates: Rates) -> list[str]:
 
 
 def run_seconds(rates: Rates) -> dict[str, float]:
-    """node name -> seconds of each training of the reference's plan on one such device."""
+    """node name -> seconds of each training of the reference's plan on one device."""
     return {
         run_name(run.run_dir): image_count(run).flops(forward_flops(run.model.name, run.data.size))
         / rates[f"{run.stage} {run.variant}"]
@@ -42,7 +42,7 @@ def run_seconds(rates: Rates) -> dict[str, float]:
 
 
 def estimate(rates: Rates) -> str:
-    """Hours that the reference's plan takes on one such device."""
+    """Hours of the reference's plan on one device."""
     hours: dict[str, float] = {}
     for name, seconds in run_seconds(rates).items():
         kind = name.partition("/")[0]
@@ -53,7 +53,7 @@ def estimate(rates: Rates) -> str:
 
 
 def simulated(rates: Rates, file: Path | None) -> str:
-    """The plan on eight such devices by these costs, which go into `file` too."""
+    """The plan's simulated hours on eight devices. file: also writes the costs to it."""
     seconds = run_seconds(rates)
     if file:
         of_kind = {name.partition("/")[0]: cost for name, cost in seconds.items()}  # for plans of other folds and seeds

@@ -1,11 +1,9 @@
-"""From the cache to the network's input, beside what people would use instead: `make bench-loader`.
+"""From the cache to the network's input, compared with alternatives: `make bench-loader`.
 
-CPU time of one process, without reading processes. Every method makes the same items in the same round; the windows are four whose last
-augmentations are those that the probabilities ask for on average: a grid distortion, a random affine and twice neither.
+CPU time of one process, without reading processes. In a round every method makes the same items. The last augmentations of the four
+windows match the average: one grid distortion, one random affine and two without.
 """
 
-import argparse
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +16,7 @@ import numpy as np
 import torch
 
 from benchmarks.others import Albumentations, cropped, decoded, from_png, with_opencv
-from benchmarks.rounds import Cost, Ratio, cost_of, machine, print_and_keep, run_rounds, table
+from benchmarks.rounds import Cost, Ratio, cost_of, cpu_ms, machine, options, print_and_keep, run_rounds, table
 from benchmarks.sources import write_sources
 from cache_schema import Cache
 from cache_schema.study import Box, square_around
@@ -35,12 +33,12 @@ from trainer.settings.settings import AugmentSettings, DataSettings
 
 STUDIES, SLICES, ROUNDS = 4, 128, 7
 BOX = (100, 110, 400, 410)
-"""300 x 300: about the median of what training cuts"""
+"""300 x 300: about the median crop in training"""
 TRIPLETS_A_ROUND = 16
 
 
 class Cycle:
-    """The same few items over and over."""
+    """A schedule that repeats a few items."""
 
     def __init__(self, items: Sequence[Item]):
         self.items = items
@@ -51,21 +49,23 @@ class Cycle:
 
 @dataclass
 class Ways:
-    """One kind of item, made in every way. Each way gives all of a round's items; costs are per item."""
+    """One kind of item, made by every method. Each method makes all items of a round; costs are per item."""
 
     files: dict[str, list[Path]]
     """DICOM files by study, head to feet"""
     png: Path
     source: Source
+    schedule: Cycle | Training
+    """that of the source"""
     entries: Callable[[], list[ScheduledItem]]
     """the items of the round"""
     batch: int
     warp_of: Callable[[Item], str]
     box: Box | None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.albumentations = Albumentations(self.source.augmentation.augment)
-        self.cache = Cache(self.source.cache)
+        self.cache = self.source.reader.cache
         settings = DataSettings(size=self.source.augmentation.size)
         self._loader = iter(Loader(self.source, self.batch, settings, torch.device("cpu")))
 
@@ -79,8 +79,7 @@ class Ways:
         }
 
     def _next(self) -> None:
-        """One batch, and the one that DALI makes ready in its place: its threads must neither be ahead nor work on in the
-        next measurement."""
+        """One batch, until DALI has prefetched the next: its threads must not work during another measurement."""
         next(self._loader)
         while True:
             spent = process_time()
@@ -114,7 +113,7 @@ class Ways:
         return with_opencv(self.source.sample(entry))
 
     def split(self) -> dict[str, float]:
-        """CPU milliseconds an item of the steps of this path, done one after another."""
+        """CPU milliseconds per item of each step of this path."""
         spent = dict.fromkeys(("read", "stretch", "params", "image"), 0.0)
         entries = self.entries()
         for entry in entries:
@@ -143,7 +142,7 @@ class _Clock:
 
 
 def write_inputs(folder: Path, studies: int, slices: int) -> tuple[Path, dict[str, list[Path]]]:
-    """(cache, DICOM files by study) of JPEG Lossless phantoms; their pixels as PNG files in `png` too."""
+    """(cache, DICOM files by study) of JPEG Lossless phantoms. Writes their pixels as PNG files, too, in `png`."""
     source = write_sources(folder, studies, slices)["sv1"]
     build_cache(source, folder / "cache", folds=2, tell=lambda line: None)
     files = {plan.id: [Path(entry.path) for entry in plan.slices] for plan in plan_studies(source)[0]}
@@ -156,7 +155,8 @@ def write_inputs(folder: Path, studies: int, slices: int) -> tuple[Path, dict[st
 
 
 def warp_of(augmentation: Augmentation, item: Item) -> str:
-    """Which of its last geometric augmentations an item gets in the first epoch."""
+    """An item's last geometric augmentation in the first epoch."""
+    assert augmentation.seed is not None
     happens, which = generator(augmentation.seed, 0, item.key, 3).random(11)[9:]
     return "none" if happens >= augmentation.augment.warp else "grid" if which < 0.5 else "affine"
 
@@ -171,9 +171,8 @@ def window_ways(cache: Path, files: dict[str, list[Path]], png: Path) -> Ways:
             chosen.append(item)
     cycle = Cycle(chosen)
     source = Source(cache, cycle, augmentation, dict.fromkeys(Cache(cache).ids, BOX))
-    return Ways(
-        files, png, source, lambda: [cycle[k] for k in range(4)], 4, lambda item: warp_of(augmentation, item), BOX
-    )
+    entries = [cycle[k] for k in range(4)]
+    return Ways(files, png, source, cycle, lambda: entries, 4, lambda item: warp_of(augmentation, item), BOX)
 
 
 def triplet_ways(cache: Path, files: dict[str, list[Path]], png: Path) -> Ways:
@@ -182,18 +181,19 @@ def triplet_ways(cache: Path, files: dict[str, list[Path]], png: Path) -> Ways:
     schedule = Training(triplets(lengths, every=1), 1, TRIPLETS_A_ROUND, by_block=True)
     source = Source(cache, schedule, augmentation, keep_bytes=TRIPLET_CHUNKS_BYTES)
     some = [schedule[k] for k in range(TRIPLETS_A_ROUND)]
-    return Ways(files, png, source, lambda: some, TRIPLETS_A_ROUND, lambda item: "none", None)
+    return Ways(files, png, source, schedule, lambda: some, TRIPLETS_A_ROUND, lambda item: "none", None)
 
 
 def _augment(stage: str) -> AugmentSettings:
-    """The stage's own, as training has it."""
+    """The stage's settings in training."""
     words = [f"stage={stage}", "cache=.", "out=."]
     return load(words, must_exist=False).augment
 
 
 def reading_a_triplet(ways: Ways) -> float:
-    """CPU milliseconds of reading, without stretching, amortised over an epoch in one process that begins with nothing."""
-    schedule, source = ways.source.schedule, ways.source
+    """CPU milliseconds of reading, without stretching, averaged over an epoch in one process with an empty cache."""
+    schedule, source = ways.schedule, ways.source
+    assert isinstance(schedule, Training)
     reader = Source(source.cache, schedule, source.augmentation, keep_bytes=TRIPLET_CHUNKS_BYTES).reader
     count = schedule.steps_per_epoch * schedule.batch
     entries = [schedule[k] for k in range(count)]
@@ -204,8 +204,8 @@ def reading_a_triplet(ways: Ways) -> float:
 
 
 def measure(name: str, ways: Ways, rounds: int, aims: dict[str, dict[str, float]]) -> tuple[list[Ratio], list[tuple]]:
-    """Ratios of every way's cost over this path's, and CPU milliseconds an item."""
-    costs = {way: [cost.cpu_ms for cost in found] for way, found in run_rounds(ways.ways(), rounds).items()}
+    """Ratios of every method's cost over this path's, and CPU milliseconds per item."""
+    costs = cpu_ms(run_rounds(ways.ways(), rounds))
     ours = costs.pop("this path")
     ratios = [
         Ratio.of(f"{name}: {way}, over this path", found, ours, **aims.get(way, {})) for way, found in costs.items()
@@ -216,10 +216,10 @@ def measure(name: str, ways: Ways, rounds: int, aims: dict[str, dict[str, float]
 def report(studies: int, slices: int, rounds: int) -> Iterator[str]:
     yield machine()
     yield f"{2 * studies} phantoms of {slices} slices, JPEG Lossless, 512 x 512; medians and ranges of {rounds} paired rounds\n"
-    with tempfile.TemporaryDirectory(prefix="bench-loader-") as folder:
-        folder = Path(folder)
+    with tempfile.TemporaryDirectory(prefix="bench-loader-") as name:
+        folder = Path(name)
         cache, files = write_inputs(folder, studies, slices)
-        aims = {
+        aims: dict[str, dict[str, float]] = {
             "the reference's way": {"at_least": 20},
             "albumentations on this cache": {"at_least": 2.5},
             "cv2 on this cache": {"at_least": 1 / 1.15},
@@ -239,22 +239,17 @@ def report(studies: int, slices: int, rounds: int) -> Iterator[str]:
             splits.append((name, *(f"{ms:.2f}" for ms in split.values()), f"{whole - sum(split.values()):.2f}"))
         reading = [reading_a_triplet(both["triplet"]) for _ in range(rounds)]
     one = Ratio("random triplet: CPU-ms of reading, amortised over an epoch", reading, at_most=1)
-    yield table("ratios", ("what", "median", "range", "aim", "met"), [ratio.row() for ratio in [*ratios, one]])
+    yield table("ratios", Ratio.HEAD, [ratio.row() for ratio in [*ratios, one]])
     yield table("CPU-ms an item (a window has 96 slices, a triplet 3)", ("what", "CPU-ms"), rows)
     yield table("this path's steps, CPU-ms an item", ("what", "read", "stretch", "params", "image", "rest"), splits)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--studies", type=int, default=STUDIES, help="phantoms, each of them twice")
-    parser.add_argument("--slices", type=int, default=SLICES, help="of each phantom, 96 or more")
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--keep", action="store_true", help="write the output to benchmarks/results too")
-    given = parser.parse_args()
+    given = options(__doc__, STUDIES, SLICES, ROUNDS, 96).parse_args()
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     print_and_keep(report(given.studies, given.slices, given.rounds), "loader", given.keep)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,4 +1,4 @@
-"""What the reference's 83 trainings ask for, in images and floating-point operations; nothing of it is measured."""
+"""Images and floating-point operations of the reference's 83 trainings, by calculation."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,30 +16,30 @@ from trainer.settings.registry import CONFIGS
 from trainer.settings.settings import Settings
 
 STUDIES, SEGMENTED, SLICES, Z_RANGE, FOLDS = 2019, 87, 352, 0.76, 5
-"""reference 13; every study is taken to be as long as their mean"""
+"""reference 13; assumes that every study has the mean length"""
 PLAN = CONFIGS / "plan" / "rsna22.yaml"
 
 
 @dataclass(frozen=True)
 class ImageCount:
-    """That go through a CNN, of one run: forward and backward, and forward only."""
+    """Images of one run: forward and backward (trained), and forward only (shown)."""
 
     trained: float
     shown: float
 
     def flops(self, forward: float) -> float:
-        """forward: floating-point operations of one image; backward takes twice as many."""
+        """forward: floating-point operations of one image; the backward pass takes twice as many."""
         return forward * (3 * self.trained + self.shown)
 
 
 def runs() -> list[Settings]:
-    """Of the plan, one a training; nothing they name is opened."""
+    """The settings of the plan's trainings. Opens no cache or table."""
     plan = read_plan(PLAN, Path("CACHE"), Path("RUNS"))
     return [load(node.words, must_exist=False) for node in plan.runs]
 
 
 def image_count(settings: Settings) -> ImageCount:
-    """Of one training with its evaluations and its prediction of the held-out fold."""
+    """Images of one training, with its evaluations and the prediction of its held-out fold."""
     data, train, stage = settings.data, settings.train, settings.facts
     every = SEGMENTED if stage.learns_from == "segmentations" else STUDIES
     studies = every if settings.fold == "all" else every * (1 - 1 / FOLDS)
@@ -64,7 +64,7 @@ def image_count(settings: Settings) -> ImageCount:
 
 @lru_cache
 def forward_flops(name: str, size: int) -> int:
-    """Of one image through a timm model without its classifier; a multiplication and its addition are two."""
+    """Operations of one image in a timm model without its classifier; a multiply-add counts as two."""
     with torch.device("meta"):
         net = timm.create_model(name, num_classes=0).eval()
         image = torch.zeros(1, 3, size, size)

@@ -1,5 +1,5 @@
-"""Images as people make them without this project: from DICOM as the reference does, with albumentations from arrays or PNG files,
-and with a few lines of OpenCV and NumPy.
+"""Alternatives to this project's images: from DICOM as in the reference, with albumentations from arrays or PNG files, and with a few
+lines of OpenCV and NumPy.
 """
 
 from pathlib import Path
@@ -23,7 +23,7 @@ SIGMA, ALPHA = 50, 1
 
 
 def decoded(files: list[Path], box: Box | None) -> np.ndarray:
-    """(n, SIZE, SIZE) uint8 as reference 2: rescaled, cropped, resized in floating point, windowed, stretched slice by slice."""
+    """(n, SIZE, SIZE) uint8 as in reference 2: rescaled, cropped, resized as floats, windowed, stretched slice by slice."""
     slices = []
     for file in files:
         dataset = pydicom.dcmread(file)
@@ -39,11 +39,11 @@ def decoded(files: list[Path], box: Box | None) -> np.ndarray:
 
 
 def from_png(folder: Path, z0: int, z1: int) -> np.ndarray:
-    return np.stack([cv2.imread(f"{folder}/{z}.png", cv2.IMREAD_UNCHANGED) for z in range(z0, z1)])
+    return np.stack([np.asarray(cv2.imread(f"{folder}/{z}.png", cv2.IMREAD_UNCHANGED)) for z in range(z0, z1)])
 
 
 def cropped(slices: np.ndarray, box: Box | None) -> np.ndarray:
-    """(n, SIZE, SIZE) uint8: crop, resize by OpenCV and stretch."""
+    """(n, SIZE, SIZE) uint8: cropped, resized by OpenCV and stretched."""
     if box is not None:
         x0, y0, x1, y1 = box
         slices = np.stack([cv2.resize(one[y0:y1, x0:x1], (SIZE, SIZE)) for one in slices])
@@ -52,7 +52,7 @@ def cropped(slices: np.ndarray, box: Box | None) -> np.ndarray:
 
 
 class Albumentations:
-    """The settings' augmentations with albumentations, the same for all images of an item; `warp` names the last geometric one."""
+    """The settings' augmentations by albumentations, the same for all images of an item. warp: the last geometric one."""
 
     def __init__(self, settings: AugmentSettings):
         s = settings
@@ -67,10 +67,8 @@ class Albumentations:
                 p=s.affine,
             ),
         ]
-        holes = (
-            A.CoarseDropout((s.holes, s.holes), (s.hole_size,) * 2, (s.hole_size,) * 2, p=s.cutout) if s.holes else None
-        )
-        after = [holes] if holes else []
+        side = (s.hole_size, s.hole_size)
+        after = [A.CoarseDropout((s.holes, s.holes), side, side, p=s.cutout)] if s.holes else []
         self._normalise = A.Normalize(MEAN / 255, STD / 255, max_pixel_value=255)
         reflect = cv2.BORDER_REFLECT_101
         warps = {
@@ -82,24 +80,25 @@ class Albumentations:
 
     def __call__(self, slices: np.ndarray, warp: str) -> np.ndarray:
         """(n, SIZE, SIZE) uint8 -> (n / 3, 3, SIZE, SIZE) float16."""
-        images = np.ascontiguousarray(slices.reshape(-1, 3, SIZE, SIZE).transpose(0, 2, 3, 1))
-        images = self._compose[warp](images=images)["images"]
-        return self.normalised(images)
+        return self._normalised(self._augmented(slices, warp))
 
     def reference(self, slices: np.ndarray, warp: str, seed: int) -> np.ndarray:
-        """The same in the reference's order, with its elastic field where it has the random affine, made anew for every image."""
-        images = np.ascontiguousarray(slices.reshape(-1, 3, SIZE, SIZE).transpose(0, 2, 3, 1))
-        images = self._compose[warp](images=images)["images"]
+        """The same, with the reference's elastic field after a random affine, computed for every image as there."""
+        images = self._augmented(slices, warp)
         if warp == "affine":
             images = np.stack([elastic(image, seed) for image in images])
-        return self.normalised(images)
+        return self._normalised(images)
 
-    def normalised(self, images: np.ndarray) -> np.ndarray:
+    def _augmented(self, slices: np.ndarray, warp: str) -> np.ndarray:
+        images = np.ascontiguousarray(slices.reshape(-1, 3, SIZE, SIZE).transpose(0, 2, 3, 1))
+        return self._compose[warp](images=images)["images"]
+
+    def _normalised(self, images: np.ndarray) -> np.ndarray:
         return self._normalise(images=images)["images"].transpose(0, 3, 1, 2).astype(np.float16)
 
 
 def with_opencv(sample: Sample) -> np.ndarray:
-    """A sample -> (frames / 3, 3, SIZE, SIZE) float16: a remap and a table for each slice."""
+    """A sample -> (frames / 3, 3, SIZE, SIZE) float16, by a remap and a lookup table per slice."""
     matrix = sample.matrix
     map_x, map_y = (row[0] * sample.axis_x + row[1] * sample.axis_y + (row[2] - np.float32(0.5)) for row in matrix)
     tables = ((np.arange(256) - MEAN[:, None]) / STD[:, None]).astype(np.float16)
@@ -114,7 +113,7 @@ def with_opencv(sample: Sample) -> np.ndarray:
 
 
 def elastic(image: np.ndarray, seed: int) -> np.ndarray:
-    """A displacement field of smoothed noise. Its largest displacement is about 0.01 pixel; it is made and applied all the same."""
+    """Applies a displacement field of smoothed noise. It moves pixels by at most 0.01, but costs its time in the reference."""
     random = np.random.default_rng(seed)
     dx, dy = (gaussian_filter(random.random((SIZE, SIZE)) * 2 - 1, SIGMA) * ALPHA for _ in range(2))
     x, y = np.meshgrid(np.arange(SIZE), np.arange(SIZE))

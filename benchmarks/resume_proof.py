@@ -1,9 +1,8 @@
-"""Whether a stopped epoch goes on where it was: `python -m benchmarks.resume_proof`.
+"""Does a stopped epoch resume exactly? `python -m benchmarks.resume_proof`.
 
-Two epochs are read in one go, then again with stops: twice inside the first, then in the second; every part by a process of its
-own. What differs is counted item by item, over which item it is and the bytes of its image. Beside it stands the same for
-Accelerate's own way: a prepared DataLoader with augmentation by torch's generators, `save_state`, and in a new process
-`load_state` and `skip_first_batches`.
+Reads two epochs without a stop, then again with two stops in the first and one in the second, every part in a new process. Counts
+the items that differ, and the images that differ in any byte. Then does the same with Accelerate's own method: a prepared
+DataLoader with augmentation by torch's generators, `save_state`, and in a new process `load_state` and `skip_first_batches`.
 """
 
 import argparse
@@ -24,17 +23,17 @@ from preprocess.phantom.generate import write_phantom
 from trainer.data.augment import Augmentation
 from trainer.data.items import Item, triplets, windows
 from trainer.data.loader import Loader
-from trainer.data.order import Training
+from trainer.data.order import Evaluation, Training
 from trainer.data.source import Source
 from trainer.settings.settings import AugmentSettings, DataSettings
 
 BATCH, EPOCHS, SIZE = 4, 2, 64
 Part = tuple[int, int]
-"""first step and the one after the last, counted over all epochs"""
+"""first step, and last step (exclusive), over all epochs"""
 Shown = list[tuple[str, str]]
-"""each item shown, and a digest of its image"""
+"""(item, digest of its image) of each item"""
 Reader = Callable[[Path, Path, Part], Shown]
-"""(cache, folder for checkpoints, part) -> what was shown"""
+"""(cache, folder for checkpoints, part) -> the items read"""
 
 
 def items_of(cache: Path, kind: str) -> list[Item]:
@@ -67,23 +66,22 @@ def _read(cache: Path, kind: str, part: Part) -> Shown:
 
 
 class Augmented(Dataset):
-    """Items as a Dataset usually shows them: the numbers of its augmentation come from torch's global generator."""
+    """A usual Dataset, whose augmentation uses torch's global generator."""
 
     def __init__(self, cache: Path):
-        self.items, self.source = items_of(cache, "windows"), Source(cache, [], Augmentation(SIZE))
+        self.items = items_of(cache, "windows")
+        self.source = Source(cache, Evaluation(self.items, 1), Augmentation(SIZE))
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, k: int) -> tuple[int, torch.Tensor]:
-        from trainer.data.order import ScheduledItem
-
-        pixels = torch.from_numpy(self.source.sample(ScheduledItem(0, self.items[k])).pixels).float()
+        pixels = torch.from_numpy(self.source.read(k).pixels).float()
         return k, pixels[:, ::8, ::8, 0] * (0.8 + 0.4 * torch.rand(()))
 
 
-def accelerates_way(cache: Path, folder: Path, part: Part) -> Shown:
-    """As Accelerate's guide on checkpoints tells: the state at the end of a part is loaded at the beginning of the next."""
+def read_by_accelerate(cache: Path, folder: Path, part: Part) -> Shown:
+    """By Accelerate's guide on checkpoints: saves the state after a part, and loads it before the next."""
     from accelerate import Accelerator
     from accelerate.utils import DataLoaderConfiguration, set_seed
 
@@ -113,12 +111,12 @@ def _shown(item: object, image: torch.Tensor) -> tuple[str, str]:
 
 
 def stops(steps: int) -> list[int]:
-    """Twice inside the first epoch, and inside the second."""
+    """Two in the first epoch, and one in the second."""
     return [steps // 3, steps // 2, steps + steps // 2]
 
 
 def differing(read: Reader, cache: Path, folder: Path, steps: int) -> tuple[int, int, int]:
-    """Between one go and parts: (images that differ, those that are of another item, images)."""
+    """(images that differ between whole and parts, those of other items, all images)."""
     whole = _in_a_process(read, cache, folder / "whole", (0, EPOCHS * steps))
     parts: Shown = []
     for part in _parts(stops(steps), EPOCHS * steps):
@@ -137,27 +135,24 @@ def _in_a_process(read: Reader, *arguments: object) -> Shown:
 
 
 def main() -> int:
-    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
-    with tempfile.TemporaryDirectory(prefix="resume-proof-") as folder:
-        folder = Path(folder)
+    argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args()
+    with tempfile.TemporaryDirectory(prefix="resume-proof-") as temporary:
+        folder = Path(temporary)
         write_phantom(folder / "rsna", studies=4, slices=40, segmented=0, syntax="explicit", progress=False)
         build_cache(folder / "rsna", folder / "cache", folds=2, tell=lambda line: None)
-        stopped = "stopped twice inside the first and once inside the second"
+        stopped = "stopped twice in the first and once in the second"
         print(f"{EPOCHS} epochs, {stopped}; every part in a new process; Accelerate {version('accelerate')}")
         wrong = 0
         for name, read, kind in (
             ("triplets, this loader", read_triplets, "triplets"),
             ("slice windows, this loader", read_windows, "windows"),
-            ("slice windows, Accelerate's save_state and skip_first_batches", accelerates_way, "windows"),
+            ("slice windows, Accelerate's save_state and skip_first_batches", read_by_accelerate, "windows"),
         ):
-            found, others, items = differing(
-                read, folder / "cache", folder / read.__name__, steps_per_epoch(folder / "cache", kind)
-            )
-            wrong += found if read is not accelerates_way else 0
-            print(
-                f"{found} of {items} items differ: {name}" + (f" ({others} are other items)" if found else ""),
-                flush=True,
-            )
+            cache, own = folder / "cache", folder / name.replace(" ", "-")
+            found, others, items = differing(read, cache, own, steps_per_epoch(cache, kind))
+            wrong += found if read is not read_by_accelerate else 0
+            more = f" ({others} are other items)" if found else ""
+            print(f"{found} of {items} items differ: {name}{more}", flush=True)
     return 1 if wrong else 0
 
 

@@ -1,4 +1,4 @@
-"""What is measured on: the same phantom studies and the GE head, as JPEG Lossless and uncompressed."""
+"""The data of the benchmarks: phantom studies and the GE head, as JPEG Lossless and uncompressed."""
 
 import os
 import shutil
@@ -16,10 +16,10 @@ REALCT = Path(os.environ.get("CSPINE_REALCT") or Path(__file__).resolve().parent
 
 
 def write_sources(folder: Path, studies: int, slices: int) -> dict[str, Path]:
-    """A source in the RSNA layout for each syntax: `studies` phantoms, each of them twice under two names so that what
-    a build costs once weighs little, and the GE head where the real files are.
+    """A source in the RSNA layout for each syntax: `studies` phantoms, and the GE head if its files exist.
 
-    The phantoms' segmentations lie in `masks`, where a build does not look for them.
+    Each phantom is there twice, under two names, to reduce the weight of a build's fixed cost. The phantoms'
+    segmentations lie in `masks`, where a build does not look for them.
     """
     plain, packed = folder / "explicit", folder / "sv1"
     write_phantom(plain, studies, slices, studies, syntax="explicit", progress=False)
@@ -39,7 +39,7 @@ def write_sources(folder: Path, studies: int, slices: int) -> dict[str, Path]:
 
 
 def copy_under_another_name(study: Path) -> None:
-    """The same files with another StudyInstanceUID of the same length, beside the study's folder."""
+    """Copies a study's files with another StudyInstanceUID of the same length, beside its folder."""
     uid = study.name
     other = next(name for digit in "123456789" if not study.with_name(name := uid[:-1] + digit).exists())
     study.with_name(other).mkdir()
@@ -48,10 +48,10 @@ def copy_under_another_name(study: Path) -> None:
 
 
 def to_jpeg_lossless(dataset: pydicom.Dataset) -> pydicom.Dataset:
-    """A slice of 16-bit words coded by libjpeg-turbo with predictor 1: transfer syntax .70."""
+    """Encodes a 16-bit slice by libjpeg-turbo with predictor 1: transfer syntax .70."""
     words = np.frombuffer(dataset.PixelData, "<u2").reshape(dataset.Rows, dataset.Columns)
     frame = imagecodecs.jpeg8_encode(words, lossless=True, predictor=1, bitspersample=dataset.BitsStored)
     dataset.file_meta.TransferSyntaxUID = JPEGLosslessSV1
-    dataset.PixelData = encapsulate([frame])
+    dataset.PixelData = encapsulate([bytes(frame)])
     dataset["PixelData"].VR = "OB"
     return dataset

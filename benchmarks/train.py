@@ -1,8 +1,8 @@
-"""What a training step costs, for each of the eight variants on whatever device there is: `python -m benchmarks.train`.
+"""The cost of a training step, for each variant on the available device: `python -m benchmarks.train`.
 
-Every step is the trainer's own, fed by the real loader and, in turn with it, by one batch kept on the device: the ratio
-says what loading costs. Options choose the variants; words `section.key=value` change their settings, which by default
-are the full ones on a GPU, and sizes small enough to end within minutes on a CPU. What was run stands in the first lines.
+Alternates between batches of the real loader and one batch kept on the device; the ratio is the cost of loading. Settings
+`section.key=value` change the variants, which have full size on a GPU, and on a CPU small sizes that end within minutes.
+The first lines of the output tell what was run.
 """
 
 import argparse
@@ -36,9 +36,9 @@ from trainer.tuning.autotune import wait
 from trainer.tuning.tuning import tune
 
 SMALL = "model.name=test_efficientnet_gn model.chunk=8 data.size=64 data.frames=12 data.eval_stride=8 train.batch=4 train.micro_batch=2"
-"""a CPU's defaults; nothing about them says what the real networks cost"""
+"""defaults on a CPU; they tell nothing about the cost of the real networks"""
 AIMS = {"triplets": 0.95, "windows": 0.99, "studies": 0.99}
-"""of the speed with a kept batch, at full size on a GPU; nothing is aimed at elsewhere"""
+"""of the speed with a kept batch, at full size on a GPU only"""
 MATRIX_SIDE = {"cuda": 8192, "cpu": 1024}
 
 
@@ -47,13 +47,12 @@ class Measured:
     settings: Settings
     layout: str
     real: list[float]
-    """seconds per optimiser step, one a round"""
+    """seconds per optimiser step, one value per round"""
     kept: list[float]
     images: int
     """in one step, on average"""
     flops: float
-    """of the CNN in one step: three times those of its forward pass, once where it is frozen. Recurrence and heads,
-    under 1 % at full size, are left out"""
+    """of the CNN in one step: three times its forward pass, or once if it is frozen; without LSTM and heads, under 1 %"""
     peak_gib: float
     predicted: float
     """images per second in prediction"""
@@ -87,14 +86,16 @@ def main(words: list[str]) -> int:
         "--steps",
         type=int,
         default=10,
-        help="optimiser steps a round, at least; the loader has up to two batches ready when one begins",
+        help="least optimiser steps per round; the loader has up to two batches ready at its start",
     )
-    parser.add_argument("--seconds", type=float, default=2, help="that a round lasts, at least")
+    parser.add_argument("--seconds", type=float, default=2, help="least seconds per round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--studies", type=int, default=16, help="phantoms to make, half of them to train on")
     parser.add_argument("--slices", type=int, help="of each phantom")
-    parser.add_argument("--keep", action="store_true", help="write the output to benchmarks/results too")
-    parser.add_argument("--costs", type=Path, metavar="FILE", help="write seconds a run, for `costs=` of trainer.plan")
+    parser.add_argument("--keep", action="store_true", help="also write the output to benchmarks/results")
+    parser.add_argument(
+        "--costs", type=Path, metavar="FILE", help="write seconds per run, for `costs=` of trainer.plan"
+    )
     parser.add_argument(
         "words", nargs="*", metavar="KEY=VALUE", help="settings; cache=, boxes= and pseudo= of real data"
     )
@@ -109,7 +110,7 @@ def main(words: list[str]) -> int:
 
 
 def parts(given: argparse.Namespace, gpu: str | None) -> Iterator[str]:
-    """The report as it comes; given.costs is written at its end."""
+    """The report in parts. Writes given.costs at the end."""
     slices = given.slices or (352 if gpu else 40)
     chosen = given.words if gpu else [*SMALL.split(), *given.words]
     variants = [name.split(":") for name in given.variants]
@@ -118,9 +119,9 @@ def parts(given: argparse.Namespace, gpu: str | None) -> Iterator[str]:
             chosen = [*write_inputs(Path(folder), given.studies, slices), *chosen]
             yield f"{given.studies} phantoms of {slices} slices"
         yield f"{gpu or 'no GPU'}; {machine()}; torch {torch.__version__}"
-        yield f"settings: {' '.join(given.words) or 'as they stand in configs'}"
+        yield f"settings: {' '.join(given.words) or 'those in configs'}"
         if not gpu:
-            yield f"SMALL SIZES, since there is no GPU, where nothing else is given: {SMALL}"
+            yield f"SMALL SIZES by default, because there is no GPU: {SMALL}"
         found = []
         for stage, variant in variants:
             settings = settings_of(stage, variant, chosen, Path(folder))
@@ -135,19 +136,19 @@ def parts(given: argparse.Namespace, gpu: str | None) -> Iterator[str]:
             return
         yield estimate(rates)
         if not all(is_full_size(each.settings) for each in found):
-            yield "measured on small networks and images, which reach other rates than the real ones: an order of magnitude only"
+            yield "only an order of magnitude: small networks and images have other rates than the real ones"
         yield simulated(rates, given.costs)
 
 
 def settings_of(stage: str, variant: str, words: list[str], out: Path) -> Settings:
-    """Without weights: neither pretrained ones nor, for stage 4, those of a stage-3 run."""
+    """A variant's settings without any weights, pretrained or of a stage-3 run."""
     needs = [f"stage={stage}", f"variant={variant}", f"out={out}", "fold=0", "tracker=none", "model.pretrained=false"]
     settings = load([*needs, f"backbone={out}", *words], must_exist=False)
     return settings.model_copy(update={"backbone": None})
 
 
 def measure(settings: Settings, steps: int, seconds: float, rounds: int) -> Measured:
-    """Steps on real batches and on a kept one, in turn; then a prediction of the held-out fold."""
+    """Alternates steps on real batches and on a kept one, then predicts the held-out fold."""
     with closing(Run(settings, Inputs(settings), "")) as run:
         return _measured(run, steps, seconds, rounds)
 
@@ -156,11 +157,11 @@ def _measured(run: Run, steps: int, seconds: float, rounds: int) -> Measured:
     settings, accelerator, train = run.settings, run.accelerator, run.settings.train
     on_gpu = accelerator.device.type == "cuda"
     ids = run.inputs.train_ids()
-    items, model = run.stage.train_items(ids), run.stage.model()
+    items, network = run.stage.train_items(ids), run.stage.model()
     if len(items) < train.batch:
         raise SystemExit(f"{settings.stage}: {len(items)} items for a step of {train.batch}; give more by --studies")
-    tuning = tune(run, model, items)
-    model, optimiser, micro, passes = run.prepare(model, tuning)
+    tuning = tune(run, network, items)
+    model, optimiser, micro, passes = run.prepare(network, tuning)
     model.train()
     schedule = Training(items, settings.seed, train.batch, by_block=run.by_block)
     loader = run.loader(schedule, micro, run.augmentation(), ids, targets=True, keep_chunks=run.by_block)
@@ -202,7 +203,7 @@ def _measured(run: Run, steps: int, seconds: float, rounds: int) -> Measured:
 
 
 def _counting(batches: Iterator, shown: list[int]) -> Iterator:
-    """The same batches; shown: images and batches so far."""
+    """The same batches; counts images and batches in `shown`."""
     for batch in batches:
         shown[0] += len(batch.images)
         shown[1] += 1
@@ -210,7 +211,7 @@ def _counting(batches: Iterator, shown: list[int]) -> Iterator:
 
 
 def _prediction_rate(run: Run, model: nn.Module) -> float:
-    """Images per second of the trainer's own prediction, tables and all."""
+    """Images per second of the trainer's own prediction, with its tables."""
     seen = []
     watch = run.accelerator.unwrap_model(model).backbone.register_forward_hook(
         lambda module, given, made: seen.append(len(made))
@@ -222,7 +223,7 @@ def _prediction_rate(run: Run, model: nn.Module) -> float:
 
 
 def matrix_flops(device: str, settings: Settings) -> float:
-    """Floating-point operations per second that a large matrix product reaches here, in the precision of training."""
+    """Floating-point operations per second of a large matrix product, in the precision of training."""
     half = device == "cuda" and settings.train.precision != "no"
     dtype = {"bf16": torch.bfloat16}.get(settings.train.precision, torch.float16) if half else torch.float32
     side = MATRIX_SIDE[device]
@@ -242,34 +243,35 @@ def report(found: list[Measured], reachable: float) -> str:
     for each in found:
         aimed = torch.cuda.is_available() and is_full_size(each.settings)
         aims = {"at_least": AIMS[each.settings.facts.items]} if aimed else {}
-        step, ratio = median(each.real), Ratio.of("", each.kept, each.real, **aims)
-        _, value, spread, aim, met = ratio.row()
-        train = each.settings.train
-        numbers = (
-            f"{step:.3g}",
-            f"{each.pace:.4g}",
-            f"{each.rate / 1e12:.3g}",
-            f"{each.rate / reachable:.0%}",
-        )
-        numbers += (f"{each.peak_gib:.1f}", f"{each.predicted:.4g}", f"{value} ({spread})", f"{aim} {met}".strip())
-        rows.append((each.name, each.settings.model.name, f"{train.batch} ({each.layout})", *numbers))
-    head = ("variant", "backbone", "items a step", "s/step", "images/s", "TFLOP/s", "of matmul", "peak GiB")
-    head += ("predicted/s", "real over kept", "aim")
-    title = (
-        f"Training steps, size {found[0].settings.data.size}; a matrix product reaches {reachable / 1e12:.3g} TFLOP/s"
-    )
-    return table(title, head, rows)
+        _, value, spread, aim, met = Ratio.of("", each.kept, each.real, **aims).row()
+        columns = {
+            "variant": each.name,
+            "backbone": each.settings.model.name,
+            "items a step": f"{each.settings.train.batch} ({each.layout})",
+            "s/step": f"{median(each.real):.3g}",
+            "images/s": f"{each.pace:.4g}",
+            "TFLOP/s": f"{each.rate / 1e12:.3g}",
+            "of matmul": f"{each.rate / reachable:.0%}",
+            "peak GiB": f"{each.peak_gib:.1f}",
+            "predicted/s": f"{each.predicted:.4g}",
+            "real over kept": f"{value} ({spread})",
+            "aim": f"{aim} {met}".strip(),
+        }
+        rows.append(columns)
+    size = found[0].settings.data.size
+    title = f"Training steps, size {size}; a matrix product reaches {reachable / 1e12:.3g} TFLOP/s"
+    return table(title, list(rows[0]), [list(row.values()) for row in rows])
 
 
 def is_full_size(settings: Settings) -> bool:
-    """Whether network and image are those of the project's own settings."""
+    """Whether backbone and image size are those in configs."""
     words = [f"cache={settings.cache}", "boxes=b", "pseudo=p"]
     full = settings_of(settings.stage, settings.variant, words, settings.out)
     return (settings.model.name, settings.data.size) == (full.model.name, full.data.size)
 
 
 def _resident_gib() -> float:
-    """The most memory this process ever had, whatever for."""
+    """This process's peak memory."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 

@@ -1,4 +1,4 @@
-"""Studies and tables in, runs and tables out."""
+"""Trains the stages on studies and tables, and makes tables from their predictions."""
 
 from pathlib import Path
 from typing import Any
@@ -9,9 +9,7 @@ __all__ = ["train"]
 def train(**settings: Any) -> Path:
     """`train(stage="bbox", cache=..., out=..., train={"epochs": 2})`: the same as the command line. Returns the run's folder.
 
-    None stands for a setting that is not given.
-
-    Raises cache_schema.errors.CspineError for what the command line would answer in one line.
+    None means that a setting is not given. Raises cache_schema.errors.CspineError where the command line prints an error.
     """
     from trainer.run import run
     from trainer.settings.keyvalue import flat

@@ -1,4 +1,4 @@
-"""AdamW and its learning rate, as the reference has them (its 8): pure functions of samples and steps, and what sets them."""
+"""AdamW and its learning rate schedule, as in the reference (its 8)."""
 
 import math
 from typing import Any, Literal
@@ -9,17 +9,17 @@ from torch import nn
 from trainer.settings.settings import TrainSettings
 
 BETAS, EPSILON = (0.9, 0.999), 1e-6
-"""reference 8; all parameters decay, biases and norms included"""
+"""reference 8; weight decay applies to all parameters, biases and norms included"""
 
 
 def optimiser_of(model: nn.Module, train: TrainSettings) -> torch.optim.AdamW:
-    """Of what is not frozen."""
+    """AdamW over the trainable parameters."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return torch.optim.AdamW(trained, lr=train.lr, betas=BETAS, eps=EPSILON, weight_decay=train.weight_decay)
 
 
 def learning_rate(peak: float, warmup: float, samples: int, total: int) -> float:
-    """Linear warm-up, then cosine to 0 (reference 8): a function of the samples seen before a forward pass, and nothing else."""
+    """Linear warm-up, then cosine to 0 (reference 8), by the samples seen before a forward pass."""
     rising = warmup * total
     if samples < rising:
         return peak * samples / rising
@@ -27,16 +27,16 @@ def learning_rate(peak: float, warmup: float, samples: int, total: int) -> float
 
 
 def epsilon(step: int, form: Literal["reference", "torch"]) -> float:
-    """What torch's AdamW is given at its `step`, from 1 on.
+    """The epsilon for torch's AdamW at `step`, counted from 1.
 
-    torch adds it to sqrt(v / (1 - beta2^step)), the reference to sqrt(v) (its Q37): dividing it by sqrt(1 - beta2^step)
-    makes the first of these the second.
+    torch adds it to sqrt(v / (1 - beta2^step)), the reference to sqrt(v) (its Q37). Dividing it by sqrt(1 - beta2^step)
+    turns the former into the latter.
     """
     return EPSILON / math.sqrt(1 - BETAS[1] ** step) if form == "reference" else EPSILON
 
 
 def set_step(optimiser: Any, rate: float, form: Literal["reference", "torch"]) -> None:
-    """Before a step: the learning rate, and epsilon by the optimiser's own count, which leaves out steps skipped in fp16."""
+    """Sets learning rate and epsilon before a step. Epsilon follows the optimiser's own count, without steps skipped in fp16."""
     counts = (state["step"] for state in optimiser.state.values())
     step = int(next(counts, 0)) + 1
     for group in optimiser.param_groups:

@@ -1,4 +1,4 @@
-"""What a run writes into its folder, and when: settings, logs, exposure, predictions and scores."""
+"""The output of a run: its settings, logs, exposure, predictions and scores."""
 
 import json
 import time
@@ -17,13 +17,7 @@ from trainer.inference import predict
 from trainer.leakage import exposure
 from trainer.runs import checkpoint
 from trainer.runs.files import CONFIG_FILE, MODEL_FILE
-from trainer.runs.identity import (
-    config_file,
-    model_key,
-    prediction_inputs,
-    predictions_path,
-    recorded_config,
-)
+from trainer.runs.identity import config_file, model_key, prediction_inputs, predictions_path, recorded_config
 from trainer.runs.inputs import Inputs
 from trainer.runs.metrics_log import MetricsLog
 from trainer.runs.run_folder import make_room, remove_checkpoints
@@ -33,24 +27,24 @@ from trainer.settings.settings import Settings
 from trainer.tuning.tuning import Tuning
 
 FOLDER_SECONDS = 60
-"""a network file system may show a folder that another machine has made so much later"""
+"""delay with which a network file system may show another machine's folder"""
 
 
 class RunOutput(Session):
     """A session with a run's folder, logs and tracker."""
 
     def __init__(self, settings: Settings, inputs: Inputs, key: str, seen: pd.DataFrame | None = None):
-        """seen: the exposure that is kept beside the weights (trainer.leakage.exposure)."""
+        """seen: the exposure to store with the weights (trainer.leakage.exposure)."""
         super().__init__(settings, inputs, key)
         self.seen = seen
         self.metrics_log = MetricsLog(settings.run_dir)
         self.tracking = Tracking(settings, self.accelerator, self.say)
 
     def predict_from(self, weights: Path) -> None:
-        """mode=predict: the predictions of a finished run's weights, into the folder of the settings' own fold and seed."""
+        """mode=predict: predicts with a finished run's weights, into the folder of these settings."""
         held = model_key(self.settings.run_dir)
         if held not in (None, self.key):
-            raise UsageError("holds another run", where=self.settings.run_dir, do="give another out= or seed=")
+            raise UsageError("holds another run", where=self.settings.run_dir, do="set another out= or seed=")
         self.require_same_inputs()
         model = self.stage.model()
         checkpoint.load_weights(model, weights / MODEL_FILE)
@@ -58,10 +52,10 @@ class RunOutput(Session):
         self._finish(self.accelerator.prepare(model), 0)
 
     def _finish(self, model: nn.Module, step: int) -> None:
-        """Predictions of what is held out, and their scores."""
+        """Predicts the split and scores it."""
         settings = self.settings
         if self.is_main and self.seen is not None:
-            # never predictions beside the exposure of others
+            # first, so that old predictions never lie beside a new exposure
             predictions_path(settings).unlink(missing_ok=True)
             exposure.keep(settings, self.key, self.seen)
         if settings.fold == "all" and settings.split == "held_out":
@@ -69,11 +63,10 @@ class RunOutput(Session):
         else:
             table = predict(self, model)
             self.check_fresh()
-            if self.is_main:
+            if table is not None:
                 made_by = f"{settings.stage} {settings.variant} fold {settings.fold} seed {settings.seed}"
-                write_table(
-                    predictions_path(settings), table, made_by, prediction_inputs(settings, self.inputs, self.key)
-                )
+                inputs = prediction_inputs(settings, self.inputs, self.key)
+                write_table(predictions_path(settings), table, made_by, inputs)
                 if settings.split == "held_out" and self.inputs.scored_ids():
                     self._log_scores(table, step)
             self.say(f"done: {settings.run_dir}")
@@ -82,28 +75,24 @@ class RunOutput(Session):
             remove_checkpoints(settings.run_dir)
 
     def _require_one_folder(self) -> None:
-        """All processes must see the folder that the main one made, and go on from the same step."""
+        """Raises UsageError unless all processes see the main process's folder and the same checkpoint."""
         run_dir, until = self.settings.run_dir, time.monotonic() + FOLDER_SECONDS
         while not run_dir.is_dir() and time.monotonic() < until:
             time.sleep(1)
-        found = gather_object(
-            [(run_dir.is_dir(), model_key(run_dir) == self.key, checkpoint.position(run_dir, self.key))]
-        )
-        if len(set(found)) > 1:
-            raise UsageError(
-                "is not the same folder for all processes", where=run_dir, do="give an out= that all machines share"
-            )
+        own = run_dir.is_dir(), model_key(run_dir) == self.key, checkpoint.position(run_dir, self.key)
+        if len(set(gather_object([own]))) > 1:
+            line, do = "is not the same folder for all processes", "set out= to a folder that all machines share"
+            raise UsageError(line, where=run_dir, do=do)
 
     def _open_run_dir(self) -> dict[str, Any] | None:
-        """A run of other settings, and what is damaged, is set aside, never overwritten. Returns what this run chose, where it
-        was begun."""
+        """Makes the run's folder. Moves runs of other settings and damaged files aside. Returns the earlier `chosen` of this run."""
         run_dir, chosen = self.settings.run_dir, None
         self.accelerator.wait_for_everyone()
         if self.is_main:
             for line in (*make_room(run_dir, self.key), *checkpoint.set_damaged_aside(run_dir)):
                 self.say(line)
             run_dir.mkdir(parents=True, exist_ok=True)
-            for unfinished in run_dir.glob(".*.part"):  # by a process that was killed over it
+            for unfinished in run_dir.glob(".*.part"):  # of a killed process
                 unfinished.unlink()
             chosen = (recorded_config(run_dir) or {}).get("chosen")
         (chosen,) = broadcast_object_list([chosen])
@@ -114,7 +103,7 @@ class RunOutput(Session):
         write_whole(self.settings.run_dir / CONFIG_FILE, config_file(values))
 
     def _open_logs(self, step: int) -> None:
-        """What was logged after a step is forgotten, here and in TensorBoard."""
+        """Opens the logs, and removes entries after this step."""
         if self.is_main:
             self.metrics_log.rewind(step)
         self.tracking.open(step)
@@ -132,7 +121,7 @@ class RunOutput(Session):
         }
 
     def _log(self, values: dict[str, float], step: int, last: int) -> None:
-        """A line to metrics.jsonl and the tracker, and a shorter one to the terminal."""
+        """Logs to metrics.jsonl, the tracker and, in short, the terminal."""
         self.tracking.log(values, step)
         if self.is_main:
             self.metrics_log.append(step, values)

@@ -1,7 +1,7 @@
-"""`python -m trainer.predict source=DICOM_OR_CACHE models=RUNS out=DIR`: the fracture probabilities of scans, by trained models.
+"""`python -m trainer.predict source=DICOM_OR_CACHE models=RUNS out=DIR`: fracture probabilities of studies, by trained models.
 
-Boxes by the bbox runs of all data, averaged, or by every bbox run where there is none of these, as in the reference; on
-them every study_fracture run, averaged: the path of a plan's tables, over studies that may have no labels.
+Study boxes come from the mean of the bbox runs with fold=all, or of all bbox runs if there are none, as in the reference;
+probabilities from the mean of all study_fracture runs. Studies need no labels.
 """
 
 if __name__ == "__main__":
@@ -40,73 +40,71 @@ from trainer.tables.studies import study_predictions, submission, suspected_slic
 
 HELP = """usage: python -m trainer.predict source=DICOM_OR_CACHE models=RUNS out=DIR [slices=true] [section.key=value ...]
 
-Writes DIR/predictions.csv: for each study the probability of a fracture (patient_overall) and of one in each of C1..C7;
-and the same as DIR/submission.csv, in the competition's form.
-source=   a folder of DICOM files, decoded into DIR/cache first, or a cache. Labels are not needed.
-models=   what a plan made: its finished study_fracture runs, and its bbox runs of fold=all or, where there is none, all of them;
-          what they predict is averaged. Runs made from other tables than lie there now are named and left out.
-slices=true says where to look, by all slice_fracture runs: DIR/slices.csv, for each study and level the slice most like a fracture.
-section.key=value says how it is computed: data.loader=plain without DALI, data.workers=, train.eval_batch=, train.precision=no ...;
-all else is as the models were trained.
-The same command again goes on where it was stopped.
+Writes DIR/predictions.csv: for each study the probability of any fracture (patient_overall) and of one in each of C1..C7;
+and the same in the competition's format, DIR/submission.csv.
+source=   a folder of DICOM files, which are first decoded into DIR/cache, or a cache. Labels are not needed.
+models=   the out= of a plan. Averages its finished study_fracture runs, on boxes of its bbox runs with fold=all or, without those,
+          of all its bbox runs. Skips and names stale runs, made from other tables than RUNS holds now.
+slices=true also writes DIR/slices.csv, by all slice_fracture runs: for each study and level the slice most likely to show a fracture.
+section.key=value changes how predictions are computed: data.loader=plain (no DALI), data.workers=, train.eval_batch=,
+          train.precision=no ... All other settings are those of the training.
+Run the same command to continue after an interruption.
 Not a medical device: for research only.
 Exit status: 0 done, 1 something is damaged, 2 a wrong setting or nothing to predict on, 3 some studies of the source were refused."""
 
-PLACES = {"source": "source=DICOM_OR_CACHE", "models": "models=RUNS", "out": "out=DIR"}
-SLICES_ASKED = "slices"
+FOLDERS = {"source": "source=DICOM_OR_CACHE", "models": "models=RUNS", "out": "out=DIR"}
 COMPUTING = {
     "model": ("chunk",),
     "data": ("loader", "workers", "resident", "ram_gb"),
     "train": ("eval_batch", "precision", "threads"),
 }
-"""settings that may be given"""
+"""settings that the command line may change"""
 MACHINE = {"model": ("weights_file",), "data": (*COMPUTING["data"], "on_error"), "train": ("threads",)}
-"""those of the machine that trained, which another one does not take over"""
+"""settings of the training machine, which a prediction ignores"""
 MOST_SHOWN = 20
 CACHE, CSV, SUBMISSION, SLICES = "cache", "predictions.csv", "submission.csv", "slices.csv"
-AGAIN = "make them again: trainer.plan does it"
+AGAIN = "make them again with trainer.plan"
 BOXES, PREDICTIONS = "study_boxes.parquet", "study_predictions.parquet"
 
 
 def main(words: list[str]) -> int:
-    return serve(words, HELP, _main, "interrupted: the same command goes on")
+    return serve(words, HELP, _main, "interrupted: run the same command to continue")
 
 
 def _main(words: list[str]) -> int:
-    given = parse_assignments(words)
+    given, known = parse_assignments(words), (*FOLDERS, "slices", *COMPUTING)
     for key in given:
-        if key not in (known := (*PLACES, SLICES_ASKED, *COMPUTING)):
+        if key not in known:
             raise UsageError(f"no setting {key}", do=nearest(key, known))
-    for key, expected in PLACES.items():
+    for key, example in FOLDERS.items():
         if not isinstance(given.get(key) or None, str):
-            raise UsageError(f"no {key} given", expected=expected, do="see --help")
-    source, models, out = (Path(given.pop(key)) for key in PLACES)
-    slices = one_of(given, SLICES_ASKED, ("false", "true")) == "true"
-    given.pop(SLICES_ASKED, None)
+            raise UsageError(f"no {key} given", expected=example, do="see --help")
+    source, models, out = (Path(given.pop(key)) for key in FOLDERS)
+    slices = one_of(given, "slices", ("false", "true")) == "true"
+    given.pop("slices", None)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError("predicts in one process", do="start it without a launcher")
+        raise UsageError("prediction runs in one process", do="start it without a launcher")
     check_keys(given)
     for section, values in given.items():
         for name in values:
             if name not in COMPUTING[section]:
-                known = ", ".join(f"{key}.{each}" for key, names in COMPUTING.items() for each in names)
-                raise UsageError(f"{section}.{name} is what the models were trained with", expected=f"one of {known}")
+                names = ", ".join(f"{key}.{each}" for key, names in COMPUTING.items() for each in names)
+                raise UsageError(f"{section}.{name} is fixed by the training", expected=f"one of {names}")
     table, status = predict_studies(source, models, out, given, slices=slices)
     shown = table[["id", *TARGETS]].head(MOST_SHOWN)
     say(shown.to_string(index=False, float_format="{:.3f}".format))
-    say(f"{len(table)} studies{', the first of them above' * (len(table) > MOST_SHOWN)}: {out / CSV}")
+    say(f"{len(table)} studies{f' (the first {MOST_SHOWN} above)' * (len(table) > MOST_SHOWN)}: {out / CSV}")
     return status
 
 
 def predict_studies(
     source: Path, models: Path, out: Path, given: Mapping[str, Any], *, slices: bool = False
 ) -> tuple[pd.DataFrame, int]:
-    """The `study_predictions` table of every study in the source, into OUT with the boxes and a CSV of it; and 3 where studies
-    of the source were refused, else 0. slices: into OUT, where to look for the fractures, too.
+    """Predicts every study in the source. Returns the `study_predictions` table, and 3 if studies were refused, else 0.
 
-    models: RUNS of a plan. given: settings by section, on top of those that each run was trained with. Runs whose
-    predictions are there already are not made again. Raises CspineError, for what is wrong with models and settings
-    before anything is decoded.
+    Writes the table, its CSV files and the study boxes to OUT; with slices, the suspected slices, too. models: RUNS of a
+    plan. given: settings by section, which override those of the training. Skips runs whose predictions are done. Raises
+    CspineError; for wrong models and settings before it decodes anything.
     """
     for folder in (out, out / "runs"):
         check_folder(folder)
@@ -114,39 +112,37 @@ def predict_studies(
         raise UsageError("no such folder", where=f"source={source}", expected="DICOM files, or a cache")
     is_cache = (source / GROUP).is_file()
     if is_inside(out / CACHE, source) and not is_cache:
-        raise UsageError(
-            f"lies in source={source}", where=f"out={out}", expected="a folder outside, for scans are only read"
-        )
+        raise UsageError(f"is inside source={source}", where=f"out={out}", expected="a folder outside the source")
     place = source if is_cache else out / CACHE
     pixel_hash = Cache(source).pixel_hash if is_cache else PIXEL_HASH
     used = [of_all_data(finished_runs(models, "bbox")), finished_runs(models, "study_fracture")]
     used += [finished_runs(models, "slice_fracture")] if slices else []
-    used = [_still_fitting(runs, models) for runs in used]
-    boxers, fracturers, *rest = (_settings(runs, place, pixel_hash, out, given) for runs in used)
-    lookers = rest[0] if rest else []
+    used = [_not_stale(runs, models) for runs in used]
+    box_runs, study_runs, *others = (_settings(runs, place, pixel_hash, out, given) for runs in used)
+    slice_runs = others[0] if others else []
     thresholds = _thresholds(models)
     status = 0 if is_cache else _build(source, out)
-    _forget(out)
+    _remove_results(out)
     cache = Cache(place)
     if not cache.ids:
         raise UsageError("holds no study", where=source, expected="DICOM files, or a cache of studies")
-    say(f"{len(cache.ids)} studies, {len(boxers)} bbox runs, {len(fracturers)} study_fracture runs")
-    _say_what_was_seen([*fracturers, *lookers], cache.ids)
+    say(f"{len(cache.ids)} studies, {len(box_runs)} bbox runs, {len(study_runs)} study_fracture runs")
+    _report_seen([*study_runs, *slice_runs], cache.ids)
 
     studies = cache.index[["id", "rows", "columns", "slices"]]
-    found = _predictions(boxers, cache)
+    found = _predictions(box_runs, cache)
     boxes = study_boxes(list(found.values()), studies, **dict(thresholds))
     write_table(out / BOXES, boxes, "trainer.predict", _digests(found))
     if lines := report(boxes):
         say(lines)
-    found = _predictions(fracturers, cache)
+    found = _predictions(study_runs, cache)
     folds = pd.DataFrame({"id": studies["id"], "fold": pd.NA})
     table = study_predictions(list(found.values()), folds if cache.labels is None else cache.labels)
     write_table(out / PREDICTIONS, table, "trainer.predict", _digests(found))
     write_whole(out / CSV, table[["id", *TARGETS]].to_csv(index=False, float_format="%.4f").encode())
     write_whole(out / SUBMISSION, submission(table).to_csv(index=False).encode())
-    if lookers:
-        where = suspected_slices(list(_predictions(lookers, cache).values()))
+    if slice_runs:
+        where = suspected_slices(list(_predictions(slice_runs, cache).values()))
         numbers = {id: cache.study(id).slice_number for id in cache.ids}
         where.insert(2, "slice_number", [numbers[id][z] for id, z in zip(where["id"], where["z_index"], strict=True)])
         write_whole(out / SLICES, where.to_csv(index=False, float_format="%.4f").encode())
@@ -154,7 +150,7 @@ def predict_studies(
 
 
 def finished_runs(models: Path, stage: str) -> list[Path]:
-    """Folders of the stage's finished runs under MODELS. Raises UsageError where there is none."""
+    """Folders of the stage's finished runs under MODELS. Raises UsageError if there are none."""
     if not models.is_dir():
         raise UsageError("no such folder", where=f"models={models}", expected="the out= of a plan")
     pattern = f"{stage}-*/fold*-seed*/{MODEL_FILE}"
@@ -164,14 +160,12 @@ def finished_runs(models: Path, stage: str) -> list[Path]:
 
 
 def of_all_data(runs: list[Path]) -> list[Path]:
-    """Those that held nothing out, where there are any: the reference's boxes of new studies are theirs (its 9)."""
+    """The runs with fold=all, if there are any: the reference's boxes of new studies come from those (its 9)."""
     return [run for run in runs if run.name.startswith("foldall-")] or runs
 
 
-def _still_fitting(runs: list[Path], models: Path) -> list[Path]:
-    """Without those that were made from other tables or another backbone than lie under MODELS now: each is named.
-
-    Raises UsageError where none is left."""
+def _not_stale(runs: list[Path], models: Path) -> list[Path]:
+    """Skips and names runs made from other tables or another backbone than MODELS holds now. Raises UsageError if none is left."""
     changed = {weights: changed_since(weights, models) for weights in runs}
     for weights, names in changed.items():
         if names:
@@ -183,44 +177,43 @@ def _still_fitting(runs: list[Path], models: Path) -> list[Path]:
 
 
 def _settings(runs: list[Path], cache: Path, pixel_hash: str, out: Path, given: Mapping[str, Any]) -> list[Settings]:
-    """Of each run's prediction. Raises UsageError where its weights do not fit, or two would write to one place."""
+    """The settings of each run's prediction. Raises UsageError if weights do not fit, or two runs have the same folder."""
     found: dict[Path, Settings] = {}
     for weights in runs:
-        weights_config(weights)  # of an older version its other files are too
+        weights_config(weights)  # first: it names weights of an older version, whose other files are older, too
         settings = _settings_of(weights, cache, out, given)
         check_weights(settings, pixel_hash, weights)
         if (twin := found.setdefault(settings.run_dir, settings)) is not settings:
-            line = f"is the same run as {twin.weights} by its settings: {run_name(settings.run_dir)}"
+            line = f"has the same settings as {twin.weights}: {run_name(settings.run_dir)}"
             raise UsageError(line, where=weights, do="move one of them out of models=")
     return list(found.values())
 
 
 def _settings_of(weights: Path, cache: Path, out: Path, given: Mapping[str, Any]) -> Settings:
-    """Those that the run was trained with, as of a prediction on this cache and this machine."""
-    from trainer.session import on_gpu  # torch: not for the sake of --help
+    """The settings of the training, changed for a prediction on this cache and machine."""
+    from trainer.session import on_gpu  # imports torch, which --help does without
 
     recorded = recorded_config(weights)
     if recorded is None:
-        raise UsageError("no settings beside its weights", where=weights, expected=CONFIG_FILE)
+        raise UsageError("no settings with its weights", where=weights, expected=CONFIG_FILE)
     values = {name: value for name, value in recorded.items() if name in Settings.model_fields}
     for section, names in MACHINE.items():
         values[section] = {name: value for name, value in values[section].items() if name not in names}
     if not on_gpu():
-        values["train"].pop("precision")  # what a GPU needs for speed a CPU does not
-    here = {"cache": cache, "out": out / "runs", "mode": "predict", "split": "all", "weights": weights}
-    here["boxes"] = out / BOXES
-    none = {"pseudo": None, "backbone": None, "tracker": "none", "deterministic": False}
-    return validate(merge(values, here, none, given))
+        values["train"].pop("precision")  # a CPU has its own default
+    places = {"cache": cache, "out": out / "runs", "weights": weights, "boxes": out / BOXES}
+    others = {"mode": "predict", "split": "all", "tracker": "none", "deterministic": False}
+    return validate(merge(values, places, others, {"pseudo": None, "backbone": None}, given))
 
 
-def _forget(out: Path) -> None:
-    """What an earlier command has found: it may be of other studies."""
+def _remove_results(out: Path) -> None:
+    """Removes the results of an earlier command, which may be of other studies."""
     for name in (CSV, SUBMISSION, PREDICTIONS, SLICES):
         (out / name).unlink(missing_ok=True)
 
 
 def _build(source: Path, out: Path) -> int:
-    """The cache, built or brought up to date. Returns the build's exit status; raises UsageError where no study can be used."""
+    """Builds or updates the cache. Returns the build's exit status. Raises UsageError if it has no study."""
     from preprocess.build.build_cache import build_cache
 
     cache = out / CACHE
@@ -228,26 +221,27 @@ def _build(source: Path, out: Path) -> int:
     if result.refused:
         say(f"{result.refused} studies were refused: see {cache / REPORT}")
     if not result.studies:
-        _forget(out)
+        _remove_results(out)
         raise UsageError("no study can be used", where=source, do=f"see {cache / REPORT}")
     return result.exit_status
 
 
 def _thresholds(models: Path) -> TableSettings:
     if not (models / "tables" / BOXES).is_file():
-        say(f"{models} has no tables/{BOXES}, which says by what thresholds boxes were made: the defaults are taken")
+        say(f"{models} has no tables/{BOXES}, which records the thresholds of boxes: using the defaults")
     return made_with(models)
 
 
 def _predictions(runs: list[Settings], cache: Cache) -> dict[Path, pd.DataFrame]:
-    """Path of each run's prediction table, and the table; all of the studies of one index."""
+    """Path -> table of each run's predictions, all from one index."""
     paths = [run(settings, cache) / PREDICTIONS_OF_ALL for settings in runs]
     return {path: read_table(path) for path in paths}
 
 
-def _say_what_was_seen(runs: list[Settings], ids: list[str]) -> None:
-    """Probabilities of studies that a model learned from say nothing about the model."""
-    seen = set().union(*(exposure.kept(settings.weights)["study"] for settings in runs)) & set(ids)
+def _report_seen(runs: list[Settings], ids: list[str]) -> None:
+    """Names studies that these models were trained on: their probabilities say nothing about the models."""
+    weights = [settings.weights for settings in runs if settings.weights]
+    seen = set().union(*(exposure.kept(each)["study"] for each in weights)) & set(ids)
     if seen:
         say(f"{len(seen)} of {len(ids)} studies were seen in training by these models, first {min(seen)}")
 

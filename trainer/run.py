@@ -1,6 +1,6 @@
-"""One run of one stage: `accelerate launch -m trainer.run stage=... cache=CACHE out=RUNS`, or without the launcher for one process.
+"""One run of one stage: `accelerate launch -m trainer.run stage=... cache=CACHE out=RUNS`, or without the launcher in one process.
 
-Settings are checked, and a finished run is recognised, before torch is imported.
+Checks settings and recognises a finished run before it imports torch.
 """
 
 import sys
@@ -29,16 +29,17 @@ HELP = f"""usage: accelerate launch -m trainer.run stage={"|".join(stage_names()
            [mode=train|predict] [show=true] [fold=0|all] [seed=1] [boxes=TABLE|cache] [pseudo=TABLE] [backbone=RUN] [weights=RUN]
            [split=held_out|all] [micro_batch=auto|N] [deterministic=true] [tracker=tensorboard|none] [config=FILE] [section.key=value ...]
 
-On one CPU, or one GPU, `trainer run ...` does the same without the launcher; trainer/run.py may be named as a file, too.
+In one process, `trainer run ...` does the same without the launcher. trainer/run.py may also be started as a file.
 Settings: defaults < configs/<stage>.yaml < its variant < config=FILE < command line; sections are model, data, augment, train.
-show=true prints all of a run's settings and stops; what they mean stands beside them in trainer/settings/settings.py.
+show=true prints all settings of a run and stops. trainer/settings/settings.py documents them.
 Exit status: 0 done, 1 a check failed, 2 a wrong setting or nothing to do."""
 
 
 def run(settings: Settings, cache: Cache | None = None) -> Path:
-    """Trains or predicts, or returns at once where that is already done. Returns the run's folder. Raises CspineError.
+    """Trains or predicts, unless that is already done. Returns the run's folder. Raises CspineError.
 
-    cache: the settings' own, opened before, so that several runs are of one index."""
+    cache: the open cache of these settings, so that several runs share one index.
+    """
     from trainer.leakage import exposure
     from trainer.runs.identity import check_weights, is_done, run_key
     from trainer.runs.inputs import Inputs
@@ -72,7 +73,7 @@ def run(settings: Settings, cache: Cache | None = None) -> Path:
 
 
 def main(words: list[str]) -> int:
-    return serve(words, HELP, _main, "interrupted: the same command goes on from the last checkpoint")
+    return serve(words, HELP, _main, "interrupted: run the same command to resume from the last checkpoint")
 
 
 def _main(words: list[str]) -> None:
@@ -85,7 +86,7 @@ def _main(words: list[str]) -> None:
 
 
 def close() -> None:
-    """Lets the processes of a launch part in good order, whatever was imported."""
+    """Destroys the process group, if there is one."""
     distributed = getattr(sys.modules.get("torch"), "distributed", None)
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
@@ -94,5 +95,5 @@ def close() -> None:
 if __name__ == "__main__":
     status = main(sys.argv[1:])
     if not status:
-        close()  # others may still be in the middle of an exchange with a process that failed
+        close()  # not after a failure: other processes may still wait for this one
     leave(status)

@@ -1,4 +1,4 @@
-"""What one training or prediction holds open in this process: settings, inputs, stage, Accelerate, and the loaders it opens."""
+"""The state of one training or prediction in this process: settings, inputs, stage, Accelerate, and its loaders."""
 
 import os
 from functools import cached_property
@@ -24,15 +24,15 @@ from trainer.settings.settings import Settings
 from trainer.stages.base import Stage
 
 THREADS = torch.get_num_threads()
-"""what torch chooses for this process; a run may set another number for itself"""
+"""torch's default in this process; a run may set another number"""
 
 
 class ReplacedForAll(StaleStudy, UsageError):
-    """A study that one process found replaced, and all were told of: the main process alone says it."""
+    """A replaced study that one process found. All raise it, and the main process reports it."""
 
 
 class Session:
-    """Built from settings that were checked. A process may have one after another, each with a precision of its own."""
+    """Built from checked settings. A process may have several in turn, each with its own precision."""
 
     def __init__(self, settings: Settings, inputs: Inputs, key: str):
         self.settings, self.inputs, self.key = settings, inputs, key
@@ -42,7 +42,7 @@ class Session:
 
     @property
     def by_block(self) -> bool:
-        """Whether training items overlap so much that they are shuffled by block, and chunks are worth keeping."""
+        """Whether training items overlap, so that blocks of them are shuffled and decoded chunks kept."""
         return self.stage.items == "triplets"
 
     @property
@@ -50,11 +50,11 @@ class Session:
         return self.accelerator.is_main_process
 
     def say(self, line: str) -> None:
-        """Once, from the main process."""
+        """Prints from the main process."""
         self.accelerator.print(line, flush=True)
 
     def check_fresh(self) -> None:
-        """Before anything is kept. Raises StaleStudy in all processes where one finds a study replaced that the run reads."""
+        """Raises StaleStudy in all processes if one finds a replaced study. Called before anything is saved."""
         stale = None
         try:
             self.inputs.check_fresh()
@@ -65,19 +65,19 @@ class Session:
             raise ReplacedForAll(found[0]["what"], where=found[0]["where"], do=found[0]["do"])
 
     def require_same_inputs(self) -> None:
-        """Each process has opened cache and tables by itself: raises UsageError in all where they changed in between."""
+        """Raises UsageError in all processes if cache or tables changed while they opened them."""
         own = prediction_inputs(self.settings, self.inputs, self.key)
         if any(found != own for found in gather_object([own])):
             line = "studies, labels or tables changed while the processes of this run opened them"
             raise UsageError(line, where=self.settings.cache, do="start again")
 
     def require_boxes(self, ids: list[str]) -> None:
-        """Raises UsageError where a study that is trained on, or will be predicted, lacks the box that the stage needs."""
+        """Raises UsageError if a study to train on or to predict lacks the box that the stage needs."""
         if self.settings.needs_boxes:
             self.inputs.require_boxes([*ids, *self.inputs.eval_ids()])
 
     def keep_crops(self, ids: list[str]) -> None:
-        """data.resident=gpu: these studies' crops, into the GPU's memory. Raises UsageError where they do not fit."""
+        """data.resident=gpu: loads these studies' crops. Raises UsageError if they do not fit."""
         if self.crops is not None:
             self.crops.load(squares(self.inputs.cache, ids, self.inputs.crop_boxes(ids)))
 
@@ -87,12 +87,11 @@ class Session:
         return Crops(self.inputs.cache, self.accelerator.device) if resident else None
 
     def augmentation(self) -> Augmentation:
-        """How training items are augmented."""
+        """Of training items."""
         settings = self.settings
         return Augmentation(settings.data.size, settings.seed, settings.augment, settings.data.thin)
 
     def no_augmentation(self) -> Augmentation:
-        """Without augmentation."""
         return Augmentation(self.settings.data.size)
 
     def loader(
@@ -106,9 +105,9 @@ class Session:
         targets: bool = False,
         keep_chunks: bool = False,
     ) -> Loader:
-        """Batches of a schedule's items, all of studies in `ids`.
+        """Batches of a schedule's items, all from studies in `ids`.
 
-        limit: items after which there are no more. keep_chunks: neighbouring items share chunks, which are worth keeping.
+        limit: number of items; None: endless. keep_chunks: keep decoded chunks, which neighbouring items share.
         """
         data = self.settings.data
         kept = int(data.ram_gb * 2**30) if data.resident == "ram" else TRIPLET_CHUNKS_BYTES if keep_chunks else 0
@@ -119,45 +118,47 @@ class Session:
 
     @cached_property
     def readers(self) -> Readers | None:
-        """For every loader of this training or prediction; they start with the first that asks for something."""
+        """Shared by all loaders of this session; they start on first use."""
         workers = wanted_workers(self.settings.data, self.accelerator.device)
         return Readers(workers) if workers else None
 
     def close(self) -> None:
-        """Ends its reading processes."""
+        """Ends the reading processes."""
         if self.readers is not None:
             self.readers.close()
 
 
 def on_gpu() -> bool:
-    """Whether this process computes on one."""
+    """Whether this process computes on a GPU."""
     return torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("true", "1", "yes")
 
 
 def accelerator(settings: Settings) -> Accelerator:
-    """Accelerate as the settings ask for it, and with it the process-wide switches of torch and OpenCV."""
+    """An Accelerator by the settings. Sets the process-wide options of torch and OpenCV, too."""
     train = settings.train
     if settings.tracker != "none" and LoggerType(settings.tracker) not in get_available_trackers():
-        raise UsageError(f"tracker={settings.tracker} is not installed", do="install it, or give tracker=none")
+        raise UsageError(f"tracker={settings.tracker} is not installed", do="install it, or set tracker=none")
     torch.set_num_threads(train.threads or THREADS)
     cv2.setNumThreads(train.threads or -1)
     torch.use_deterministic_algorithms(settings.deterministic, warn_only=True)
     if settings.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without which cuBLAS does not repeat itself
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs it to be deterministic
     torch.backends.cudnn.benchmark = not settings.deterministic
-    torch.backends.cudnn.allow_tf32 = False  # float32 is what it says, an LSTM's above all
+    torch.backends.cudnn.allow_tf32 = False  # full float32, above all for the LSTMs
     gpu = on_gpu()
     precision = ("fp16" if gpu else "no") if train.precision == "auto" else train.precision
     if (asked := os.environ.get("ACCELERATE_MIXED_PRECISION", "no")) not in ("no", precision):
-        say(f"train.precision={precision} counts, not the launcher's mixed_precision={asked}")
+        say(f"train.precision={precision} overrides the launcher's mixed_precision={asked}")
     if precision == "fp16" and not gpu:
-        raise UsageError("train.precision=fp16 needs a GPU, and there is none here", expected="no, bf16 or auto")
-    # Accelerate keeps the first run's precision for the whole process; its process group stays
+        raise UsageError("train.precision=fp16 needs a GPU, and there is none", expected="no, bf16 or auto")
+    # Accelerate keeps the first run's precision for the whole process; this keeps the process group
     AcceleratorState._reset_state()
     try:
         return _accelerator(settings, precision, gpu)
     except ValueError as error:
-        raise UsageError(f"train.precision={precision} cannot be had here ({error})", expected="no or auto") from None
+        raise UsageError(
+            f"train.precision={precision} is not available here ({error})", expected="no or auto"
+        ) from None
 
 
 def _accelerator(settings: Settings, precision: str, gpu: bool) -> Accelerator:
@@ -167,5 +168,5 @@ def _accelerator(settings: Settings, precision: str, gpu: bool) -> Accelerator:
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1, sync_with_dataloader=False),
         log_with=None if settings.tracker == "none" else settings.tracker,
         project_dir=str(settings.run_dir),
-        dynamo_backend="no",  # whatever `accelerate config` says: compiled weights have other names, and train.autotune compiles
+        dynamo_backend="no",  # overrides `accelerate config`: it would rename weights, and train.autotune compiles
     )

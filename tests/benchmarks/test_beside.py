@@ -17,6 +17,6 @@ def test_both_commits_are_measured_by_their_own_code(tmp_path):
 
 
 def test_what_is_no_commit_is_told_in_one_line(tmp_path):
-    with pytest.raises(SystemExit, match=r"^nonsense: is no commit of .*; expected one, as in"):
+    with pytest.raises(SystemExit, match=r"^nonsense: is not a commit of .*; expected one, as in"):
         beside.checkout("nonsense", tmp_path / "tree")
     assert not (tmp_path / "tree").exists()

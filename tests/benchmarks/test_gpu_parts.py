@@ -37,4 +37,4 @@ def test_a_part_keeps_what_it_has_found_and_ends_in_time(part, command, monkeypa
 def test_without_a_gpu_it_says_so_in_one_line(monkeypatch, capsys):
     monkeypatch.setattr(gpu.torch.cuda, "is_available", lambda: False)
     assert gpu.main(["images"]) == 2
-    assert capsys.readouterr().err == "error: there is no GPU here, and every part needs one\n"
+    assert capsys.readouterr().err == "error: no GPU, and every part needs one\n"

@@ -104,6 +104,6 @@ def test_features_that_are_damaged_are_made_again_with_a_line_and_a_pickle_among
     capsys.readouterr()
     again = train(out=tmp_path / "runs", **given, **one)
     said = capsys.readouterr().err
-    assert all(said.count(f"{path}: is gone or does not match its digest; it is made again") == 1 for path in files)
+    assert all(said.count(f"{path}: is missing or does not match its digest; it is made again") == 1 for path in files)
     assert all(np.allclose(read_features(path), own, atol=1e-5) for path, own in zip(files, before, strict=True))
     assert not (tmp_path / "touched").exists() and (again / "model.safetensors").is_file()

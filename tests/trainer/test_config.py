@@ -12,7 +12,7 @@ from trainer.runs.identity import identity_settings, recorded_config
 from trainer.settings.layers import load
 from trainer.settings.registry import stage_file, stage_names
 from trainer.settings.settings import Settings
-from trainer.tuning.micro_batch import configured, share
+from trainer.tuning.micro_batch import configured, split_batch
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -170,9 +170,9 @@ def test_the_learning_rate_rises_and_falls_as_in_the_reference():
 def test_the_effective_batch_is_shared_by_processes_and_passes(batch, micro, processes, expected):
     if expected is None:
         with pytest.raises(UsageError):
-            share(batch, micro, processes)
+            split_batch(batch, micro, processes)
     else:
-        assert share(batch, micro, processes) == expected
+        assert split_batch(batch, micro, processes) == expected
 
 
 def test_the_documented_switches_have_the_documented_defaults():

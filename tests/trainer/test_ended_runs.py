@@ -20,7 +20,7 @@ from trainer.data.order import Training
 from trainer.data.readers import ReaderDied, Readers
 from trainer.data.source import Source
 from trainer.plan.execute import failure
-from trainer.plan.launch import RunOrder, RunOutcome, forget, launch
+from trainer.plan.launch import RunOrder, RunOutcome, launch, remove_mark
 from trainer.settings.settings import AugmentSettings, DataSettings
 
 CHILD = ROOT / "trainer/process/child.py"
@@ -88,8 +88,8 @@ def test_a_killed_reader_is_one_line_and_no_waiting(loader, evaluating, tiny_cac
         for _ in batches:
             pass
     assert time.monotonic() - began < 10
-    line = "a reading process was killed (SIGKILL), most likely for want of memory; give fewer data.workers"
-    assert f"{line} (there were 2)" in str(died.value) and died.value.exit_status == 1
+    line = "a reading process was killed (SIGKILL), probably out of memory; set data.workers lower"
+    assert f"{line} (now 2)" in str(died.value) and died.value.exit_status == 1
     training.close()
     readers.close()
 
@@ -97,7 +97,7 @@ def test_a_killed_reader_is_one_line_and_no_waiting(loader, evaluating, tiny_cac
 def test_why_a_run_failed_is_one_line_where_it_is_known(tmp_path):
     log = tmp_path / "a.log"
     killed = failure(RunOutcome(137, 3.2, ["step 1/2"]), log)
-    assert killed == f"failed after 3 s: it was killed (SIGKILL), most likely for want of memory; its log is {log}"
+    assert killed == f"failed after 3 s: it was killed (SIGKILL), probably out of memory; its log is {log}"
     said = failure(RunOutcome(2, 3.2, ["a warning", "error: no study is in fold 7"]), log)
     assert said == f"failed after 3 s: no study is in fold 7; its log is {log}"
     unknown = failure(RunOutcome(1, 3.2, ["Traceback", "KeyError: 'x'"]), log)
@@ -111,8 +111,8 @@ def test_marks_of_attempts_at_a_run_do_not_pile_up(tmp_path):
     assert launch(order._replace(attempt="killed-2")).status == 2
     left = sorted(path.name for path in (tmp_path / ".leases").glob("*.begun"))
     assert left == ["bbox-01B-fold0-seed1.killed-2.begun", "bbox-01B-fold0-seed11.b.begun"]
-    forget(order._replace(attempt="killed-2"))
-    forget(other)
+    remove_mark(order._replace(attempt="killed-2"))
+    remove_mark(other)
     assert not list((tmp_path / ".leases").glob("*.begun"))
 
 
@@ -140,7 +140,7 @@ def test_nothing_is_left_of_a_run_by_itself_however_it_ends(loader, kind, status
         assert watched.process.wait(10) == status
         assert not watched.what_is_left()
         text = said.read_text()
-        assert "Traceback" not in text and text.count("interrupted: the same command") == (kind != "SIGKILL")
+        assert "Traceback" not in text and text.count("interrupted: run the same command") == (kind != "SIGKILL")
     finally:
         watched.end_all()
 

@@ -142,14 +142,14 @@ def test_a_failed_run_stops_only_what_depends_on_it_and_shows_its_last_lines(
 
 def test_an_address_that_is_none_is_said_at_once(tiny_cache, tmp_path, capsys):
     assert main([str(PLANS / "demo.yaml"), f"cache={tiny_cache}", f"out={tmp_path}", "scheduler=nope"]) == 2
-    assert capsys.readouterr().err == "error: scheduler=nope: is no address; expected tcp://HOST:PORT\n"
+    assert capsys.readouterr().err == "error: scheduler=nope: is not an address; expected tcp://HOST:PORT\n"
 
 
 def test_an_order_that_comes_a_second_time_is_not_carried_out(tmp_path):
     order = RunOrder("bbox-01B/fold0-seed1", ("stage=bbox",), tmp_path, "once")
     assert launch(order).status == 2, "no cache given"
     again = launch(order)
-    assert again.status == 1 and "not tried again" in again.last[0]
+    assert again.status == 1 and "not retried" in again.last[0]
 
 
 def test_a_run_that_another_process_makes_is_left_to_it(tmp_path):

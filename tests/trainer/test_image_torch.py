@@ -12,9 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from trainer.data.augment import augment_params, no_augmentation
-from trainer.data.dali import by_opencv, by_torch, graph
+from trainer.data.dali import graph, opencv_images, torch_images
 from trainer.data.image import INTERPOLATION, STD, make_image
-from trainer.data.image_torch import PIXELS_A_CALL, warp, warp_bytes, warp_items
+from trainer.data.image_torch import PIXELS_PER_CALL, warp, warp_bytes, warp_items
 from trainer.data.items import Item
 from trainer.data.order import ScheduledItem
 from trainer.data.source import assemble
@@ -137,7 +137,7 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_graph_of_a_gpu_shows_what_a_cpu_s_shows(kind, mode):
     source = items(KINDS[kind])
-    found, expected = run(source, by_torch, mode), run(source, by_opencv, mode)
+    found, expected = run(source, torch_images, mode), run(source, opencv_images, mode)
     assert [image.shape for image in found] == [image.shape for image in expected]
     assert all(image.dtype == np.float16 for image in found)
     assert all(np.array_equal(e, make_image(s, SIZE, mode)) for e, s in zip(expected, source.samples, strict=True))
@@ -147,18 +147,18 @@ def test_the_graph_of_a_gpu_shows_what_a_cpu_s_shows(kind, mode):
 
 def test_where_the_map_is_the_identity_both_graphs_are_equal():
     source = items([(3, SIZE, SIZE), (12, SIZE, SIZE)], still_ones=True)
-    for found, expected in zip(run(source, by_torch), run(source, by_opencv), strict=True):
+    for found, expected in zip(run(source, torch_images), run(source, opencv_images), strict=True):
         assert np.abs(np.float32(found) - np.float32(expected)).max() < 2e-3, "float16, rounded twice"
 
 
 def test_an_item_s_image_depends_on_no_other_of_its_batch(monkeypatch):
     shapes = [(6, 70, 60), (6, 71, 60), (6, 70, 60), (6, 70, 60)]
     source = items(shapes)
-    together = run(source, by_torch)
+    together = run(source, torch_images)
     for k, image in enumerate(together):
-        assert np.array_equal(run(Samples([source.samples[k]], [source.schedule[k]]), by_torch)[0], image)
-    monkeypatch.setattr("trainer.data.image_torch.PIXELS_A_CALL", 6 * SIZE * SIZE)  # an item a call
-    assert all(map(np.array_equal, run(source, by_torch), together))
+        assert np.array_equal(run(Samples([source.samples[k]], [source.schedule[k]]), torch_images)[0], image)
+    monkeypatch.setattr("trainer.data.image_torch.PIXELS_PER_CALL", 6 * SIZE * SIZE)  # an item a call
+    assert all(map(np.array_equal, run(source, torch_images), together))
 
 
 def test_a_call_takes_as_many_items_as_its_memory_allows(monkeypatch):
@@ -169,20 +169,20 @@ def test_a_call_takes_as_many_items_as_its_memory_allows(monkeypatch):
 
     def moved(shapes, most):
         calls.clear()
-        monkeypatch.setattr("trainer.data.image_torch.PIXELS_A_CALL", most)
+        monkeypatch.setattr("trainer.data.image_torch.PIXELS_PER_CALL", most)
         samples = items(shapes).samples
         given = zip(*[map(torch.from_numpy, sample[:4]) for sample in samples], strict=True)
         assert len(warp_items(*map(list, given), "bilinear")) == len(shapes)
         return calls
 
-    assert moved([(3, 40, 40)] * 64, PIXELS_A_CALL) == [64]
+    assert moved([(3, 40, 40)] * 64, PIXELS_PER_CALL) == [64]
     assert moved([(3, 40, 40)] * 5 + [(3, 41, 40)], 6 * SIZE * SIZE) == [2, 2, 1, 1]
     assert moved([(9, 200, 200)] * 2, 1) == [1, 1]
 
 
 def test_random_samples_show_the_same_with_holes_and_warps():
     source = random_samples(16, 12)
-    apart = levels_apart(run(source, by_torch), run(source, by_opencv))
+    apart = levels_apart(run(source, torch_images), run(source, opencv_images))
     assert apart.mean() < 1e-3 and np.quantile(apart, 0.999) < 0.1
 
 

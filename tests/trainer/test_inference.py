@@ -33,14 +33,14 @@ def plainly(session, model):
 @pytest.mark.parametrize(
     ("stage", "more", "factor"),
     [
-        ("vertebrae", ["variant=04A", "data.eval_stride=6"], "24 windows, 60 distinct triplets in place of 96: 1.60"),
+        ("vertebrae", ["variant=04A", "data.eval_stride=6"], "24 windows, 60 distinct triplets instead of 96: 1.60"),
         ("slice_fracture", ["data.eval_stride=6", "data.loader=plain"], "1.60 times fewer"),
         (
             "vertebrae",
             ["data.frames=36", "model.positional=relative"],
-            "60 distinct triplets in place of 72",
+            "60 distinct triplets instead of 72",
         ),  # longer than the studies
-        ("slice_fracture", ["data.frames=27", "data.eval_stride=2"], "114 distinct triplets in place of 162"),
+        ("slice_fracture", ["data.frames=27", "data.eval_stride=2"], "114 distinct triplets instead of 162"),
     ],
 )
 def test_predictions_are_those_of_every_window_by_itself(

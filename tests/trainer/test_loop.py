@@ -121,7 +121,9 @@ def test_a_launchers_compiler_leaves_the_weights_their_names(given, monkeypatch)
 
 def test_processes_that_find_different_folders_are_refused(given, monkeypatch):
     monkeypatch.setattr("trainer.output.gather_object", lambda own: [*own, (False, *own[0][1:])])
-    with pytest.raises(UsageError, match="not the same folder for all processes; give an out= that all machines share"):
+    with pytest.raises(
+        UsageError, match="not the same folder for all processes; set out= to a folder that all machines share"
+    ):
         train(**given)
 
 

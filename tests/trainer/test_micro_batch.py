@@ -46,7 +46,7 @@ def test_memory_that_runs_out_in_training_is_one_line(tiny_cache, tiny_settings,
 
     monkeypatch.setattr(Run, "step", step)
     with pytest.raises(
-        CspineError, match=r"memory does not hold 8 items at once; take `chosen` out of this file"
+        CspineError, match=r"out of memory with 8 items at once; remove `chosen` from this file"
     ) as said:
         train(stage="bbox", cache=tiny_cache, out=tmp_path, config=tiny_settings)
     assert said.value.where == tmp_path / "bbox-01B/fold0-seed1/config.yaml"
@@ -81,7 +81,7 @@ def test_the_fastest_layout_of_those_that_work_in_time_is_taken():
     slow, fast, broken, late = Layout(), Layout(True), Layout(True, True), Layout(compiled=True)
     said, seconds = [], {slow: 2.0, fast: 1.0, late: 0.5}
     assert fastest([slow, fast, broken], seconds.__getitem__, said.append) == fast
-    assert "channels last, compiled does not work here (KeyError)" in said[0]
+    assert "channels last, compiled failed (KeyError)" in said[0]
     assert fastest([slow, late], seconds.__getitem__, said.append, seconds=-1) == slow
     with pytest.raises(KeyError):
         fastest([broken], seconds.__getitem__)
@@ -103,7 +103,7 @@ def test_a_choice_is_written_before_the_first_step_and_used_again(
     written = yaml.safe_load(path.read_text())
     assert written["train"]["micro_batch"] == "auto"
     assert seen == [(1, {"micro_batch": 32, "channels_last": False, "compiled": False})]
-    assert "micro_batch=auto: 16, by the stage's own settings; nothing is tried on a CPU" in capsys.readouterr().out
+    assert "micro_batch=auto: 16, from the stage's settings; nothing is measured on a CPU" in capsys.readouterr().out
     written["chosen"]["micro_batch"] = 4
     path.write_bytes(config_file(written))
     with pytest.raises(InterruptedError):

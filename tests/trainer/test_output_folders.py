@@ -61,7 +61,7 @@ def test_predictions_do_not_go_among_the_scans(tmp_path, capsys):
     (tmp_path / "link").symlink_to(scans, target_is_directory=True)
     for out in (scans, scans / "out", tmp_path / "link/out"):
         words = [f"source={scans}", f"models={tmp_path}", f"out={out}"]
-        assert f"lies in source={scans}" in refused(predict.main, words, capsys)
+        assert f"is inside source={scans}" in refused(predict.main, words, capsys)
     assert list(scans.iterdir()) == []
 
 

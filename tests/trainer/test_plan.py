@@ -78,10 +78,10 @@ def test_the_chain_of_the_demo_is_boxes_ratios_pseudo_labels_backbone():
         ("tables: {presense: 0.4}", "no setting tables.presense; did you mean tables.presence?"),
         ("tables: {over_seeds: max}", "tables.over_seeds='max' does not fit; expected 'mean' or 'extreme'"),
         ("runs: [{stage: bbox, processes: all}]", "processes='all' does not fit"),
-        ("config: [a]", "config: is no file's name"),
+        ("config: [a]", "config: is not a file name"),
         ("jobs: 2", "a plan without runs; expected runs: [{stage: ..., folds: [...], seeds: [...]}]"),
         ("config: nowhere.yaml\nruns: [{stage: bbox}]", "nowhere.yaml: no such file; expected a YAML file of settings"),
-        ("runs: [{stage: bbox, set: {boxes: mine.parquet}}]", "boxes= is the plan's own to choose"),
+        ("runs: [{stage: bbox, set: {boxes: mine.parquet}}]", "boxes= is chosen by the plan"),
         ("runs: [{stage: bbox, set: {data.bank: 2}}]", "plan.yaml, run 1: data.bank keeps features of a frozen CNN"),
     ],
 )
@@ -191,7 +191,7 @@ def test_costs_are_taken_by_the_most_exact_name(tmp_path):
     with pytest.raises(UsageError, match="holds no cost of vertebrae-02G"):
         read_costs(plan, file)
     file.write_text("bbox: soon\n")
-    with pytest.raises(UsageError, match="'soon' is no cost; expected seconds"):
+    with pytest.raises(UsageError, match="'soon' is not a cost; expected seconds"):
         read_costs(plan, file)
 
 
@@ -200,7 +200,7 @@ def test_costs_are_taken_by_the_most_exact_name(tmp_path):
 
 def test_the_graph_as_commands_for_a_shell_for_slurm_and_as_json():
     plan = plan_of("demo")
-    again = formats.again(PLANS / "demo.yaml", ["cache=c d", "out=o"])
+    again = ["python", "-m", "trainer.plan", str(PLANS / "demo.yaml"), "cache=c d", "out=o"]
     shell, slurm = formats.as_shell(plan, again), formats.as_slurm(plan, again)
     for script in (shell, slurm):
         assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0

@@ -51,7 +51,7 @@ def test_new_scans_get_the_mean_of_all_runs(models, scans, tmp_path, capfd):
     said = capfd.readouterr().out
     assert "2 studies, 1 bbox runs, 2 study_fracture runs" in said and "1 studies were refused" in said
     assert (
-        "seen in training" not in said and "has no tables/study_boxes.parquet" in said and "defaults are taken" in said
+        "seen in training" not in said and "has no tables/study_boxes.parquet" in said and "using the defaults" in said
     )
     table = pd.read_csv(tmp_path / "predictions.csv", dtype={"id": str}).set_index("id")
     assert sorted(table.index) == Cache(tmp_path / "cache").ids and len(table) == 2
@@ -183,7 +183,7 @@ def test_models_that_do_not_fit_are_said_before_anything_is_decoded(models, scan
     changed(other, lambda weights, metadata: metadata.update(pixel_hash="0" * 64))
     twice = shutil.copytree(models, tmp_path / "twice")
     shutil.copytree(twice / "study_fracture-04F/fold0-seed1", twice / "study_fracture-04F/fold0-seed3")
-    for own, line in ((other, "was trained with pixel_hash=000"), (twice, "is the same run as ")):
+    for own, line in ((other, "was trained with pixel_hash=000"), (twice, "has the same settings as ")):
         assert main([f"source={scans}", f"models={own}", f"out={tmp_path / 'out'}"]) == 2
         assert line in capfd.readouterr().err and not (tmp_path / "out").exists()
 
@@ -238,7 +238,7 @@ def test_it_is_what_the_runs_predict_by_themselves_and_says_what_they_have_seen(
             ["source=D", "models=M", "out=O", "data.resident=gpu"],
             "data.resident=gpu keeps crops, and bbox 01B has none",
         ),
-        (["source=D", "models=M", "out=O", "data.size=96"], "data.size is what the models were trained with"),
+        (["source=D", "models=M", "out=O", "data.size=96"], "data.size is fixed by the training"),
         (["source=S", "models=M", "out=O", "train.eval_batch=none"], "train.eval_batch='none' does not fit"),
     ],
 )

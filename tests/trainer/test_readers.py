@@ -19,7 +19,7 @@ from trainer.data.items import windows
 from trainer.data.loader import Loader
 from trainer.data.order import Training
 from trainer.data.reader_process import LARGE
-from trainer.data.readers import BYTES_ASKED, ReaderDied, Readers
+from trainer.data.readers import REQUEST_BYTES, ReaderDied, Readers
 from trainer.data.source import Source
 from trainer.settings.settings import AugmentSettings, DataSettings
 
@@ -73,8 +73,8 @@ def test_results_come_in_order_and_a_batch_of_them_stays_whole(workers, batch, s
 
 def test_small_items_are_asked_for_together_and_large_ones_one_by_one(readers):
     assert readers.read(numbers, 1000, batch=8).chunk == 8
-    assert readers.read(numbers, BYTES_ASKED // 5, batch=64).chunk == 5
-    assert readers.read(numbers, 2 * BYTES_ASKED, batch=64).chunk == 1
+    assert readers.read(numbers, REQUEST_BYTES // 5, batch=64).chunk == 5
+    assert readers.read(numbers, 2 * REQUEST_BYTES, batch=64).chunk == 1
 
 
 def test_what_does_not_fit_its_memory_comes_all_the_same(readers):
@@ -138,7 +138,7 @@ def test_a_dead_process_is_named_at_once(number, own):
     began = time.monotonic()
     with pytest.raises(ReaderDied, match=f"a reading process was killed .{number.name}") as died:
         list(islice(reading, 1000))
-    assert time.monotonic() - began < 5 and "give fewer data.workers (there were 2)" in str(died.value)
+    assert time.monotonic() - began < 5 and "set data.workers lower (now 2)" in str(died.value)
 
 
 def test_closing_ends_the_processes(own):
@@ -147,7 +147,7 @@ def test_closing_ends_the_processes(own):
     ended = pids(own)
     own.close()
     assert not any(Path(f"/proc/{pid}").exists() for pid in ended)
-    with pytest.raises(ReaderDied, match="were ended"):
+    with pytest.raises(ReaderDied, match="were closed"):
         list(islice(reading, 100))
 
 

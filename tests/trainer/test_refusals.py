@@ -100,7 +100,7 @@ def test_a_tracker_that_fails_later_stops_no_training(tiny_cache, tiny_settings,
 
 def test_fp16_without_a_gpu_is_said(tiny_cache, tiny_settings, tmp_path):
     status, _, err = quietly(run.main, words_of(tiny_cache, tiny_settings, tmp_path, "train.precision=fp16"))
-    line = "error: train.precision=fp16 needs a GPU, and there is none here; expected no, bf16 or auto\n"
+    line = "error: train.precision=fp16 needs a GPU, and there is none; expected no, bf16 or auto\n"
     assert (status, err) == (2, line)
     assert not list(tmp_path.glob("bbox-*")), "nothing was begun"
 

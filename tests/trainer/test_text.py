@@ -159,7 +159,7 @@ def test_the_command_line_counts_more_than_a_plan_under_either_name(tmp_path):
         ("runs: [{stage: bbox, folds: [1], set: {fold: 3}}]", "fold is given twice"),
         ("runs: [{stage: bbox, variant: 01B, set: {variant: 01B}}]", "variant is given twice"),
         ("runs: [{stage: bbox, set: {micro_batch: 1, train.micro_batch: 2}}]", "train.micro_batch is given twice"),
-        ("config: own.yaml\nruns: [{stage: bbox}]", "own.yaml: seed= is the plan's own to choose"),
+        ("config: own.yaml\nruns: [{stage: bbox}]", "own.yaml: seed= is chosen by the plan"),
     ],
 )
 def test_what_a_plan_would_not_use_is_refused(tmp_path, text, said):
@@ -296,16 +296,16 @@ def test_so_it_is_with_a_plan_s_own(tmp_path, value):
     for text in (f"jobs: {value}\nruns: [{{stage: bbox}}]", f"runs: [{{stage: bbox, processes: {value}}}]"):
         with pytest.raises(UsageError, match="does not fit; expected"):
             plan_of(tmp_path, text)
-    with pytest.raises(UsageError, match="is no cost; expected seconds from 0 to"):
+    with pytest.raises(UsageError, match="is not a cost; expected seconds from 0 to"):
         read_costs(plan_of(tmp_path, f"costs: {{bbox: {value}}}\nruns: [{{stage: bbox}}]"))
 
 
 @pytest.mark.parametrize(
     ("row", "line"),
     [
-        ("{stage: bbox, folds: []}", r"run 1: folds: \[\] makes no run; name some, or leave the row out"),
+        ("{stage: bbox, folds: []}", r"run 1: folds: \[\] makes no run; name some, or remove the row"),
         ("{stage: bbox, seeds: []}", r"run 1: seeds: \[\] makes no run"),
-        ('{stage: bbox, variant: ""}', "run 1: variant: names none; name one, or leave the key out"),
+        ('{stage: bbox, variant: ""}', "run 1: variant: is empty; name one, or remove the key"),
         ("{stage: bbox, folds: [1, 01]}", "the plan has bbox-01B/fold1-seed1 twice"),
         ("{stage: bbox, seeds: [007, 7]}", "the plan has bbox-01B/fold0-seed7 twice"),
     ],

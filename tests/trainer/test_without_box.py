@@ -83,5 +83,5 @@ def test_a_run_says_how_many_it_leaves_out_and_refuses_to_train_on_none(
     assert f"1 studies without a box are left out of training, first {id}" in capfd.readouterr().out
     assert len(pd.read_parquet(run / "predictions.parquet")["id"].unique()) == 3
     write_table(boxes, read_table(boxes).assign(source="full_frame"), "a test", {})
-    with pytest.raises(UsageError, match="no study that could be trained on has a box"):
+    with pytest.raises(UsageError, match="no training study has a box"):
         train(stage="slice_fracture", seed=2, **given)

@@ -1,1 +1,1 @@
-"""From the cache to a batch: items, their order, augmentation parameters, pixels, images."""
+"""From the cache to batches: items, their order, augmentation parameters, pixels, images."""

@@ -1,7 +1,7 @@
-"""The augmentation parameters of an item: a pure function of (seed, epoch, item). DALI only moves the pixels.
+"""The augmentation parameters of an item, a pure function of (seed, epoch, item). DALI only applies them.
 
-Coordinates are continuous, in pixels of the square output frame: pixel i covers [i, i + 1), its centre is i + 0.5. The reference's
-libraries work on pixel indices; the half pixel between the two is put in here, once (`_from_index`).
+Coordinates are continuous, in pixels of the square output image: pixel i covers [i, i + 1), its centre is i + 0.5. The reference's
+libraries use pixel indices; `_from_index` adds the half pixel.
 """
 
 from dataclasses import dataclass, field
@@ -27,9 +27,9 @@ class AugmentParams:
 
     size: int
     matrix: np.ndarray
-    """(2, 3) float64: output coordinates (after the axes below) -> coordinates of the resized crop, both in the output frame"""
+    """(2, 3) float64: output coordinates (after the axes below) -> coordinates of the resized crop, both in output pixels"""
     axis_x: np.ndarray
-    """(size,) float32: where each output column looks, before `matrix`; its own centre without grid distortion"""
+    """(size,) float32: the coordinate each output column samples, before `matrix`; its own centre without grid distortion"""
     axis_y: np.ndarray
     holes: np.ndarray
     """(n, 4) int: x0 y0 x1 y1 of the cutouts, exclusive ends"""
@@ -39,24 +39,23 @@ class AugmentParams:
     phase: int = 0
 
     def map_from_crop(self, height: int, width: int) -> np.ndarray:
-        """(2, 3) float32: output coordinates -> coordinates of a (height, width) crop. Resize is part of the same map."""
+        """(2, 3) float32: output coordinates -> coordinates of a (height, width) crop, resize included."""
         return (np.array([[width], [height]]) / self.size * self.matrix).astype(np.float32)
 
     def move_box(self, box: np.ndarray) -> np.ndarray:
-        """(4,) x0 y0 x1 y1 in the resized crop -> the hull of its moved corners in the output frame, clipped to it."""
+        """(4,) x0 y0 x1 y1 in the resized crop -> the bounding box of its transformed corners, clipped to the output image."""
         x0, y0, x1, y1 = box
         corners = np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]], float)
-        there = np.linalg.inv(np.vstack([self.matrix, [0, 0, 1]]))
-        moved = corners @ there[:2, :2].T + there[:2, 2]
+        inverse = np.linalg.inv(np.vstack([self.matrix, [0, 0, 1]]))
+        moved = corners @ inverse[:2, :2].T + inverse[:2, 2]
         centres = np.arange(self.size) + 0.5
-        moved = np.stack(
-            [_invert(self.axis_x, centres, moved[:, 0]), _invert(self.axis_y, centres, moved[:, 1])], axis=1
-        )
+        axes = zip((self.axis_x, self.axis_y), moved.T, strict=True)
+        moved = np.stack([_invert(axis, centres, values) for axis, values in axes], axis=1)
         return np.clip(np.concatenate([moved.min(0), moved.max(0)]), 0, self.size)
 
 
 def no_augmentation(size: int) -> AugmentParams:
-    """No augmentation: resize only."""
+    """Resize only."""
     centres = np.arange(size, dtype=np.float32) + 0.5
     return AugmentParams(size, np.eye(2, 3), centres, centres, np.zeros((0, 4), int))
 
@@ -64,7 +63,7 @@ def no_augmentation(size: int) -> AugmentParams:
 def augment_params(
     seed: int, epoch: int, item: Item, settings: AugmentSettings, size: int, thin: float = 0.0
 ) -> AugmentParams:
-    """The parameters of one item. The count of random numbers is fixed, so switching one augmentation off moves no other."""
+    """One item's parameters. The number of random numbers is fixed, so that one augmentation's settings do not change another."""
     u = generator(seed, epoch, item.key, 3).random(33 + 2 * settings.holes)
     chain = np.eye(3)
     if u[1] < settings.flip:
@@ -85,7 +84,7 @@ def augment_params(
 
 
 def _from_index(matrix: np.ndarray) -> np.ndarray:
-    """(2, 3) on pixel indices, as OpenCV means it -> (3, 3) on continuous coordinates."""
+    """OpenCV's (2, 3) matrix on pixel indices -> (3, 3) on continuous coordinates."""
     linear, offset = matrix[:, :2], matrix[:, 2]
     full = np.eye(3)
     full[:2, :2], full[:2, 2] = linear, offset + 0.5 - linear @ [0.5, 0.5]
@@ -94,23 +93,22 @@ def _from_index(matrix: np.ndarray) -> np.ndarray:
 
 def _shift_scale_rotate(u: np.ndarray, settings: AugmentSettings, size: int) -> np.ndarray:
     angle, scale = u[0] * settings.rotate, 1 + u[1] * settings.scale
-    matrix = cv2.getRotationMatrix2D((size / 2, size / 2), angle, scale)
+    matrix: np.ndarray = cv2.getRotationMatrix2D((size / 2, size / 2), angle, scale)
     matrix[:, 2] += u[2:4] * settings.shift * size
     return _from_index(matrix)
 
 
 def _random_affine(u: np.ndarray, size: int) -> np.ndarray:
     middle, reach = size // 2, size // 3
-    points = np.float32(
-        [[middle + reach, middle + reach], [middle + reach, middle - reach], [middle - reach, middle - reach]]
-    )
+    low, high = middle - reach, middle + reach
+    points = np.array([[high, high], [high, low], [low, low]], np.float32)
     moved = points + (u.reshape(3, 2) * JITTER * size).astype(np.float32)
     return _from_index(cv2.getAffineTransform(points, moved))
 
 
 def _grid_axis(u: np.ndarray, size: int) -> np.ndarray:
-    """(size,) float32: the running sum of cell widths, each stretched by up to 5 %; not renormalised, and the pixels left over by the
-    whole cells run to the border, as in the reference."""
+    """(size,) float32: cumulative cell widths, each stretched by up to 5 %. As in the reference they are not renormalised, and
+    the remaining pixels run to the border."""
     cell = size // GRID_CELLS
     axis, previous = np.empty(size, np.float32), 0.0
     for index, start in enumerate(range(0, size, cell)):
@@ -122,7 +120,7 @@ def _grid_axis(u: np.ndarray, size: int) -> np.ndarray:
 
 
 def _invert(axis: np.ndarray, centres: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Output coordinates that look at `values`; beyond the ends the axis goes on with slope 1."""
+    """Output coordinates that sample `values`. The axis is extrapolated with slope 1."""
     inside = np.interp(values, axis, centres)
     return inside + np.minimum(values - axis[0], 0) + np.maximum(values - axis[-1], 0)
 
@@ -143,7 +141,7 @@ def _thinning(u: np.ndarray, item: Item, probability: float) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How a list of items is augmented: by `seed`, or not at all where `seed` is None."""
+    """Augmentation of a list of items; seed=None: resize only."""
 
     size: int
     seed: int | None = None
@@ -151,8 +149,6 @@ class Augmentation:
     thin: float = 0.0
 
     def __call__(self, epoch: int, item: Item) -> AugmentParams:
-        return (
-            no_augmentation(self.size)
-            if self.seed is None
-            else augment_params(self.seed, epoch, item, self.augment, self.size, self.thin)
-        )
+        if self.seed is None:
+            return no_augmentation(self.size)
+        return augment_params(self.seed, epoch, item, self.augment, self.size, self.thin)

@@ -1,6 +1,6 @@
-"""Which items exist: triplets, slice windows and whole studies, as plain descriptions. Pure functions.
+"""The items of a dataset: triplets, slice windows and whole studies, as plain descriptions. Pure functions.
 
-Slices are addressed by z_index, 0 at the head. An item shorter than its frame count is padded; padding carries index -1.
+A slice's z_index counts from 0 at the head. Where a study ends before an item does, the item is padded; padding has z_index -1.
 """
 
 from collections.abc import Iterable
@@ -11,37 +11,37 @@ import numpy as np
 ADAPTIVE_WINDOWS = 2000
 """reference 4.2: variant 04F's stride is round(2000 / z-range)"""
 STUDY_MARGIN = 2
-"""slices kept beyond the study box's z-range, so that the triplets at both ends are whole (reference 4.4)"""
+"""slices added on both sides of the study box's z-range, so that the outer triplets are complete (reference 4.4)"""
 
 
 class Item(NamedTuple):
-    """`frames` slices of one study from `start` on. `key` is unique in its list and seeds the item's augmentation."""
+    """`frames` slices of one study, starting at `start`. `key` is unique in its list and seeds the augmentation."""
 
     key: int
     id: str
     start: int
     frames: int
     slices: int
-    """slices the study has"""
+    """number of slices in the study"""
 
     @property
     def middle(self) -> int:
-        """Of a triplet: its middle slice; the last one where the study ends before it."""
+        """A triplet's middle slice, or the last slice if the study ends before it."""
         return min(self.start + 1, self.slices - 1)
 
     def z_index(self, step: int = 1, phase: int = 0) -> np.ndarray:
-        """(frames,) int64 slice indices; -1 where the study has ended."""
+        """(frames,) int64 slice indices, -1 in padding."""
         index = self.start + phase + step * np.arange(self.frames)
         return np.where(index < self.slices, index, -1)
 
 
 def triplets(studies: Iterable[tuple[str, int]], *, every: int) -> list[Item]:
-    """Three consecutive slices. every=1: at each slice (training); every=3: disjoint, the last moved up to end on the last slice."""
+    """Three consecutive slices. every=1: one at each slice (training); every=3: disjoint, but the last ends on the last slice."""
     return _number((id_, start, 3, n) for id_, n in studies for start in starts(n, 3, every))
 
 
 def windows(studies: Iterable[tuple[str, int]], frames: int, stride: int | dict[str, int]) -> list[Item]:
-    """Windows of `frames` slices; `stride` in slices, for all studies or by id."""
+    """Windows of `frames` slices. stride: in slices, for all studies or by id."""
     return _number(
         (id_, start, frames, n)
         for id_, n in studies
@@ -50,7 +50,7 @@ def windows(studies: Iterable[tuple[str, int]], frames: int, stride: int | dict[
 
 
 def whole_studies(studies: Iterable[tuple[str, int]], ranges: dict[str, tuple[int, int]]) -> list[Item]:
-    """One item a study: its z-range (z_from, z_to exclusive) with a margin, cut to a multiple of three slices."""
+    """One item per study: its z-range (z_from, z_to exclusive) with a margin, cut to a multiple of three slices."""
     rows = []
     for id_, n in studies:
         z_from, z_to = ranges[id_]
@@ -60,18 +60,18 @@ def whole_studies(studies: Iterable[tuple[str, int]], ranges: dict[str, tuple[in
 
 
 def starts(slices: int, frames: int, stride: int) -> list[int]:
-    """0, the multiples of the stride, and the last window that still fits: every slice is covered when stride <= frames."""
+    """Multiples of the stride, and the start of the last window that fits. They cover every slice if stride <= frames."""
     last = max(0, slices - frames)
     return sorted({*range(0, last + 1, stride), last})
 
 
 def middles(z_index: np.ndarray) -> np.ndarray:
-    """(3 n,) slice indices -> (n,) those of the triplets' middle slices; the first where the study ends with it, -1 where padded."""
+    """(3 n,) slice indices -> (n,) of the triplets' middle slices; the first slice if the study ends with it, -1 in padding."""
     return np.where(z_index[1::3] >= 0, z_index[1::3], z_index[0::3])
 
 
 def adaptive_stride(z_range: int) -> int:
-    """z_range: the last kept slice minus the first."""
+    """Stride in slices. z_range: last slice minus first slice of the study box."""
     return max(1, round(ADAPTIVE_WINDOWS / max(1, z_range)))
 
 

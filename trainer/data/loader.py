@@ -1,12 +1,12 @@
-"""Batches for the training loop: pixels from DALI (or the plain loader), targets from the stage, both of the same places.
+"""Batches for the training loop: pixels from DALI or the plain loader, targets from the stage.
 
-A loader holds no position of its own. It starts where its schedule starts and goes on; (epoch, step) is all a checkpoint keeps.
-It is not handed to `Accelerator.prepare()`: ranks already read only their own items, and every epoch is whole optimiser steps.
+A loader has no state of its own. It starts where its schedule starts; a checkpoint stores only (epoch, step).
+It does not go through `Accelerator.prepare()`: each rank reads its own items only, and every epoch is whole optimiser steps.
 """
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, nullcontext
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import count, islice
 from typing import Any
@@ -24,35 +24,35 @@ from trainer.data.source import Source
 from trainer.settings.settings import DataSettings
 
 Targets = Callable[[ScheduledItem, np.ndarray, AugmentParams], dict[str, np.ndarray]]
-"""(scheduled item, (frames,) z_index, augmentation parameters) -> the item's targets, each an array of one shape per name"""
+"""(scheduled item, (frames,) z_index, augmentation parameters) -> the item's targets by name"""
 ImageBatches = Iterator[tuple[torch.Tensor, list[int], list[int]]]
-"""batches of (sum of triplets, 3, size, size) float16 on the device, the triplets of each item, and the items' keys"""
+"""(images (sum of triplets, 3, size, size) float16 on the device, triplets of each item, keys of the items) of each batch"""
 
 
 @dataclass
 class Batch:
     images: torch.Tensor
-    """(sum of triplets, 3, size, size) float16, the items one after another; or their features, (sum of triplets, width) float32"""
+    """(sum of triplets, 3, size, size) float16, all items concatenated; or their features, (sum of triplets, width) float32"""
     triplets: list[int]
-    """triplets of each item"""
+    """number of triplets of each item"""
     entries: list[ScheduledItem]
     z_index: list[np.ndarray]
-    """per item (3 * triplets,) slice indices, -1 where padded"""
+    """(3 * triplets,) slice indices of each item, -1 in padding"""
     targets: dict[str, torch.Tensor]
     """(items, ...) float32"""
 
     def windows(self) -> torch.Tensor:
-        """(items, triplets, 3, size, size), or (items, triplets, width) of features: for items of one length."""
+        """Items of one length as (items, triplets, 3, size, size) images, or (items, triplets, width) features."""
         return self.images.view(len(self.entries), -1, *self.images.shape[1:])
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A copy there, which the host does not wait for: from pinned memory, in the order of the device's other work."""
+    """Copies to the device without blocking the host, through pinned memory."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 class Loader:
-    """Iterates over batches of `batch` items; `device` is where pixels are computed and stay."""
+    """Iterates over batches of `batch` items. device: computes and holds the images."""
 
     def __init__(
         self,
@@ -64,17 +64,16 @@ class Loader:
         crops: Crops | None = None,
         readers: Readers | None = None,
     ):
-        """crops: what data.resident=gpu reads from. readers: those of a whole run; without them a loader that wants some has
-        its own."""
+        """crops: for data.resident=gpu. readers: shared by all loaders of a run; by default the loader starts its own."""
         self.source, self.batch, self.settings, self.device, self.targets = source, batch, settings, device, targets
         self.crops, self.readers = crops, readers
         self.skipped = 0
-        """items that could not be read; others were shown in their place (data.on_error=skip)"""
+        """items that could not be read and were replaced (data.on_error=skip)"""
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Generator[Batch]:
         source, k = self.source, 0
         for images, triplets, keys in self._image_batches():
-            entries = [self._read(source.schedule[k + i], key) for i, key in enumerate(keys)]
+            entries = [self._entry(source.schedule[k + i], key) for i, key in enumerate(keys)]
             yield self._with_targets(images, triplets, entries)
             k += self.batch
             if source.limit is not None and k >= source.limit:
@@ -84,9 +83,9 @@ class Loader:
         source, batch, settings, device = self.source, self.batch, self.settings, self.device
         if settings.resident == "gpu":
             if settings.loader != "dali":
-                raise UsageError("data.resident=gpu belongs to data.loader=dali", do="give data.resident=ram or disk")
+                raise UsageError("data.resident=gpu needs data.loader=dali", do="set data.resident=ram or disk")
             if self.crops is None:
-                raise UsageError("data.resident=gpu needs a GPU", do="give data.resident=ram or disk")
+                raise UsageError("data.resident=gpu needs a GPU", do="set data.resident=ram or disk")
             yield from dali_batches(ResidentSource(source, self.crops), batch, settings, device, None)
             return
         make_batches = {"dali": dali_batches, "plain": plain_batches}[settings.loader]
@@ -96,14 +95,14 @@ class Loader:
                 readers = opened.enter_context(closing(Readers(workers)))
             yield from make_batches(source, batch, settings, device, readers)
 
-    def _read(self, entry: ScheduledItem, key: int) -> ScheduledItem:
-        """What was read in its place; an item that could not be is counted and named."""
+    def _entry(self, entry: ScheduledItem, key: int) -> ScheduledItem:
+        """The item that was read, which has this key. Counts and reports those that could not be."""
         while entry.item.key != key:
             self.skipped += 1
             item = entry.item
             line = f"{item.id}: slices {item.start} to {min(item.slices, item.start + item.frames) - 1} cannot be read and are skipped"
             print(f"{line} ({self.skipped} so far); preprocess verify names the damage", file=sys.stderr, flush=True)
-            entry = self.source.schedule.instead(entry)
+            entry = self.source.instead(entry)
         return entry
 
     def _with_targets(self, images: torch.Tensor, triplets: list[int], entries: list[ScheduledItem]) -> Batch:
@@ -113,35 +112,30 @@ class Loader:
         if self.targets is not None:
             rows = [self.targets(*row) for row in zip(entries, z_index, params, strict=True)]
             targets = {name: torch.from_numpy(np.stack([np.float32(row[name]) for row in rows])) for name in rows[0]}
-        return Batch(
-            images,
-            triplets,
-            entries,
-            z_index,
-            {name: to_device(value, self.device) for name, value in targets.items()},
-        )
+        targets = {name: to_device(value, self.device) for name, value in targets.items()}
+        return Batch(images, triplets, entries, z_index, targets)
 
 
 def dali_batches(
     source: Source | ResidentSource, batch: int, settings: DataSettings, device: torch.device, readers: Readers | None
 ) -> ImageBatches:
-    """readers: processes that read; None: this one does. A ResidentSource has its pixels on this device."""
+    """Images by DALI. readers: read the samples of a Source; without them this process does."""
     try:
         from nvidia.dali.plugin.pytorch import feed_ndarray
 
-        from trainer.data.dali import by_opencv, by_torch, graph
+        from trainer.data.dali import graph, opencv_images, torch_images
     except ImportError as error:
-        raise UsageError(f"DALI cannot be imported ({error})", do="install it, or give data.loader=plain") from None
+        raise UsageError(f"DALI cannot be imported ({error})", do="install it, or set data.loader=plain") from None
     gpu = device.type == "cuda"
-    # on the network's own stream the host might wait, with the copy, for all that the network has still to do
-    side = torch.cuda.Stream(device) if gpu else None
+    # on the network's own stream the copy might block the host until the network has finished
+    stream = torch.cuda.Stream(device) if gpu else None
     with ExitStack() as opened:
         pipe = graph(
-            source if readers is None else _read_ahead(source, batch, readers, opened),
+            _read_ahead(source, batch, readers, opened) if readers and isinstance(source, Source) else source,
             settings.size,
             settings.interpolation,
             "gpu" if gpu else "cpu",
-            by_torch if gpu else by_opencv,
+            torch_images if gpu else opencv_images,
             batch_size=batch,
             num_threads=4 if gpu else 1,
             device_id=device.index or 0 if gpu else None,
@@ -149,21 +143,25 @@ def dali_batches(
             seed=0,
         )
         pipe.build()
-        while (found := _next(pipe.run)) is not None:
+        while True:
+            try:
+                found: Any = pipe.run()  # DALI's type hints lack the methods used below
+            except StopIteration:
+                return
             outputs, keys = found
             triplets = [tensor.shape()[0] for tensor in outputs]
-            with torch.cuda.stream(side) if gpu else nullcontext():
+            with torch.cuda.stream(stream):
                 images = torch.empty((sum(triplets), *outputs[0].shape()[1:]), dtype=torch.float16, device=device)
                 for tensor, image in zip(outputs, images.split(triplets), strict=True):
-                    feed_ndarray(tensor, image, cuda_stream=side)
-            if gpu:
-                torch.cuda.current_stream(device).wait_stream(side)
+                    feed_ndarray(tensor, image, cuda_stream=stream)
+            if stream is not None:
+                torch.cuda.current_stream(device).wait_stream(stream)
                 images.record_stream(torch.cuda.current_stream(device))
             yield images, triplets, keys.as_array().ravel().tolist()
 
 
 def _read_ahead(source: Source, batch: int, readers: Readers, opened: ExitStack) -> Callable[[Any], tuple]:
-    """The source as DALI calls it, sample after sample."""
+    """The source as DALI's per-sample callback, by the readers."""
     reading = readers.read(source.read, source.largest_sample(), batch, source.limit)
     opened.callback(reading.close)
 
@@ -176,7 +174,7 @@ def _read_ahead(source: Source, batch: int, readers: Readers, opened: ExitStack)
 def plain_batches(
     source: Source, batch: int, settings: DataSettings, device: torch.device, readers: Readers | None
 ) -> ImageBatches:
-    """The same without DALI, for machines that cannot have it; readers make the images too."""
+    """Images without DALI, for machines where it cannot be installed. Readers also make the images."""
     make = ImageReader(source, settings.size, settings.interpolation)
     with ExitStack() as opened:
         made: Iterator[Any] = map(make, range(source.limit) if source.limit is not None else count())
@@ -191,11 +189,3 @@ def plain_batches(
                 [len(image) for image in images],
                 [int(key[0]) for _, key in found],
             )
-
-
-def _next(call: Callable[[], Any]) -> Any:
-    """What it returns, None where there is no more."""
-    try:
-        return call()
-    except StopIteration:
-        return None

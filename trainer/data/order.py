@@ -1,31 +1,32 @@
-"""In which order items come: a pure function of (seed, epoch), and who reads which of them. Nothing here is ever stored to resume."""
+"""The order of items, a pure function of (seed, epoch), and each rank's share. Resuming stores nothing of it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 
 from trainer.data.items import Item
 
 BLOCK = 24
-"""neighbouring triplets kept together, so that a chunk once decoded serves many of them"""
+"""consecutive triplets that stay together, so that many use a chunk while it is decoded"""
 BUFFER = 16
-"""blocks among which triplets are shuffled"""
+"""blocks in a shuffle buffer"""
 
 
 def generator(*key: int) -> np.random.Generator:
-    """A counter-based generator that depends on the key alone."""
+    """A counter-based generator that depends only on the key."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
 
 
 def shuffled(count: int, seed: int, epoch: int) -> np.ndarray:
-    """(count,) int64: one global order."""
+    """(count,) int64: a random permutation."""
     return generator(seed, epoch, 1).permutation(count)
 
 
 def block_shuffled(count: int, seed: int, epoch: int) -> np.ndarray:
-    """(count,) int64: blocks of neighbours shuffled, then single items shuffled inside a buffer of blocks."""
+    """(count,) int64: blocks of consecutive items in random order, then items shuffled within each buffer of blocks."""
     random = generator(seed, epoch, 2)
     blocks = [np.arange(first, min(first + BLOCK, count)) for first in range(0, count, BLOCK)]
     blocks = [blocks[i] for i in random.permutation(len(blocks))]
@@ -36,18 +37,30 @@ def block_shuffled(count: int, seed: int, epoch: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class ScheduledItem:
-    """What one rank reads as its k-th item."""
+    """The k-th item of one rank."""
 
     epoch: int
     item: Item
     counts: bool = True
-    """False for the repeats that fill up the last batch of an evaluation"""
+    """False for repeats that fill an evaluation's last batch"""
+
+
+class Schedule(Protocol):
+    """The sequence of items that one rank reads."""
+
+    @property
+    def items(self) -> Sequence[Item]: ...
+
+    def __getitem__(self, k: int, /) -> ScheduledItem: ...
 
 
 @dataclass(frozen=True)
 class Training:
-    """An endless stream of training items. Every `batch` consecutive items of the global order are one optimiser step, and inside
-    it the ranks take turns; the tail shorter than a batch is dropped. `step` is where to start: resuming is nothing else."""
+    """An endless schedule of training items, starting at optimiser step `step`; resuming needs nothing else.
+
+    Every `batch` consecutive items of the global order are one optimiser step, which ranks share in turns. An epoch drops
+    its last incomplete batch.
+    """
 
     items: Sequence[Item]
     seed: int
@@ -66,18 +79,17 @@ class Training:
         step, turn = divmod(k, self.batch // self.world)
         epoch, step = divmod(self.step + step, self.steps_per_epoch)
         order = _order(len(self.items), self.seed, epoch, self.by_block)
-        return ScheduledItem(epoch, self.items[order[step * self.batch + turn * self.world + self.rank]])
+        return ScheduledItem(epoch, self.items[int(order[step * self.batch + turn * self.world + self.rank])])
 
     def instead(self, entry: ScheduledItem) -> ScheduledItem:
-        """The item shown instead of one that cannot be read, chosen at random among all: its neighbours lie in the same chunks."""
-        return ScheduledItem(
-            entry.epoch, self.items[generator(self.seed, entry.epoch, entry.item.key, 4).integers(len(self.items))]
-        )
+        """Replaces an item that cannot be read by a random one: the damaged chunk holds its neighbours, too."""
+        k = generator(self.seed, entry.epoch, entry.item.key, 4).integers(len(self.items))
+        return ScheduledItem(entry.epoch, self.items[int(k)])
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Every item once, in order, ranks taking turns; the last batch is filled up with repeats that do not count."""
+    """Every item once, in order, shared by ranks in turns. Repeats that do not count fill the last batch."""
 
     items: Sequence[Item]
     batch: int

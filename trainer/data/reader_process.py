@@ -1,7 +1,7 @@
-"""A process that reads for a training, as `trainer.data.readers` starts it.
+"""A worker process of `trainer.data.readers`.
 
-It knows functions by a number, calls them where it is asked to, and answers with their arrays: large ones in memory that both
-processes see, all else over the socket. It ends with its parent, works in one thread, and imports no torch.
+It holds functions by number, calls them on request and returns their arrays: large ones in shared memory, others over the
+socket. It ends with its parent, works in one thread, and does not import torch.
 """
 
 import mmap
@@ -22,16 +22,20 @@ from cache_schema.errors import CspineError
 from trainer.process.child import end_with_parent
 
 ALIGNED = 64
-"""bytes: where an array may begin in shared memory"""
+"""bytes: alignment of arrays in shared memory"""
 LARGE = 1 << 14
-"""bytes of an array from which on it goes through shared memory"""
+"""bytes from which an array goes through shared memory"""
+
+
+Function = Callable[[int], Sequence[np.ndarray]]
+"""k -> the arrays of the k-th result"""
 
 
 class Open(NamedTuple):
-    """The file descriptor of the shared memory follows it over the socket."""
+    """The file descriptor of the shared memory follows over the socket."""
 
     number: int
-    function: Callable[[int], Sequence[np.ndarray]]
+    function: Function
     size: int
     """bytes of shared memory"""
 
@@ -43,23 +47,24 @@ class Close(NamedTuple):
 class Read(NamedTuple):
     number: int
     first: int
-    count: int
+    last: int
+    """exclusive"""
     offset: int
-    """of the part of the shared memory that the answer may fill"""
+    """of the part of shared memory for the answer"""
     room: int
-    """its bytes"""
+    """bytes of this part"""
 
 
 class Answer(NamedTuple):
     number: int
     first: int
-    results: list[list[Any]] | None
-    """of function(first), function(first + 1), ..., packed"""
+    results: list[list[Any]]
+    """of function(first), function(first + 1), ..., packed; none after an error"""
     error: Exception | None = None
 
 
 class SharedArray(NamedTuple):
-    """Where an array lies in shared memory."""
+    """An array's location in shared memory."""
 
     offset: int
     shape: tuple[int, ...]
@@ -67,7 +72,7 @@ class SharedArray(NamedTuple):
 
 
 def packed(results: Sequence[Sequence[np.ndarray]], memory: mmap.mmap, offset: int, room: int) -> list[list[Any]]:
-    """Large arrays as Places in the memory's part, as far as they fit; others as they are."""
+    """Copies large arrays into this part of the memory while it has room, and replaces them by a SharedArray."""
     end, made = offset + room, []
     for result in results:
         row: list[Any] = []
@@ -84,7 +89,7 @@ def packed(results: Sequence[Sequence[np.ndarray]], memory: mmap.mmap, offset: i
 
 
 def unpacked(row: Sequence[Any], memory: mmap.mmap) -> list[np.ndarray]:
-    """The arrays; those in shared memory are what lies there now."""
+    """The arrays of one result. Those in shared memory are views."""
     return [
         np.ndarray(each.shape, each.dtype, memory, each.offset) if isinstance(each, SharedArray) else each
         for each in row
@@ -92,16 +97,16 @@ def unpacked(row: Sequence[Any], memory: mmap.mmap) -> list[np.ndarray]:
 
 
 def main() -> None:
-    """sys.argv: the socket's file descriptor, the parent's process number."""
+    """sys.argv: the socket's file descriptor, the parent's process id."""
     end_with_parent(int(sys.argv[2]))
-    cv2.setNumThreads(1)  # each process would start as many as there are cores
+    cv2.setNumThreads(1)  # the default is one thread per core in each process
     with suppress(BrokenPipeError, ConnectionResetError):  # the parent ended first
         serve(Connection(int(sys.argv[1])))
 
 
 def serve(connection: Connection) -> None:
-    """Until the other end is closed."""
-    known: dict[int, tuple[Callable[[int], Sequence[np.ndarray]], mmap.mmap]] = {}
+    """Answers requests until the other end closes."""
+    known: dict[int, tuple[Function, mmap.mmap]] = {}
     while True:
         try:
             message = connection.recv()
@@ -117,17 +122,16 @@ def serve(connection: Connection) -> None:
             connection.send(_answer(message, *known[message.number]))
 
 
-def _answer(asked: Read, function: Callable[[int], Sequence[np.ndarray]], memory: mmap.mmap) -> Answer:
+def _answer(request: Read, function: Function, memory: mmap.mmap) -> Answer:
     try:
-        results = [function(k) for k in range(asked.first, asked.first + asked.count)]
-        return Answer(asked.number, asked.first, packed(results, memory, asked.offset, asked.room))
+        results = [function(k) for k in range(request.first, request.last)]
+        return Answer(request.number, request.first, packed(results, memory, request.offset, request.room))
     except Exception as error:
-        return Answer(asked.number, asked.first, None, _that_travels(error))
+        return Answer(request.number, request.first, [], _picklable(error))
 
 
-def _that_travels(error: Exception) -> Exception:
-    """The error itself, with where it was raised if that is a mistake in the program; another with its words where it
-    cannot be pickled."""
+def _picklable(error: Exception) -> Exception:
+    """The error, with its traceback as a note if it is a bug; a RuntimeError with its message if it cannot be pickled."""
     if not isinstance(error, CspineError | OSError):
         error.add_note("in a reading process:\n" + traceback.format_exc())
     try:

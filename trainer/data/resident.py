@@ -1,4 +1,4 @@
-"""Crops of whole studies in a GPU's memory (`data.resident=gpu`): decoded and copied once, sliced and stretched there for every item."""
+"""Crops of whole studies in GPU memory (`data.resident=gpu`): decoded and copied once, then sliced and stretched on the GPU."""
 
 from typing import Any
 
@@ -12,52 +12,52 @@ from trainer.data.augment import AugmentParams
 from trainer.data.order import ScheduledItem
 from trainer.data.source import Source, assemble
 
-SHARE = 0.7
-"""of the memory that is free when loading begins; the rest is for the network"""
+MEMORY_FRACTION = 0.7
+"""of the free memory when loading starts; the rest is for the network"""
 
 
 class Crops:
-    """(slices, h, w) uint8 of each study loaded, on one device."""
+    """(slices, h, w) uint8 of each loaded study, on one device."""
 
     def __init__(self, cache: Cache, device: torch.device):
         self.cache, self.device = cache, device
         self._crops: dict[tuple[str, Box], torch.Tensor] = {}
 
     def load(self, squares: dict[str, Box]) -> None:
-        """Those that are not there yet. Raises UsageError, before anything is read, where they do not fit."""
+        """Loads the crops that are missing. Raises UsageError, before it reads any, if they do not fit."""
         missing = [key for key in squares.items() if key not in self._crops]
         slices = self.cache.index.set_index("id")["slices"]
         need = sum(int(slices[id]) * (y1 - y0) * (x1 - x0) for id, (x0, y0, x1, y1) in missing)
         room = self._room()
         if need > room:
-            line = f"data.resident=gpu needs {need / 2**30:.1f} GiB for {len(missing)} studies, and {room / 2**30:.1f} GiB may be used"
-            raise UsageError(line, where=str(self.device), do="give data.resident=ram or disk")
+            line = f"data.resident=gpu needs {need / 2**30:.1f} GiB for {len(missing)} studies, of {room / 2**30:.1f} GiB available"
+            raise UsageError(line, where=str(self.device), do="set data.resident=ram or disk")
         for id, square in missing:
             study = self.cache.study(id)
             self._crops[id, square] = torch.from_numpy(study.read(0, study.record.slices, square)).to(self.device)
 
     def _room(self) -> float:
-        return torch.cuda.mem_get_info(self.device)[0] * SHARE if self.device.type == "cuda" else float("inf")
+        return torch.cuda.mem_get_info(self.device)[0] * MEMORY_FRACTION if self.device.type == "cuda" else float("inf")
 
     def frames(self, id: str, square: Box, index: np.ndarray) -> torch.Tensor:
-        """(n, h, w) uint8: slices of a study that lie evenly apart."""
+        """(n, h, w) uint8: equally spaced slices of a study."""
         step = int(index[1] - index[0]) if len(index) > 1 else 1
         return self._crops[id, square][int(index[0]) : int(index[-1]) + 1 : step]
 
 
 class ResidentSource:
-    """A Source whose pixels come as device tensors, for DALI's external sources that run in the training process."""
+    """A Source whose pixels are device tensors, for DALI's external sources in the training process."""
 
     def __init__(self, source: Source, crops: Crops):
-        """crops: training and evaluation share them; those that are missing are loaded now."""
+        """crops: shared by training and evaluation. Loads those that are missing."""
         self.source, self.crops = source, crops
         self._squares = source.squares
         self.crops.load(self._squares)
         self.stream = _stream_after_all(crops.device)
-        """on which frames are cut and copied to DALI, beside the network's; None on a CPU"""
+        """stream that cuts frames and copies them to DALI, beside the network's own; None on a CPU"""
 
     def pixels(self, info: Any) -> torch.Tensor | np.ndarray:
-        """(frames, h, w, 1) uint8 on the device (an array where that is the CPU), equal to those of `Source.pixels`."""
+        """(frames, h, w, 1) uint8 on the device, or an array on a CPU; equal to `Source.pixels`."""
         with torch.cuda.stream(self.stream):
             found = self._frames(*self._at(info))
         return found if found.is_cuda else found.numpy()
@@ -73,7 +73,7 @@ class ResidentSource:
         return (found.flip(0) if params.reverse else found)[..., None].contiguous()
 
     def numbers(self, info: Any) -> tuple[np.ndarray, ...]:
-        """All of a Sample but the pixels."""
+        """A Sample's fields without its pixels."""
         entry, params = self._at(info)
         x0, y0, x1, y1 = self._squares[entry.item.id]
         return tuple(assemble(np.empty((0, y1 - y0, x1 - x0), np.uint8), params, entry.item.key)[1:])
@@ -87,7 +87,7 @@ class ResidentSource:
 
 
 def _stream_after_all(device: torch.device) -> torch.cuda.Stream | None:
-    """A new stream, whose work begins after all that the network's has been given so far."""
+    """A new stream, which first waits for the work queued on the current one."""
     if device.type != "cuda":
         return None
     stream = torch.cuda.Stream(device)
@@ -96,7 +96,7 @@ def _stream_after_all(device: torch.device) -> torch.cuda.Stream | None:
 
 
 def stretch(pixels: torch.Tensor, gain: float = 1.0, per_slice: bool = True) -> torch.Tensor:
-    """(n, h, w) uint8 -> the same: `trainer.data.source.stretch` by each slice's own minimum and maximum, or the gain alone."""
+    """As `trainer.data.source.stretch`, by each slice's own minimum and maximum, or by the gain only. (n, h, w) uint8."""
     if per_slice:
         low, high = pixels.amin((1, 2), keepdim=True).int(), pixels.amax((1, 2), keepdim=True).int()
         pixels = (pixels.int() - low) * 255 // (high - low).clamp(min=1)

@@ -1,6 +1,6 @@
-"""item -> pixels: the slices of an item, cropped at native resolution and stretched, with its augmentation parameters.
+"""From an item to its pixels, cropped at native resolution and stretched, and its augmentation parameters.
 
-Everything is opened on first use, so a Source travels to reading processes as a few small tables.
+A Source opens files on first use, so that it is small when pickled for reading processes.
 """
 
 from collections import OrderedDict
@@ -19,19 +19,19 @@ from cache_schema.layout import CHUNK_SLICES, chunk_starts
 from cache_schema.store import ChangedStudy
 from cache_schema.study import Box, square_around
 from trainer.data.augment import Augmentation, AugmentParams
-from trainer.data.order import Evaluation, ScheduledItem, Training
+from trainer.data.order import Schedule, ScheduledItem, Training
 
 OPEN_STUDIES = 256
 MOST_SKIPPED = 20
-"""items in a row that cannot be read before even `skip` gives up"""
+"""consecutive unreadable items after which `skip` gives up"""
 PARAMS_KEPT = 1024
-"""by each process: more items than are made ready before the network has them"""
+"""per process: more than the items prefetched"""
 TRIPLET_CHUNKS_BYTES = 256 << 20
-"""decoded chunks a reading process keeps for random triplets: twice what one shuffle buffer touches (trainer.data.order)"""
+"""decoded chunks that a reading process keeps for random triplets: twice one shuffle buffer's (trainer.data.order)"""
 
 
 class Sample(NamedTuple):
-    """One item as `trainer.data.dali` and `trainer.data.image` take it."""
+    """One item, the input of `trainer.data.dali` and `trainer.data.image`."""
 
     pixels: np.ndarray
     """(frames, height, width, 1) uint8, stretched and with gain; padding slices 0"""
@@ -42,15 +42,15 @@ class Sample(NamedTuple):
     axis_y: np.ndarray
     """(size, 1) float32"""
     hole_start: np.ndarray
-    """(2 n,) float32: y x of each cutout, in pixels; one empty hole where there is none"""
+    """(2 n,) float32: y x of each cutout, in pixels; one empty cutout if there is none"""
     hole_shape: np.ndarray
     key: np.ndarray
-    """(1,) int64: `Item.key` of what was read"""
+    """(1,) int64: `Item.key` of the item that was read"""
 
 
 def stretch(pixels: np.ndarray, low: np.ndarray, high: np.ndarray, gain: float = 1.0) -> np.ndarray:
-    """(n, h, w) uint8 -> the same; each slice's low..high to 0..255, floor; a constant slice to 0 (reference 2.2). What that
-    gives is multiplied by the gain in float32, clipped and truncated (reference 5)."""
+    """(n, h, w) uint8 -> the same shape: maps each slice's low..high to 0..255, rounded down, and a constant slice to 0
+    (reference 2.2); then multiplies by the gain in float32, clips and truncates (reference 5)."""
     stretched = np.empty(pixels.shape, np.uint8)
     gained = np.minimum(np.arange(256, dtype=np.float32) * np.float32(gain), 255).astype(np.uint8)
     for slice_, target, dark, bright in zip(pixels, stretched, low.tolist(), high.tolist(), strict=True):
@@ -66,11 +66,12 @@ class _Recent:
         self.budget, self.cost, self.total = budget, cost, 0.0
         self.values: OrderedDict[Hashable, Any] = OrderedDict()
 
-    def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
+    def get(self, key: Hashable, make: Callable[..., Any], *arguments: Any) -> Any:
+        """The value of a key; make(*arguments) if it is new."""
         if key in self.values:
             self.values.move_to_end(key)
             return self.values[key]
-        value = self.values[key] = make()
+        value = self.values[key] = make(*arguments)
         self.total += self.cost(value)
         while self.total > self.budget and len(self.values) > 1:
             self.total -= self.cost(self.values.popitem(last=False)[1])
@@ -78,7 +79,7 @@ class _Recent:
 
 
 class Reader:
-    """Slices of a cache's studies. `keep_bytes` > 0 keeps decoded chunks, cut to the study's box."""
+    """Reads slices of a cache's studies. keep_bytes: of decoded and cropped chunks to keep."""
 
     def __init__(self, cache: Cache, keep_bytes: int = 0):
         self.cache, self.keep_bytes = cache, keep_bytes
@@ -86,7 +87,7 @@ class Reader:
         self._chunks = _Recent(keep_bytes, lambda chunk: chunk.nbytes)
 
     def study(self, id: str) -> Study:
-        return self._studies.get(id, lambda: self.cache.study(id))
+        return self._studies.get(id, self.cache.study, id)
 
     def read(self, id: str, z0: int, z1: int, box: Box | None) -> np.ndarray:
         """(z1 - z0, h, w) uint8."""
@@ -96,51 +97,45 @@ class Reader:
         parts = []
         for first in chunk_starts(z0, z1):
             last = min(first + CHUNK_SLICES, study.record.slices)
-            chunk = self._chunks.get(
-                (id, first, box), lambda a=first, b=last: np.ascontiguousarray(study.read(a, b, box))
-            )
+            chunk = self._chunks.get((id, first, box), _read_chunk, study, first, last, box)
             parts.append(chunk[max(0, z0 - first) : z1 - first])
         return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
 
+def _read_chunk(study: Study, first: int, last: int, box: Box | None) -> np.ndarray:
+    """A copy, so that a crop does not keep the whole chunk in memory."""
+    return np.ascontiguousarray(study.read(first, last, box))
+
+
 @dataclass
 class Source:
-    """The k-th sample of one rank: what DALI's external source and the plain loader call.
+    """The k-th sample of one rank, for DALI's external source and the plain loader.
 
-    It travels with the cache's index: its reading processes open the studies of that index, or raise ChangedStudy.
+    Pickled with the cache's index: reading processes open the studies of that index, or raise ChangedStudy.
     """
 
     cache: Cache | Path
-    """one that is open, or where to find it"""
-    schedule: Training | Evaluation
+    """an open cache, or its folder"""
+    schedule: Schedule
     augmentation: Augmentation
     boxes: dict[str, Box] | None = None
-    """native study boxes by id; None for whole slices"""
+    """study boxes in native pixels by id; None for whole slices"""
     intensity: str = "per_slice"
     keep_bytes: int = 0
     limit: int | None = None
-    """samples after which there are no more"""
+    """number of samples; None: endless"""
     skip: bool = False
-    """training items that cannot be read give way to the next that can; else the first of them raises CacheError"""
+    """replace training items that cannot be read; otherwise they raise CacheError"""
 
     def __post_init__(self) -> None:
         self._opened = self.cache if isinstance(self.cache, Cache) else Cache(self.cache)
-        self._begin()
-
-    def _begin(self) -> None:
-        """What each process has of its own."""
-        self._params = _Recent(PARAMS_KEPT, lambda kept: 1)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_params", "reader", "squares")
+        own = ("_params", "reader", "squares")  # each process has its own
         return {name: value for name, value in self.__dict__.items() if name not in own}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._begin()
-
     def __call__(self, info: Any) -> tuple[np.ndarray, ...]:
-        """DALI's per-sample callback; `info.idx_in_epoch` counts on without end. A plain tuple: DALI's workers rebuild it by its type."""
+        """DALI's per-sample callback; `info.idx_in_epoch` never restarts. A plain tuple, because DALI rebuilds it by its type."""
         if self.limit is not None and info.idx_in_epoch >= self.limit:
             raise StopIteration
         return tuple(self.read(info.idx_in_epoch))
@@ -154,19 +149,24 @@ class Source:
             except ChangedStudy:
                 raise
             except CacheError:
-                entry = self.schedule.instead(entry)
+                entry = self.instead(entry)
         return self.sample(entry)
+
+    def instead(self, entry: ScheduledItem) -> ScheduledItem:
+        """Replaces an item that cannot be read; only where `skip` is set, for a training schedule."""
+        assert isinstance(self.schedule, Training)
+        return self.schedule.instead(entry)
 
     @cached_property
     def squares(self) -> dict[str, Box]:
-        """By id of all studies that items are of, what of each slice is read."""
+        """The part of each slice that is read, by id of all items' studies."""
         return squares(self._opened, {item.id for item in self.schedule.items}, self.boxes)
 
     def most_frames(self) -> int:
         return max(item.frames for item in self.schedule.items)
 
     def largest_sample(self) -> int:
-        """Bytes that the pixels of one item take at most."""
+        """Upper bound of the bytes of one item's pixels."""
         return max((y1 - y0) * (x1 - x0) for x0, y0, x1, y1 in self.squares.values()) * self.most_frames()
 
     def sample(self, entry: ScheduledItem) -> Sample:
@@ -174,29 +174,32 @@ class Source:
         return assemble(self.pixels(entry, params), params, entry.item.key)
 
     def params(self, entry: ScheduledItem) -> AugmentParams:
-        """How the item is shown there; computed once where the same process asks for its pixels and then for its targets."""
-        return self._params.get((entry.epoch, entry.item), lambda: self.augmentation(entry.epoch, entry.item))
+        """The item's augmentation parameters in this epoch, kept for its pixels and targets."""
+        return self._params.get((entry.epoch, entry.item), self.augmentation, entry.epoch, entry.item)
+
+    @cached_property
+    def _params(self) -> _Recent:
+        return _Recent(PARAMS_KEPT, lambda kept: 1)
 
     @cached_property
     def reader(self) -> Reader:
-        """This process's own."""
         return Reader(self._opened, self.keep_bytes)
 
     def pixels(self, entry: ScheduledItem, params: AugmentParams) -> np.ndarray:
-        """(frames, h, w) uint8: cropped, stretched and with the gain; padding 0."""
+        """(frames, h, w) uint8: cropped, stretched and multiplied by the gain; padding is 0."""
         item, study = entry.item, self.reader.study(entry.item.id)
         index = item.z_index(params.step, params.phase)
-        there = index[index >= 0]
+        index = index[index >= 0]
         if self.boxes is None and study.record.origin is not None:
             raise UsageError(
-                "holds only a part of each slice", where=item.id, do="use the whole cache, or a variant that crops"
+                "is a cropped study", where=item.id, do="use a cache of whole slices, or a variant that crops"
             )
         box = None if self.boxes is None else self.squares[item.id]
-        found = self.reader.read(item.id, int(there[0]), int(there[-1]) + 1, box)[:: params.step]
+        found = self.reader.read(item.id, int(index[0]), int(index[-1]) + 1, box)[:: params.step]
         if self.intensity == "fixed":
             low, high = np.zeros(len(found), int), np.full(len(found), 255)
         elif box is None:
-            low, high = study.value_range[there].T
+            low, high = study.value_range[index].T
         else:
             low, high = found.min(axis=(1, 2)), found.max(axis=(1, 2))
         if self.intensity == "per_slice" or params.gain != 1:
@@ -207,7 +210,7 @@ class Source:
 
 
 def squares(cache: Cache, ids: Iterable[str], boxes: dict[str, Box] | None) -> dict[str, Box]:
-    """What of each slice of these studies is read: the square around its box, the whole slice where there are no boxes."""
+    """The part of each slice that is read, by study: the square around its box, or the whole slice without boxes."""
     sizes = cache.index.set_index("id")[["rows", "columns"]].astype(int)
     found = {}
     for id in sorted(set(ids)):
@@ -217,14 +220,14 @@ def squares(cache: Cache, ids: Iterable[str], boxes: dict[str, Box] | None) -> d
 
 
 def assemble(pixels: np.ndarray, params: AugmentParams, key: int = 0) -> Sample:
-    """(frames, h, w) uint8 and augmentation parameters -> a sample."""
+    """Pixels (frames, h, w) uint8 and augmentation parameters -> a sample."""
     holes = params.holes if len(params.holes) else np.zeros((1, 4), int)
     return Sample(
         np.ascontiguousarray(pixels)[..., None],
         params.map_from_crop(*pixels.shape[1:]),
         params.axis_x[None].astype(np.float32),
         params.axis_y[:, None].astype(np.float32),
-        np.float32(holes[:, [1, 0]]).ravel(),
-        np.float32(holes[:, [3, 2]] - holes[:, [1, 0]]).ravel(),
-        np.int64([key]),
+        holes[:, [1, 0]].astype(np.float32).ravel(),
+        (holes[:, [3, 2]] - holes[:, [1, 0]]).astype(np.float32).ravel(),
+        np.array([key], np.int64),
     )

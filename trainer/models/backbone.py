@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -10,21 +11,22 @@ from torch import Tensor, nn
 from cache_schema.errors import UsageError, did_you_mean
 
 PREFIX = "backbone."
-"""Where each of the four models keeps its CNN, so that stage 4 finds stage 3's by name."""
+"""where each `Network` holds its CNN, so that stage 4 finds stage 3's by name"""
 
 
 class Backbone(nn.Module):
     """Images to features, averaged over the plane.
 
     name: timm model with its pretrained tag, such as `resnest50d.in1k`.
-    pretrained: fetch the tag's weights from timm's hub. weights_file: take them from this local file instead.
-    Raises UsageError for an unknown name and for weights that cannot be had or do not fit.
+    pretrained: download the tag's weights from timm's hub. weights_file: load them from this local file instead.
+    Raises UsageError for an unknown name, and for weights that are missing or do not fit.
     """
 
     def __init__(self, name: str, pretrained: bool = False, weights_file: Path | str | None = None):
         super().__init__()
         self.net = _create(name, pretrained and weights_file is None)
-        self.width: int = self.net.num_features
+        width: Any = self.net.num_features
+        self.width: int = width
         self.memory_format = torch.contiguous_format
         if weights_file is not None:
             _load(self.net, Path(weights_file), name)
@@ -34,7 +36,7 @@ class Backbone(nn.Module):
         return self.net(images.to(self._dtype(images.device.type), memory_format=self.memory_format)).float()
 
     def lay_out(self, channels_last: bool, compiled: bool) -> None:
-        """How the CNN runs: its memory layout, and whether each shape of input is compiled. Tensors keep their names."""
+        """Sets the CNN's memory format and compiles it for each input shape. Tensors keep their names."""
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.net.to(memory_format=self.memory_format)
         if compiled:
@@ -46,11 +48,19 @@ class Backbone(nn.Module):
         return next(self.net.parameters()).dtype
 
 
-def backbone_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The CNN's tensors from any stage's weights, named as `Backbone.load_state_dict` wants them.
+class Network(nn.Module):
+    """A stage's network: a backbone, and what turns its features into outputs."""
 
-    This is all that stage 4 takes from stage 3 (reference 6.5). Raises UsageError where there are none, because weights
-    that match nothing would otherwise leave an untrained CNN in use (reference Q17).
+    def __init__(self, backbone: Backbone):
+        super().__init__()
+        self.backbone = backbone
+
+
+def backbone_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The CNN's tensors from any stage's weights, named as `Backbone.load_state_dict` expects them.
+
+    Stage 4 takes nothing else from stage 3 (reference 6.5). Raises UsageError where there are none: weights that match
+    nothing would leave the CNN untrained (reference Q17).
     """
     found = {key.removeprefix(PREFIX): tensor for key, tensor in state.items() if key.startswith(PREFIX)}
     if not found:
@@ -72,22 +82,23 @@ def _create(name: str, pretrained: bool) -> nn.Module:
         if not pretrained:
             raise
         raise UsageError(
-            f"the pretrained weights of {name} cannot be fetched ({type(error).__name__})",
-            do="give a local file by model.weights_file=FILE, or train from random weights by model.pretrained=false",
+            f"the pretrained weights of {name} cannot be downloaded ({type(error).__name__})",
+            do="set model.weights_file=FILE to a local file, or model.pretrained=false to start from random weights",
         ) from error
 
 
 def _load(net: nn.Module, path: Path, name: str) -> None:
-    """timm's own reader, but strict: apart from the classifier every tensor must be there, and no other."""
+    """Loads the file by timm's own reader, but strictly: exactly the CNN's tensors, with or without a classifier."""
     if not path.is_file():
         raise UsageError("no such weights file", where=path, do="check model.weights_file")
     try:
         state = dict(timm.models.load_state_dict(str(path)))
-    except Exception as error:  # torch, pickle and safetensors each have their own errors for a file that is no weights
+    except Exception as error:  # torch, pickle and safetensors each raise errors of their own
         raise UsageError(
-            f"cannot be read as weights ({type(error).__name__})", where=path, expected=".safetensors, .pth or .bin"
+            f"cannot be loaded as weights ({type(error).__name__})", where=path, expected=".safetensors, .pth or .bin"
         ) from error
-    classifier = net.pretrained_cfg.get("classifier") or ()
+    config: Any = net.pretrained_cfg
+    classifier = config.get("classifier") or ()
     for layer in (classifier,) if isinstance(classifier, str) else classifier:
         state.pop(f"{layer}.weight", None)
         state.pop(f"{layer}.bias", None)
@@ -95,7 +106,7 @@ def _load(net: nn.Module, path: Path, name: str) -> None:
 
 
 def load_strictly(module: nn.Module, state: dict[str, torch.Tensor], name: str, where: Path) -> None:
-    """Every tensor there and none too many. Raises UsageError with the file and the first that differs."""
+    """Loads exactly the module's own tensors. Raises UsageError with the file and the first tensor that differs."""
     own = module.state_dict()
     wrong = sorted(own.keys() ^ state.keys()) or sorted(k for k in own if own[k].shape != state[k].shape)
     if wrong:

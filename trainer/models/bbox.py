@@ -1,15 +1,14 @@
-"""Stage 1: a box around C1..C7 in one triplet of slices, and whether there is one (reference 6.1)."""
+"""Stage 1: a box around C1..C7 in one triplet of slices, and its presence (reference 6.1)."""
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from trainer.models.backbone import Backbone
+from trainer.models.backbone import Backbone, Network
 from trainer.models.heads import Head
 
 
-class BoxModel(nn.Module):
+class BoxModel(Network):
     def __init__(self, backbone: Backbone):
-        super().__init__()
-        self.backbone = backbone
+        super().__init__(backbone)
         self.box = Head(backbone.width, 4)
         self.presence = Head(backbone.width, 1)
 

@@ -1,4 +1,4 @@
-"""What turns features into outputs: float32 linear heads, and the two poolings over a study's steps."""
+"""From features to outputs: float32 linear heads, and two poolings over a study's steps."""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ EPSILON = 1e-10
 
 
 class Head(nn.Linear):
-    """A linear layer that stays in float32 under autocast. (..., width) -> (..., outputs)."""
+    """A linear layer, float32 even under autocast. (..., width) -> (..., outputs)."""
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
@@ -17,9 +17,9 @@ class Head(nn.Linear):
 
 
 class AttentionPool(nn.Module):
-    """Weighted mean over steps (reference 6.5): score_t = tanh(w.h_t + b_t), a bias b_t for each step.
+    """Weighted mean over steps (reference 6.5): score_t = tanh(w.h_t + b_t), with one bias b_t per step.
 
-    The bias is tied to the step's number, so the pooling depends on the absolute index after padding (reference Q30).
+    The bias belongs to the step's index, so the result depends on positions after padding (reference Q30).
     """
 
     def __init__(self, width: int, steps: int):
@@ -48,10 +48,10 @@ def max_pool(h_btw: Tensor, mask_bt: Tensor | None = None) -> Tensor:
 
 
 def fit_steps(features: list[Tensor], steps: int) -> tuple[Tensor, list[int]]:
-    """Studies of any length -> (B, steps, width) and how many steps of each are filled (reference 6.5).
+    """Studies of any length -> (B, steps, width), and each study's number of valid steps (reference 6.5).
 
-    features: one (F_i, width) a study, F_i >= 1. Longer than `steps`: linear interpolation along the sequence with
-    half-pixel centres. Shorter: zeros at the end.
+    features: one (F_i, width) tensor per study, F_i >= 1. Longer studies are interpolated linearly with half-pixel
+    centres, shorter ones padded with zeros.
     """
     fitted = [_shorten(f, steps) if len(f) > steps else F.pad(f, (0, 0, 0, steps - len(f))) for f in features]
     return torch.stack(fitted), [min(len(f), steps) for f in features]

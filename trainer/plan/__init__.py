@@ -1,1 +1,1 @@
-"""The run graph and what executes it."""
+"""The graph of runs and tables, and its execution."""

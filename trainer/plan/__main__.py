@@ -17,20 +17,20 @@ from trainer.settings.settings import Settings
 HELP = """usage: python -m trainer.plan PLAN.yaml cache=CACHE out=RUNS [dry_run=true] [scheduler=tcp://HOST:PORT]
            [format=sh|slurm|json] [costs=FILE] [only=NODE] [config=FILE] [tables.key=value ...] [section.key=value ...]
 
-Makes every run and table of the plan, several runs at a time where there are several GPUs, and skips what is done.
-dry_run=true lists the nodes with state (done; stale: made from something else; due; waits for others), cost and command.
-format=     prints the same graph as commands instead of running it.
-scheduler=  makes the runs on the workers of a Dask cluster that shares these folders. An interrupted plan leaves there what had begun;
-            the same command waits for it.
-costs=      seconds by node name, <stage>-<variant> or stage: what goes first [the plan's own, else configs/costs.yaml].
-only=       makes one node whose needs are there. section.key=value goes to every run, tables.key=value to the tables.
+Makes every run and table of the plan and skips those that are done. Several GPUs make several runs at a time.
+dry_run=true lists each node's state (done, stale: made from other inputs, due, waits for others), cost and command.
+format=     prints the graph as commands instead of running it.
+scheduler=  makes the runs on the workers of a Dask cluster that shares these folders. If a plan is interrupted, its started runs
+            continue there; the same command waits for them.
+costs=      seconds by node name, <stage>-<variant> or stage; longest first [the plan's costs, else configs/costs.yaml].
+only=       makes one node whose needs are done. section.key=value goes to every run, tables.key=value to the tables.
 Exit status: 0 all made, 1 something failed, 2 a wrong plan or setting."""
 
 OWN = ("cache", "out", "dry_run", "scheduler", "format", "costs", "only")
 
 
 def main(words: list[str]) -> int:
-    return serve(words, HELP, _main, "interrupted: the same command goes on")
+    return serve(words, HELP, _main, "interrupted: run the same command to continue")
 
 
 def _main(words: list[str]) -> None:
@@ -41,7 +41,7 @@ def _main(words: list[str]) -> None:
     from trainer.plan.execute import run_plan
     from trainer.plan.graph import read_plan
     from trainer.plan.keys import cache_digests, node_keys, require_possible, require_unchanged, states
-    from trainer.plan.pools import LocalPool
+    from trainer.plan.pools import LocalPool, open_pool
     from trainer.plan.schedule import read_costs
     from trainer.tables import make
 
@@ -51,7 +51,7 @@ def _main(words: list[str]) -> None:
     dry_run = one_of(own, "dry_run", ("false", "true")) == "true"
     style = one_of(own, "format", formats.FORMATS) if "format" in own else None
     scheduler = own.get("scheduler")
-    # workers of a cluster start elsewhere
+    # workers of a cluster start in other folders
     place = Path.absolute if scheduler else Path
     path, cache_path, out = (place(Path(word)) for word in (file, own["cache"], own["out"]))
     if "config" in given:
@@ -67,13 +67,12 @@ def _main(words: list[str]) -> None:
     costs = read_costs(plan, Path(own["costs"]) if "costs" in own else None)
     cache = Cache(cache_path)
 
-    if "only" not in own and (style or not dry_run):  # what one node needs may have been made by another plan
+    if "only" not in own and (style or not dry_run):  # another plan may have made what one node needs
         require_fed(plan, cache)
     if style not in ("sh", "slurm"):
         require_unchanged(plan, cache)
-    again = formats.again(
-        path, [word for word in words if word.lstrip("-").partition("=")[0] in ("cache", "out", *given)]
-    )
+    kept = [word for word in words if word.lstrip("-").partition("=")[0] in ("cache", "out", *given)]
+    again = ["python", "-m", "trainer.plan", str(path), *kept]
     if style == "sh":
         print(formats.as_shell(plan, again))
     elif style == "slurm":
@@ -82,25 +81,14 @@ def _main(words: list[str]) -> None:
         _, keys = node_keys(plan, cache_digests(plan, cache))
         print(formats.as_json(plan, costs, states(plan, cache), keys, again))
     elif dry_run:
-        pool = LocalPool(plan.jobs)
-        found = states(plan, cache)
+        pool, found = LocalPool(plan.jobs), states(plan, cache)
         print(formats.listing(plan, costs, found, pool.slots, pool.spreads), flush=True)
         require_fed(plan, cache)
         require_possible(plan, cache, found)
     else:
-        run_plan(plan, cache, out, _pool(scheduler, plan.jobs), costs, own.get("only"))
+        run_plan(plan, cache, out, open_pool(scheduler, plan.jobs), costs, own.get("only"))
         if "only" not in own:
             print(make.summary(out), end="")
-
-
-def _pool(scheduler: str | None, jobs: int | None):
-    from trainer.plan.pools import LocalPool
-
-    if scheduler is None:
-        return LocalPool(jobs)
-    from trainer.plan.cluster import DaskPool
-
-    return DaskPool(scheduler)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Runs on the workers of any Dask cluster that share the cache and RUNS with this machine: a run takes a thread of a worker."""
+"""Runs on the workers of a Dask cluster that shares the cache and RUNS with this machine. A run takes one worker thread."""
 
 from concurrent.futures import Future
 
@@ -11,13 +11,13 @@ TIMEOUT = "20s"
 
 
 class DaskPool:
-    """A worker sees its GPUs as its own environment names them, as dask-cuda's workers do: one thread for each GPU."""
+    """A worker uses the GPUs of its own environment, one thread per GPU, as dask-cuda's workers do."""
 
     spreads = False
 
     def __init__(self, address: str):
         if "://" not in address:
-            raise UsageError("is no address", where=f"scheduler={address}", expected="tcp://HOST:PORT")
+            raise UsageError("is not an address", where=f"scheduler={address}", expected="tcp://HOST:PORT")
         try:
             self._client = Client(address, timeout=TIMEOUT, set_as_default=False)
         except (OSError, ValueError) as error:

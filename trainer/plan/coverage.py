@@ -1,8 +1,8 @@
-"""Whether a plan's runs can be fed by its own runs of the stages before: told from labels and folds, before anything runs."""
+"""Checks, from labels and folds, that a plan's runs of earlier stages give its later ones the tables they need."""
 
 from cache_schema import Cache
 from cache_schema.errors import CspineError, UsageError
-from trainer.plan.graph import Plan, feeder
+from trainer.plan.graph import Plan, feeder, name_node
 from trainer.runs.inputs import Inputs
 from trainer.settings.layers import load
 from trainer.settings.settings import Settings
@@ -11,8 +11,10 @@ NEW_FOLDS = "draw other folds: preprocess labels CACHE CSV --folds N"
 
 
 def require_fed(plan: Plan, cache: Cache) -> None:
-    """Raises UsageError for the first run that has nothing to train on, or needs rows of a table that nothing in the plan
-    makes: a study's row comes from the runs that hold its fold out."""
+    """Raises UsageError for the first run without training data, or with missing rows in a table that the plan makes.
+
+    A study's row comes from the runs that hold its fold out.
+    """
     every = {node.name: load(node.words, must_exist=False) for node in plan.runs}
     held_out = {table: {every[name].fold for name in plan[feeder].needs} for table, feeder in _feeders(plan).items()}
     for node in plan.runs:
@@ -20,7 +22,7 @@ def require_fed(plan: Plan, cache: Cache) -> None:
         try:
             needed = _folds_needed(settings, Inputs(settings, cache))
         except CspineError as error:
-            error.where = node.name if error.where is None else f"{node.name}: {error.where}"
+            name_node(error, node)
             raise
         for table in node.needs:
             if table in held_out and (missing := needed[table] - held_out[table]):
@@ -34,13 +36,13 @@ def require_fed(plan: Plan, cache: Cache) -> None:
 
 
 def _feeders(plan: Plan) -> dict[str, str]:
-    """Table that runs read -> the table that is pooled from the runs which feed it."""
+    """Table that runs read -> the table that is pooled from predictions to make it."""
     pooled = {"study_boxes": "study_boxes", "pseudo_labels": "vertebra_ratios"}
     return {table: feeder for table, feeder in pooled.items() if any(node.name == table for node in plan.nodes)}
 
 
 def _folds_needed(settings: Settings, inputs: Inputs) -> dict[str, set[int]]:
-    """Table -> the folds of the studies whose rows the run cannot do without."""
+    """Table -> the folds of the studies whose rows the run needs."""
     trained = inputs.training_fold_ids()
     if not trained:
         outside = "" if settings.fold == "all" else f" outside fold {settings.fold}"

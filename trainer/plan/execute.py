@@ -1,4 +1,4 @@
-"""Runs a plan's graph: a node once what it needs is done, longest path first, skipping what is done and not stale."""
+"""Executes a plan: starts a node when its needs are done, longest path first, and skips what is done and not stale."""
 
 import signal
 import time
@@ -11,7 +11,7 @@ from cache_schema import Cache
 from cache_schema.errors import CacheError, CspineError
 from trainer.plan.graph import Node, Plan
 from trainer.plan.keys import DONE, state, states
-from trainer.plan.launch import RunOrder, RunOutcome, forget, forget_all, log_file
+from trainer.plan.launch import RunOrder, RunOutcome, log_file, remove_mark, remove_marks
 from trainer.plan.pools import Pool
 from trainer.plan.schedule import Costs, best_widths, next_node, path_costs
 from trainer.process.faults import in_one_line
@@ -20,22 +20,21 @@ from trainer.runs.run_folder import remove_checkpoints
 from trainer.tables import make
 
 SAID = ("error: ", "interrupted")
-"""how a run's own last line begins where it knows why it ends"""
+"""prefixes of a run's own last line that says why it ended"""
 CRASHES = {signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV}
 POLL = 2.0
-"""seconds between looks at runs that another process makes"""
+"""seconds between checks of runs that another process makes"""
 
 
 class Execution:
-    """One pass over a plan. `failed` names what failed or could not start for want of that."""
+    """One pass over a plan. failed: nodes that failed, and those that need them."""
 
     def __init__(self, plan: Plan, cache: Cache, out: Path, pool: Pool, costs: Costs):
         self.plan, self.cache, self.out, self.pool = plan, cache, out, pool
         self.longest = path_costs(plan, costs)
         now = states(plan, cache)
-        one = {node.name: int(node.is_run) for node in plan.nodes}
         done = [name for name, found in now.items() if found == DONE]
-        self.widths = best_widths(plan, costs, pool.slots, done) if pool.spreads else one
+        self.widths = best_widths(plan, costs, pool.slots if pool.spreads else 1, done)
         self.left = list(plan.nodes)
         self.ready: list[Node] = []
         self.elsewhere: list[Node] = []
@@ -45,7 +44,7 @@ class Execution:
         self.free = pool.slots
 
     def run(self, only: str | None = None) -> list[str]:
-        """Makes everything in the plan, or one node whose needs are taken to be there. Returns the names of what failed."""
+        """Makes all nodes, or only one, whose needs must be done. Returns the names of what failed."""
         if only is not None:
             self._require_needs(self.plan[only])
             self.left = [self.plan[only]]
@@ -53,37 +52,35 @@ class Execution:
         try:
             while self.left or self.ready or self.running or self.elsewhere:
                 self._step()
-        except BaseException:
+        finally:
             self.pool.stop()
-            raise
-        self.pool.stop()
         return [node.name for node in self.plan.nodes if node.name in self.failed]
 
     def _require_needs(self, node: Node) -> None:
-        """Raises CacheError where a table would be made from what is stale, or not there."""
+        """Raises CacheError if a table would be made from something stale or missing."""
         for name in () if node.is_run else node.needs:
             if (found := state(self.plan[name], self.plan, self.cache)) != DONE:
                 raise CacheError(f"needs {name}, which is {found}", where=node.name, do=f"make that first: only={name}")
 
     def _step(self) -> None:
-        """Everything that can start now, then a wait for something to end."""
+        """Starts everything that can start now, then waits for something to end."""
         self._give_up_what_needs_the_failed()
         for node in [node for node in self.left if self.done.issuperset(node.needs)]:
             self.left.remove(node)
             if not node.is_run:
                 self._make(node)
-                return  # what needs it may be ready now
+                return  # its dependents may be ready now
             if state(node, self.plan, self.cache) == DONE:
-                forget_all(self.out, node.name)
+                remove_marks(self.out, node.name)
                 remove_checkpoints(node.output)
                 self._end(node, True, "already done")
             else:
                 self.ready.append(node)
-        while (node := next_node(self.ready, self.longest, self.widths, self.free)) is not None:
-            self.ready.remove(node)
-            self._start(node)
+        while (chosen := next_node(self.ready, self.longest, self.widths, self.free)) is not None:
+            self.ready.remove(chosen)
+            self._start(chosen)
         if self._look_elsewhere():
-            return  # it, or what needs it, may start now
+            return  # these, or their dependents, may start now
         if self.running:
             ended = wait(self.running, timeout=POLL if self.elsewhere else None, return_when=FIRST_COMPLETED).done
             for future in ended:
@@ -101,10 +98,10 @@ class Execution:
     def _settle(self, future: Future[RunOutcome]) -> None:
         node, order = self.running.pop(future)
         self.free += self.widths[node.name]
-        forget(order)
+        remove_mark(order)
         try:
             outcome = future.result()
-        except Exception as error:  # of the cluster: a worker or the scheduler was lost
+        except Exception as error:  # the cluster lost a worker or the scheduler
             outcome = RunOutcome(1, 0.0, [f"{type(error).__name__}: {error}"])
         if outcome.status is None:
             say(node, f"{outcome.last[0]}: waiting for it")
@@ -116,7 +113,7 @@ class Execution:
             self._end(node, False, failure(outcome, log_file(self.out, node.name)))
 
     def _look_elsewhere(self) -> bool:
-        """What another process has let go of is done, or to be made here. Returns whether there is any."""
+        """Takes back runs that another process has ended. Returns whether there are any."""
         found = [node for node in self.elsewhere if holder(lease_file(self.out, node.name)) is None]
         for node in found:
             self.elsewhere.remove(node)
@@ -127,7 +124,7 @@ class Execution:
         runs = [self.plan[name].output for name in node.needs if self.plan[name].is_run]
         try:
             made = make.make(node.name, self.out, self.cache, runs, self.plan.tables)
-        except Exception as error:  # one table ends alone, as a run does, and takes no training with it
+        except Exception as error:  # a failed table must not end the plan, as a failed run does not
             line = in_one_line(error)
             if line is None:
                 traceback.print_exc()
@@ -147,16 +144,18 @@ class Execution:
 
 
 def failure(outcome: RunOutcome, log: Path) -> str:
-    """Why a run failed: in one line where it said so itself or was killed, else with the end of what it wrote."""
-    failed = f"failed after {outcome.seconds:.0f} s"
-    if outcome.status == 128 + signal.SIGKILL:
-        return f"{failed}: it was killed (SIGKILL), most likely for want of memory; its log is {log}"
-    if outcome.status > 128 and outcome.status - 128 in CRASHES:
-        return f"{failed}: it crashed ({signal.Signals(outcome.status - 128).name}); its log is {log}"
-    said = [line for line in outcome.last if line.startswith(SAID)]
-    if said:
-        return f"{failed}: {said[-1].removeprefix('error: ')}; its log is {log}"
-    return "\n    ".join([f"{failed} with status {outcome.status}; the end of {log}:", *outcome.last])
+    """Why a run failed: in one line if it said so itself or was killed, else with the end of its output."""
+    failed, number = f"failed after {outcome.seconds:.0f} s", (outcome.status or 0) - 128
+    said = [line.removeprefix("error: ") for line in outcome.last if line.startswith(SAID)]
+    if number == signal.SIGKILL:
+        why = "it was killed (SIGKILL), probably out of memory"
+    elif number in CRASHES:
+        why = f"it crashed ({signal.Signals(number).name})"
+    elif said:
+        why = said[-1]
+    else:
+        return "\n    ".join([f"{failed} with status {outcome.status}; the end of {log}:", *outcome.last])
+    return f"{failed}: {why}; its log is {log}"
 
 
 def say(node: Node, line: str) -> None:
@@ -164,11 +163,11 @@ def say(node: Node, line: str) -> None:
 
 
 def run_plan(plan: Plan, cache: Cache, out: Path, pool: Pool, costs: Costs, only: str | None = None) -> None:
-    """Raises CspineError where something failed; whatever did not depend on it has been made."""
+    """Makes all nodes of a plan, or one. Raises CspineError if some failed, after all that do not need them."""
     if failed := Execution(plan, cache, out, pool, costs).run(only):
         error = CspineError(
             f"{len(failed)} of {len(plan.nodes)} nodes are not done: {', '.join(failed)}",
-            do="mend the cause and run the same command",
+            do="fix the cause and run the same command",
         )
         error.exit_status = 1
         raise error

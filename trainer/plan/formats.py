@@ -1,9 +1,8 @@
-"""A plan to read instead of to run: a listing, or the same graph as commands for a shell, for Slurm, or as JSON."""
+"""A plan as text: a listing, a shell script, a Slurm script, or JSON."""
 
 import json
 import shlex
 from collections.abc import Mapping
-from pathlib import Path
 
 from trainer.plan.graph import Node, Plan
 from trainer.plan.keys import DONE
@@ -14,17 +13,14 @@ FORMATS = ("sh", "slurm", "json")
 
 
 def listing(plan: Plan, costs: Costs, states: Mapping[str, str], slots: int, spreads: bool) -> str:
-    """dry_run=true: a line a node with state, cost and command, and what is left to do in all."""
+    """dry_run=true: one line per node with state, cost and command, and a summary of the remaining work."""
     lines = []
     for node in plan.nodes:
-        what = shown(node.words) if node.is_run else f"-> {node.output}"
-        lines.append(
-            f"{states[node.name]:6} {_hours(costs[node.name]) if node.is_run else '':>7} {node.name:34} {what}"
-        )
+        cost, what = (_hours(costs[node.name]), shown(node.words)) if node.is_run else ("", f"-> {node.output}")
+        lines.append(f"{states[node.name]:6} {cost:>7} {node.name:34} {what}")
     done = [name for name, state in states.items() if state == DONE]
     left = [node for node in plan.runs if node.name not in done]
-    one = {node.name: int(node.is_run) for node in plan.nodes}
-    widths = best_widths(plan, costs, slots, done) if spreads else one
+    widths = best_widths(plan, costs, slots if spreads else 1, done)
     time = makespan(simulate(plan, costs, slots, widths, done))
     lines.append(
         f"{len(plan.runs)} runs, {len(plan.nodes) - len(plan.runs)} tables; left: {len(left)} runs, "
@@ -35,7 +31,7 @@ def listing(plan: Plan, costs: Costs, states: Mapping[str, str], slots: int, spr
 
 
 def as_json(plan: Plan, costs: Costs, states: Mapping[str, str], keys: Mapping[str, str], again: list[str]) -> str:
-    """again: the words of `python -m trainer.plan ...` that make one node when only=NODE is added."""
+    """again: this plan's command, which makes one node when only=NODE is added."""
     nodes = [
         {
             "name": node.name,
@@ -53,12 +49,12 @@ def as_json(plan: Plan, costs: Costs, states: Mapping[str, str], keys: Mapping[s
 
 
 def as_shell(plan: Plan, again: list[str]) -> str:
-    """One command after the other, in an order in which each finds what it needs; it stops at the first that fails."""
+    """One command after another, each after its needs. The script stops at the first failure."""
     return "\n".join(["set -eu", *(_command(node, again) for node in plan.nodes)])
 
 
 def as_slurm(plan: Plan, again: list[str]) -> str:
-    """A job a node, each waiting for those it needs. Jobs share the project's folder, the cache and RUNS."""
+    """One job per node, each after its needs. Jobs share the project's folder, the cache and RUNS."""
     lines = ["set -eu", "declare -A job"]
     for node in plan.nodes:
         needs = "".join(f":${{job[{need}]}}" for need in node.needs)
@@ -71,11 +67,6 @@ def as_slurm(plan: Plan, again: list[str]) -> str:
 
 def _command(node: Node, again: list[str]) -> str:
     return shown(node.words) if node.is_run else shlex.join([*again, f"only={node.name}"])
-
-
-def again(plan_file: Path, words: list[str]) -> list[str]:
-    """The words that this plan is run by."""
-    return ["python", "-m", "trainer.plan", str(plan_file), *words]
 
 
 def _hours(seconds: float) -> str:

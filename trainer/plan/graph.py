@@ -1,12 +1,13 @@
-"""A plan as a graph: which runs and tables there are, what each needs, and the command that makes it. Pure; opens nothing but the plan."""
+"""A plan as a graph of runs and tables, with needs and commands. Pure: reads only the plan's own files."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cache_schema.errors import UsageError
+from cache_schema.errors import CspineError, UsageError
 from trainer.runs.run_names import RunName, run_name, split_kind
 from trainer.settings.keyvalue import assignments, given_twice, nearest, read_yaml, split_files, whole
 from trainer.settings.layers import full_name, load, stage_layer
@@ -17,7 +18,7 @@ from trainer.tables.settings import TableSettings, table_settings
 
 RUN_KEYS = ("stage", "variant", "folds", "seeds", "set", "processes")
 CHOSEN = ("cache", "out", "mode", "split", "boxes", "pseudo", "backbone", "weights")
-"""settings that the plan gives each run by its place in the graph"""
+"""settings that follow from a run's place in the graph"""
 OF_A_ROW = ("stage", "fold", "seed")
 MOST_AT_A_TIME = 1024
 PLAN_KEYS = ("runs", "config", "jobs", "tables", "costs")
@@ -30,9 +31,9 @@ class Node:
     """a run's folder, or a table's file"""
     needs: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
-    """a run's settings as `key=value`; none for a table"""
+    """a run's settings as `key=value`; empty for a table"""
     processes: int = 1
-    """the most GPUs that a run may share its batch over; the executor chooses"""
+    """most GPUs for a run; the executor chooses how many"""
 
     @property
     def is_run(self) -> bool:
@@ -40,24 +41,24 @@ class Node:
 
     @property
     def stage(self) -> str:
-        """Of a run; "" of a table."""
+        """A run's stage; "" for a table."""
         return split_kind(self.kind)[0]
 
     @property
     def kind(self) -> str:
-        """`<stage>-<variant>` of a run, the name of a table: nodes of a kind cost the same."""
+        """`<stage>-<variant>` of a run, or a table's name. Nodes of a kind cost the same."""
         return self.name.partition("/")[0]
 
 
 @dataclass(frozen=True)
 class Plan:
     nodes: tuple[Node, ...]
-    """in an order in which each comes after what it needs"""
+    """each after its needs"""
     jobs: int | None
-    """runs at a time; None: one for each GPU, one on a CPU"""
+    """simultaneous runs; None: one per GPU, one on a CPU"""
     tables: TableSettings
     costs: Mapping[str, Any]
-    """as the plan's file states them, by node name, kind or stage; empty where it states none"""
+    """from the plan's file, by node name, kind or stage"""
 
     def __getitem__(self, name: str) -> Node:
         return self._by_name[name]
@@ -72,19 +73,19 @@ class Plan:
 
 
 class Shared(NamedTuple):
-    """What all runs of a plan get."""
+    """What all runs of a plan share."""
 
     path: Path
     words: list[str]
     files: list[Path]
-    """settings files that the plan names; a run's own count more"""
+    """settings files of the plan; a run's own override them"""
     last_files: list[Path]
-    """those of the command line, which count more than a run's own"""
+    """settings files of the command line, which override a run's own"""
     settings: dict[str, str]
-    """of the command line, by their full names"""
+    """from the command line, by full name"""
 
     def words_of(self, chosen: Mapping[str, Any], stage: str) -> list[str]:
-        """chosen: a row's `set:`, whose paths are relative to the plan's file."""
+        """A run's words. chosen: a row's `set:`, with paths relative to the plan's file."""
         own = _by_full_names({key: str(value) for key, value in chosen.items() if key != "config"})
         own = {key: beside(self.path, value) if is_path(key, value) else value for key, value in own.items()}
         named = split_files(str(chosen["config"]), self.path.parent) if "config" in chosen else []
@@ -108,21 +109,19 @@ def _by_full_names(settings: Mapping[str, str]) -> dict[str, str]:
 def read_plan(path: Path, cache: Path, out: Path, extra: Iterable[str] = ()) -> Plan:
     """PLAN.yaml -> its graph. extra: `section.key=value` words for every run, `tables.key=value` for the tables.
 
-    Raises UsageError naming what does not fit.
+    Raises UsageError for what does not fit.
     """
     content = read_yaml(path, "a plan")
-    for key in content:
-        if key not in PLAN_KEYS:
-            raise UsageError(f"a plan has no {key}", where=path, do=nearest(key, PLAN_KEYS))
-    common, thresholds = [f"cache={cache}", f"out={out}"], dict(_mapping(content.get("tables"), f"{path}, tables"))
+    _check_keys(content, PLAN_KEYS, "a plan", path)
+    thresholds = dict(_mapping(content.get("tables"), f"{path}, tables"))
     if not isinstance(content.get("config", ""), str):
-        raise UsageError("config: is no file's name", where=path, expected="config: FILE or FILE,FILE")
+        raise UsageError("config: is not a file name", where=path, expected="config: FILE or FILE,FILE")
     files = split_files(content["config"], path.parent) if "config" in content else []
     last_files: list[Path] = []
     given: dict[str, str] = {}
     for key, value in assignments(extra).items():
         if key in ("stage", "variant", "fold", "seed"):
-            raise UsageError(f"{key}= belongs to the plan's runs, not to all of them", do=f"edit {path}")
+            raise UsageError(f"{key}= cannot be the same for all runs of a plan", do=f"edit {path}")
         _refuse_chosen(key, path)
         if key == "config":
             last_files = split_files(value)
@@ -130,13 +129,13 @@ def read_plan(path: Path, cache: Path, out: Path, extra: Iterable[str] = ()) -> 
             thresholds[key.removeprefix("tables.")] = value
         else:
             given[key] = value
-    shared = Shared(path, common, files, last_files, _by_full_names(given))
+    shared = Shared(path, [f"cache={cache}", f"out={out}"], files, last_files, _by_full_names(given))
     runs: list[Node] = []
     tables = Path(out) / "tables"
     for place, row in enumerate(content.get("runs") or []):
         runs += _runs(row, shared, out, tables, f"{path}, run {place + 1}")
     jobs = content.get("jobs")
-    jobs = None if jobs is None else whole(jobs, "jobs", 1, MOST_AT_A_TIME, path, "how many runs at a time,")
+    jobs = None if jobs is None else whole(jobs, "jobs", 1, MOST_AT_A_TIME, path, "the number of simultaneous runs,")
     nodes = tuple(_in_order([*runs, *_tables(runs, tables)]))
     costs, settings = dict(_mapping(content.get("costs"), f"{path}, costs")), table_settings(thresholds)
     if not runs:
@@ -144,9 +143,15 @@ def read_plan(path: Path, cache: Path, out: Path, extra: Iterable[str] = ()) -> 
     return Plan(nodes, jobs, settings, costs)
 
 
+def _check_keys(given: Iterable[str], known: Sequence[str], what: str, where: object) -> None:
+    for key in given:
+        if key not in known:
+            raise UsageError(f"{what} has no {key}", where=where, do=nearest(key, known))
+
+
 def _refuse_chosen(key: str, where: object, chosen: Iterable[str] = CHOSEN) -> None:
     if key in chosen:
-        raise UsageError(f"{key}= is the plan's own to choose", where=where, do="leave it out")
+        raise UsageError(f"{key}= is chosen by the plan", where=where, do="leave it out")
 
 
 def _mapping(value: Any, where: str) -> Mapping[str, Any]:
@@ -161,50 +166,47 @@ def _runs(row: Mapping[str, Any], shared: Shared, out: Path, tables: Path, where
     chosen = _mapping(row.get("set"), f"{where}, set")
     for key in chosen:
         _refuse_chosen(key, where)
-    processes = whole(row.get("processes", "1"), "processes", 1, MOST_AT_A_TIME, where, "the most GPUs a run may use,")
+    processes = whole(row.get("processes", "1"), "processes", 1, MOST_AT_A_TIME, where, "the most GPUs of a run,")
     for key in ("folds", "seeds"):
         if not isinstance(row.get(key, []), list):
-            raise UsageError(f"{key}: {row[key]} is no list", where=where, expected=f"{key}: [{row[key]}]")
+            raise UsageError(f"{key}: {row[key]} is not a list", where=where, expected=f"{key}: [{row[key]}]")
         if not row.get(key, [""]):
-            raise UsageError(f"{key}: [] makes no run", where=where, do="name some, or leave the row out")
+            raise UsageError(f"{key}: [] makes no run", where=where, do="name some, or remove the row")
     if row.get("variant") == "":
-        raise UsageError("variant: names none", where=where, do="name one, or leave the key out")
+        raise UsageError("variant: is empty", where=where, do="name one, or remove the key")
     for key, value in chosen.items():
         if not isinstance(value, str):
-            raise UsageError(f"set: {key} is one value", where=where, expected=f"{key}: VALUE")
-    for key in row:
-        if key not in RUN_KEYS:
-            raise UsageError(f"a run has no {key}", where=where, do=nearest(key, RUN_KEYS))
+            raise UsageError(f"set: {key} takes one value", where=where, expected=f"{key}: VALUE")
+    _check_keys(row, RUN_KEYS, "a run", where)
     stage = row.get("stage")
     if stage not in stage_names():
         raise UsageError(f"no stage {stage}", where=where, do=nearest(str(stage), stage_names()))
-    facts, nodes = stage_class(stage), []
-    for fold in row.get("folds", ["0"]):
-        for seed in row.get("seeds", ["1"]):
-            words = [f"stage={stage}", f"fold={fold}", f"seed={seed}"]
-            words += [f"variant={row['variant']}"] if "variant" in row else []
-            needs = []
-            if facts.learns_from == "pseudo_labels":
-                needs, words = ["pseudo_labels"], [*words, f"pseudo={tables / 'pseudo_labels.parquet'}"]
-            try:
-                words += shared.words_of(chosen, stage)
-                settings = load(
-                    [*words, f"boxes={tables / 'study_boxes.parquet'}", f"backbone={out}"], must_exist=False
-                )
-            except UsageError as error:
-                error.where = error.where or where
-                raise
-            if settings.needs_boxes:
-                needs, words = [*needs, "study_boxes"], [*words, f"boxes={tables / 'study_boxes.parquet'}"]
-            if facts.backbone is not None:
-                backbone = settings.model_copy(update={"stage": facts.backbone}).run_dir
-                needs, words = [*needs, run_name(backbone)], [*words, f"backbone={backbone}"]
-            nodes.append(Node(run_name(settings.run_dir), settings.run_dir, tuple(needs), tuple(words), processes))
+    facts, nodes, boxes = stage_class(stage), [], f"boxes={tables / 'study_boxes.parquet'}"
+    for fold, seed in product(row.get("folds", ["0"]), row.get("seeds", ["1"])):
+        words, needs = [f"stage={stage}", f"fold={fold}", f"seed={seed}"], []
+        words += [f"variant={row['variant']}"] if "variant" in row else []
+        if facts.learns_from == "pseudo_labels":
+            needs.append("pseudo_labels")
+            words.append(f"pseudo={tables / 'pseudo_labels.parquet'}")
+        try:
+            words += shared.words_of(chosen, stage)
+            settings = load([*words, boxes, f"backbone={out}"], must_exist=False)
+        except UsageError as error:
+            error.where = error.where or where
+            raise
+        if settings.needs_boxes:
+            needs.append("study_boxes")
+            words.append(boxes)
+        if facts.backbone is not None:
+            backbone = settings.model_copy(update={"stage": facts.backbone}).run_dir
+            needs.append(run_name(backbone))
+            words.append(f"backbone={backbone}")
+        nodes.append(Node(run_name(settings.run_dir), settings.run_dir, tuple(needs), tuple(words), processes))
     return nodes
 
 
 def _tables(runs: list[Node], tables: Path) -> list[Node]:
-    """The tables that lie between the stages, made from runs that hold a fold out."""
+    """The tables between the stages, made from runs that hold a fold out."""
 
     def held_out(stage: str) -> tuple[str, ...]:
         return tuple(run.name for run in runs if run.stage == stage and RunName.of(run.name).fold != "all")
@@ -224,12 +226,12 @@ def _tables(runs: list[Node], tables: Path) -> list[Node]:
 
 
 def feeder(table: str) -> str | None:
-    """The stage whose held-out predictions a table comes from."""
+    """The stage whose held-out predictions make a table."""
     return next((name for name in stage_names() if table in stage_class(name).tables), None)
 
 
 def _to_add(need: str) -> str:
-    """What the plan lacks, in its own words."""
+    """What to add to the plan."""
     if "/" not in need:
         return f"add {{stage: {feeder(need)}, folds: [...]}} with the folds of the studies that it is for"
     run = RunName.of(need)
@@ -237,7 +239,7 @@ def _to_add(need: str) -> str:
 
 
 def _in_order(nodes: list[Node]) -> list[Node]:
-    """Each after what it needs, otherwise as given. Raises UsageError for a need that no node meets."""
+    """Each node after its needs, otherwise in the given order. Raises UsageError for a need that no node meets."""
     names = {node.name for node in nodes}
     if len(names) < len(nodes):
         twice = next(node.name for node in nodes if [other.name for other in nodes].count(node.name) > 1)
@@ -253,3 +255,8 @@ def _in_order(nodes: list[Node]) -> list[Node]:
         ordered.append(ready)
         placed.add(ready.name)
     return ordered
+
+
+def name_node(error: CspineError, node: Node) -> None:
+    """Adds the node's name to where an error is."""
+    error.where = node.name if error.where is None else f"{node.name}: {error.where}"

@@ -1,4 +1,4 @@
-"""What each node of a plan depends on, as one key, and what of the plan is done, stale or still to be made."""
+"""A key for each node of a plan over all it depends on, and each node's state."""
 
 import hashlib
 import json
@@ -7,7 +7,7 @@ from typing import Any
 
 from cache_schema import TARGETS, Cache
 from cache_schema.errors import CspineError
-from trainer.plan.graph import Node, Plan
+from trainer.plan.graph import Node, Plan, name_node
 from trainer.process.command import warn_once
 from trainer.runs.files import CONFIG_FILE
 from trainer.runs.identity import check_done, identity_settings, prediction_settings, recorded_config, run_key
@@ -18,16 +18,16 @@ from trainer.tables import make
 
 HELD_OUT = "held_out"
 DONE, STALE, DUE, WAITS = "done", "stale", "due", "waits"
-"""of a node: made from what there is now; made from something else, and made again unless what it is made from comes out the
-same; not there while everything it needs is; not there, and needs what is not done"""
+"""states of a node. done: made from the present inputs. stale: made from other inputs, and made again unless its inputs become the
+same. due: missing, and its needs are done. waits: missing, and some needs are not done"""
 
 
 def node_keys(plan: Plan, digests: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
     """node name -> sha256 hex over its stage's or table's version, its settings, its digests, and the keys it needs.
 
-    Two of them: of the runs' weights, and of all nodes, where a run's covers what it predicts too. A run that stands on
-    another's weights depends on these alone. A change therefore changes the keys of exactly what depends on it.
-    digests: as `cache_digests` gives them.
+    Returns the keys of the runs' weights, and of all nodes; a run's node key also covers its predictions. A run that loads
+    another's weights depends only on those. A change changes the keys of exactly the nodes that depend on it.
+    digests: from `cache_digests`.
     """
     weights: dict[str, str] = {}
     keys: dict[str, str] = {}
@@ -39,9 +39,9 @@ def node_keys(plan: Plan, digests: Mapping[str, Any]) -> tuple[dict[str, str], d
             keys[node.name] = _key(node.name, own, read, [keys[need] for need in node.needs])
             continue
         settings = load(node.words, must_exist=False)
-        own = [settings.facts.version, identity_settings(settings)]
+        identity = [settings.facts.version, identity_settings(settings)]
         needed = [weights.get(need) or keys[need] for need in node.needs]
-        weights[node.name] = _key(node.name, own, read, needed)
+        weights[node.name] = _key(node.name, identity, read, needed)
         keys[node.name] = _key(weights[node.name], prediction_settings(settings), held_out)
     return weights, keys
 
@@ -51,7 +51,7 @@ def _key(*parts: Any) -> str:
 
 
 def cache_digests(plan: Plan, cache: Cache) -> dict[str, Any]:
-    """node name -> the digests of what it reads from the cache itself: studies, segmentations, labels."""
+    """node name -> digests of what it reads from the cache: studies, segmentations, labels."""
     labels, index = cache.labels, cache.index
     of_labels = "" if labels is None else digest_rows(labels[["id", *TARGETS, "fold"]].itertuples(index=False))
     of_studies = digest_rows(index[["id", "content_digest"]].itertuples(index=False))
@@ -64,7 +64,7 @@ def cache_digests(plan: Plan, cache: Cache) -> dict[str, Any]:
 
 
 def states(plan: Plan, cache: Cache) -> dict[str, str]:
-    """node name -> done, stale, due or waits. What depends on something that is not done is not done."""
+    """node name -> state. A node with a need that is not done is not done."""
     found: dict[str, str] = {}
     for node in plan.nodes:
         ready = all(found[need] == DONE for need in node.needs)
@@ -73,9 +73,9 @@ def states(plan: Plan, cache: Cache) -> dict[str, str]:
 
 
 def state(node: Node, plan: Plan, cache: Cache) -> str:
-    """One node's state, given that everything it needs is done. A file of it that is damaged is named, and makes it stale.
+    """One node's state, if all its needs are done. A damaged file is reported and makes its node stale.
 
-    A run's weights are compared with their digest where a run that stands on them is left to be made.
+    Checks a run's weights against their digest if an unfinished run loads them.
     """
     if not node.is_run:
         return DONE if _is_made(node, plan, cache) else STALE if is_there(node) else DUE
@@ -97,28 +97,28 @@ def _state_of_run(node: Node, cache: Cache, *, weights_too: bool) -> str:
             return DONE
         recorded = recorded_config(settings.run_dir)
     except CspineError as error:
-        warn_once(f"{error}: so {node.name} is not done")
+        warn_once(f"{error}: {node.name} is not done")
         return STALE
     return DUE if recorded is None or recorded["key"] == key else STALE
 
 
 def require_possible(plan: Plan, cache: Cache, found: Mapping[str, str]) -> None:
-    """Raises CspineError for the first run that waits for nothing and still cannot be made. found: what `states` gave."""
+    """Raises CspineError for the first run that cannot be made although its needs are done. found: from `states`."""
     for node in plan.runs:
         if found[node.name] == WAITS and all(found[need] == DONE for need in node.needs):
             try:
                 Inputs(load(node.words), cache)
             except CspineError as error:
-                error.where = node.name if error.where is None else f"{node.name}: {error.where}"
+                name_node(error, node)
                 raise
 
 
 def require_unchanged(plan: Plan, cache: Cache) -> None:
-    """Raises CacheError where a study that a run would read is not the one of the cache's index, and so of all keys."""
+    """Raises CacheError if a study that a run reads differs from the cache's index, on which all keys depend."""
     for node in plan.runs:
         try:
             inputs = Inputs(load(node.words, must_exist=False), cache)
-        except CspineError:  # the run itself says it
+        except CspineError:  # the run reports it
             continue
         inputs.require_unchanged()
 
@@ -128,7 +128,7 @@ def is_there(node: Node) -> bool:
 
 
 def _is_made(node: Node, plan: Plan, cache: Cache) -> bool:
-    if node.name == "scores":  # made in a moment and without metadata: always made anew
+    if node.name == "scores":  # has no metadata, and is always made again
         return node.output.is_file()
     runs = [plan[name].output for name in node.needs if plan[name].is_run]
     try:

@@ -1,4 +1,4 @@
-"""One run of a plan in a process of its own, under its lease: on this machine, or on a Dask worker."""
+"""One run of a plan, as a child process that holds its lease, on this machine or a Dask worker."""
 
 import contextlib
 import glob
@@ -19,31 +19,31 @@ PACKAGE = Path(__file__).resolve().parents[1]
 RUN_SCRIPT, CHILD = PACKAGE / "run.py", PACKAGE / "process" / "child.py"
 LAST_LINES, LAST_BYTES = 15, 16384
 STOP_SECONDS = 8.0
-"""for all runs together; each ends what it has started within seconds"""
+"""for all runs together"""
 
 
 class RunOrder(NamedTuple):
-    """A run to make, as it is sent to whoever makes it."""
+    """A run to make. Picklable."""
 
     name: str
     words: tuple[str, ...]
     out: Path
     attempt: str
-    """unique to each time that a plan starts the run"""
+    """unique to each start of the run by a plan"""
     devices: tuple[str, ...] | None = None
-    """GPUs; None: whatever the process that starts it sees"""
+    """GPUs; None: those visible to the parent process"""
 
 
 class RunOutcome(NamedTuple):
     status: int | None
-    """the run's exit status, 128 and its number where a signal ended it; None where another process holds its lease"""
+    """the exit status, 128 + its number after a signal; None if another process holds the lease"""
     seconds: float
     last: list[str]
-    """last lines of its output, or who holds the lease"""
+    """last lines of its output, or the lease's holder"""
 
 
 def command(words: Sequence[str], processes: int = 1) -> list[str]:
-    """The run as a command; over several GPUs under torch's launcher, which finds a free port by itself."""
+    """The run's command; over several GPUs with torch's launcher, which finds a free port itself."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
     return [sys.executable, *launcher, str(RUN_SCRIPT), *words]
 
@@ -58,24 +58,24 @@ def log_file(out: Path, name: str) -> Path:
 
 
 class Stopped(CspineError):
-    """No more runs are started here."""
+    """This process starts no more runs."""
 
 
 class Children:
-    """The runs that this process has started; once stopped, it starts no more."""
+    """The runs of this process. After `stop` it starts no more."""
 
     def __init__(self) -> None:
         self._lock, self._running, self._stopped = threading.Lock(), set[subprocess.Popen](), False
 
     def start(self, order: RunOrder, token: str, log: BinaryIO) -> subprocess.Popen:
-        """In a session of its own, so that a signal to this process and its group is answered here, by `stop`."""
+        """Starts a run in a session of its own: a signal to this process group reaches it only through `stop`."""
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", INHERITED: token}
         if order.devices:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(order.devices)
         run = command(order.words, len(order.devices or ()) or 1)
         with self._lock:
             if self._stopped:
-                raise Stopped("was not started: the plan was ended")
+                raise Stopped("was not started: the plan has ended")
             process = subprocess.Popen(
                 [sys.executable, "-I", "-S", str(CHILD), str(os.getpid()), *run],
                 env=environment,
@@ -88,7 +88,7 @@ class Children:
         return process
 
     def wait(self, process: subprocess.Popen) -> int:
-        """Its exit status."""
+        """Waits for a run. Returns its exit status."""
         try:
             return process.wait()
         finally:
@@ -96,11 +96,10 @@ class Children:
                 self._running.discard(process)
 
     def stop(self) -> None:
-        """Ends all of them, with all that came from them."""
+        """Ends all runs and their child processes."""
         with self._lock:
             self._stopped, left = True, list(self._running)
-        for process in left:
-            process.terminate()
+        _terminate(left)
         deadline = time.monotonic() + STOP_SECONDS
         for process in left:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -110,10 +109,10 @@ class Children:
 
 
 def launch(order: RunOrder, children: Children | None = None) -> RunOutcome:
-    """Makes a run and waits for it; its output goes to RUNS/logs. It ends when this process does.
+    """Makes a run and waits for it. Its output goes to RUNS/logs. It ends when this process does.
 
-    An order is carried out once: one that comes again, because Dask lost the worker that had it, fails (no retries of
-    training). children: where the run's process stands while it runs.
+    An order runs once. Dask repeats the order of a lost worker; the repetition fails, because training is not retried.
+    children: keeps track of the run's process.
     """
     started = time.monotonic()
     children = children or Children()
@@ -122,28 +121,33 @@ def launch(order: RunOrder, children: Children | None = None) -> RunOutcome:
     try:
         mark.touch(exist_ok=False)
     except FileExistsError:
-        return RunOutcome(1, 0.0, ["the worker that made it was lost; a training is not tried again by itself"])
+        return RunOutcome(1, 0.0, ["its worker was lost; a training is not retried automatically"])
     running: list[subprocess.Popen] = []
     try:
-        with hold(lease, lost=lambda: [process.terminate() for process in running]) as token:
-            forget_all(order.out, order.name, but=mark)  # of plans that were killed: nobody else has the lease
+        with hold(lease, lost=lambda: _terminate(running)) as token:
+            remove_marks(order.out, order.name, but=mark)  # of plans that were killed: this one holds the lease
             outcome = _attend(order, token, running, children, started)
     except (LeaseTaken, Stopped) as error:
         mark.unlink(missing_ok=True)
         status = None if isinstance(error, LeaseTaken) else 1
         return RunOutcome(status, time.monotonic() - started, [error.what])
     if outcome.status == 0:
-        mark.unlink(missing_ok=True)  # one that comes again finds the run done
+        mark.unlink(missing_ok=True)  # a repetition finds the run done
     return outcome
 
 
-def forget(order: RunOrder) -> None:
-    """Once the outcome is known."""
+def _terminate(processes: list[subprocess.Popen]) -> None:
+    for process in processes:
+        process.terminate()
+
+
+def remove_mark(order: RunOrder) -> None:
+    """Removes the mark that an order has started, once its outcome is known."""
     _mark(order).unlink(missing_ok=True)
 
 
-def forget_all(out: Path, name: str, but: Path | None = None) -> None:
-    """All marks of attempts at a run."""
+def remove_marks(out: Path, name: str, but: Path | None = None) -> None:
+    """Removes the marks of all attempts at a run."""
     lease = lease_file(out, name)
     for mark in lease.parent.glob(f"{glob.escape(lease.stem)}.*.begun"):
         if mark != but:
@@ -163,10 +167,10 @@ def _attend(
     with path.open("wb") as log:
         process = children.start(order, token, log)
     running.append(process)
-    with contextlib.suppress(OSError):  # then it lives as long as this process alone
+    with contextlib.suppress(OSError):  # without it the lease ends with this process
         share(lease_file(order.out, order.name), token, process.pid)
     status = children.wait(process)
-    status = status if status >= 0 else 128 - status  # what watches the run was killed, and took it along
+    status = status if status >= 0 else 128 - status  # the run's parent was killed, and the run with it
     return RunOutcome(status, time.monotonic() - started, _last_lines(path))
 
 

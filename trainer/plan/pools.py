@@ -1,4 +1,4 @@
-"""Where runs are made: a local pool over this machine's GPUs or cores, or a Dask cluster (trainer.plan.cluster)."""
+"""Pools that make runs: a local one over this machine's GPUs or cores, or a Dask cluster (trainer.plan.cluster)."""
 
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -6,24 +6,23 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Protocol
 
-from trainer.plan.launch import Children, RunOrder, RunOutcome, forget, launch
+from trainer.plan.launch import Children, RunOrder, RunOutcome, launch, remove_mark
 
 
 class Pool(Protocol):
     slots: int
     """runs at a time"""
     spreads: bool
-    """whether one run may take several slots"""
+    """whether a run may take several slots"""
 
     def submit(self, order: RunOrder, width: int) -> Future[RunOutcome]: ...
 
     def stop(self) -> None:
-        """Ends what runs, where that is this plan's to do."""
-        ...
+        """Ends the runs of a local pool; those on a cluster continue."""
 
 
 class LocalPool:
-    """Runs as children of this process: a slot is a GPU, or on a CPU one of `jobs` runs at a time."""
+    """Runs as child processes. A slot is a GPU, or on a CPU one of `jobs` simultaneous runs."""
 
     def __init__(self, jobs: int | None):
         devices = gpus()
@@ -44,7 +43,7 @@ class LocalPool:
             devices = tuple(device for device in taken if device is not None) or None
             return launch(order._replace(devices=devices), self._children)
         finally:
-            forget(order)  # nothing sends it again
+            remove_mark(order)  # a local pool never repeats an order
             for device in taken:
                 self._free.put(device)
 
@@ -54,8 +53,17 @@ class LocalPool:
 
 
 def gpus() -> list[str]:
-    """This process's GPUs, counted by the driver's device files so that the plan itself need not import torch."""
+    """This process's GPUs, by the driver's device files: a plan does not import torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [device.strip() for device in visible.split(",") if device.strip() not in ("", "-1")]
     return [str(number) for number in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
+
+
+def open_pool(scheduler: str | None, jobs: int | None) -> Pool:
+    """A local pool, or the cluster of a Dask scheduler."""
+    if scheduler is None:
+        return LocalPool(jobs)
+    from trainer.plan.cluster import DaskPool
+
+    return DaskPool(scheduler)

@@ -1,11 +1,11 @@
-"""What a plan costs, what of it goes first, and over how many GPUs: pure functions, the same for simulation and execution."""
+"""Costs, priorities and GPUs of a plan's nodes: pure functions, the same for simulation and execution."""
 
 import heapq
 import itertools
 import math
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cache_schema.errors import UsageError
 from trainer.plan.graph import Node, Plan
@@ -14,15 +14,15 @@ from trainer.settings.registry import CONFIGS, stage_class
 
 DEFAULT_COSTS = CONFIGS / "costs.yaml"
 DOUBLING = 0.95
-"""share of a GPU's speed that is left when a run is spread over twice as many"""
+"""speed per GPU that remains when a run uses twice as many"""
 
 LONGEST = 1e9
-"""seconds that a node may be said to cost: thirty years"""
+"""most seconds of a node: thirty years"""
 
 Costs = Mapping[str, float]
-"""node name -> seconds on one slot (a GPU, or one of the runs at a time on CPUs)"""
+"""node name -> seconds on one slot (a GPU, or one of the simultaneous runs on CPUs)"""
 Widths = Mapping[str, int]
-"""node name -> slots it takes"""
+"""node name -> number of slots"""
 
 
 class Slot(NamedTuple):
@@ -32,37 +32,37 @@ class Slot(NamedTuple):
 
 
 def read_costs(plan: Plan, path: Path | None = None) -> dict[str, float]:
-    """Seconds by node name, by `<stage>-<variant>` or table, or by stage -> seconds of every node.
+    """Seconds by node name, `<stage>-<variant>`, table or stage -> seconds of every node. The most specific name counts.
 
-    path: a YAML or JSON file; without one the plan's own costs count, and without these configs/costs.yaml. The most
-    exact name counts. Tables cost nothing where none is given. Raises UsageError for what does not fit.
+    path: a YAML or JSON file; the default is the plan's own costs, else configs/costs.yaml. A table costs nothing by
+    default. Raises UsageError for unknown names, missing runs and invalid seconds.
     """
     path = path or (None if plan.costs else DEFAULT_COSTS)
     stated, where = (read_yaml(path, "costs"), path) if path else (plan.costs, "the plan's costs")
     given = {name: _seconds(value, f"{where}, {name}") for name, value in stated.items()}
-    if path == DEFAULT_COSTS:  # which knows nothing of other packages' stages
+    if path == DEFAULT_COSTS:  # it lacks the stages of other packages
         given = {node.stage: stage_class(node.stage).seconds for node in plan.runs} | given
-    if not path:  # a file may be for several plans
-        known = {name: None for node in plan.nodes for name in _names(node)}
+    if not path:  # a file may serve several plans
+        known = dict.fromkeys(name for node in plan.nodes for name in _names(node))
         for name in given:
             if name not in known:
                 raise UsageError(f"the plan makes no {name}", where=where, do=nearest(name, known))
     found = {}
     for node in plan.nodes:
-        name = next((name for name in _names(node) if name in given), None)
-        if name is None and node.is_run:
+        own = [given[name] for name in _names(node) if name in given]
+        if not own and node.is_run:
             raise UsageError(f"holds no cost of {node.kind}", where=where, do=nearest(node.kind, given))
-        found[node.name] = given[name] if name else 0.0
+        found[node.name] = own[0] if own else 0.0
     return found
 
 
 def _names(node: Node) -> list[str]:
-    """By which its cost may be stated, the most exact first."""
+    """The names under which its cost may be given, most specific first."""
     return [node.name, node.kind, *([node.stage] if node.stage else [])]
 
 
 def path_costs(plan: Plan, costs: Costs) -> dict[str, float]:
-    """node name -> seconds of the longest path from its start to the end of the plan."""
+    """node name -> seconds of the longest path from the node's start to the end of the plan."""
     after: dict[str, float] = {node.name: 0.0 for node in plan.nodes}
     for node in reversed(plan.nodes):
         own = costs[node.name] + after[node.name]
@@ -72,21 +72,23 @@ def path_costs(plan: Plan, costs: Costs) -> dict[str, float]:
 
 
 def lower_bound(plan: Plan, costs: Costs, slots: int) -> float:
-    """Seconds that no schedule with a run on each slot can go below: the longest path, or all work shared evenly."""
+    """Lower bound of any schedule's seconds: the longest path, or all work shared evenly."""
     return max([sum(costs.values()) / slots, *path_costs(plan, costs).values()])
 
 
 def next_node(ready: Iterable[Node], longest: Mapping[str, float], widths: Widths, free: int) -> Node | None:
-    """Of those that fit into the free slots the one with the longest path ahead; the earlier in the plan where equal."""
+    """The node with the longest path among those that fit into the free slots; the first of equals."""
     fitting = [node for node in ready if widths[node.name] <= free]
     return max(fitting, key=lambda node: longest[node.name], default=None)
 
 
 def simulate(plan: Plan, costs: Costs, slots: int, widths: Widths, done: Collection[str] = ()) -> list[Slot]:
-    """When each node that is not done would start and end; tables take no slot."""
-    longest, ended, running = path_costs(plan, costs), set(done), []
+    """Start and end of each node that is not done. Tables take no slot."""
+    longest, ended = path_costs(plan, costs), set(done)
+    running: list[tuple[float, int, str]] = []
     left = [node for node in plan.nodes if node.name not in ended]
-    schedule, now, free = [], 0.0, slots
+    schedule: list[Slot] = []
+    now, free = 0.0, slots
     while left or running:
         ready = [node for node in left if ended.issuperset(node.needs)]
         node = next_node(ready, longest, widths, free)
@@ -113,9 +115,9 @@ def spread(seconds: float, width: int) -> float:
 
 
 def best_widths(plan: Plan, costs: Costs, slots: int, done: Collection[str] = ()) -> dict[str, int]:
-    """The slots of each node with which the plan ends soonest in simulation: one for each kind of run, 0 for tables.
+    """The slots of each node that end the plan soonest in simulation: the same for all runs of a kind, 0 for tables.
 
-    Ten equal runs on eight GPUs would else take two rounds, the second with six GPUs idle.
+    With one slot each, ten equal runs on eight GPUs would take two rounds, the second with six GPUs idle.
     """
     kinds = {node.kind: _choices(node.processes, slots) for node in plan.runs}
     chosen = {kind: choices[0] for kind, choices in kinds.items()}
@@ -136,15 +138,15 @@ def best_widths(plan: Plan, costs: Costs, slots: int, done: Collection[str] = ()
 
 
 def _choices(most: int, slots: int) -> list[int]:
-    """Powers of two up to the run's most and the slots there are."""
-    return [2**power for power in range(min(most, slots).bit_length()) if 2**power <= min(most, slots)]
+    """Powers of two up to the run's maximum and the number of slots."""
+    return [2**power for power in range(min(most, slots).bit_length())]
 
 
-def _seconds(value: object, where: str) -> float:
+def _seconds(value: Any, where: str) -> float:
     try:
         seconds = float(value)
     except (TypeError, ValueError):
         seconds = math.nan
     if not 0 <= seconds <= LONGEST:
-        raise UsageError(f"{value!r:.80} is no cost", where=where, expected=f"seconds from 0 to {LONGEST:.0e}")
+        raise UsageError(f"{value!r:.80} is not a cost", where=where, expected=f"seconds from 0 to {LONGEST:.0e}")
     return seconds

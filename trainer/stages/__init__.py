@@ -1,1 +1,1 @@
-"""The stages, one file each; `trainer.settings.registry` finds them by their names."""
+"""The stages, one file each. `trainer.settings.registry` finds them by name."""

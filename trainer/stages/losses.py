@@ -1,7 +1,7 @@
-"""What each stage minimises, as sums and counts, so that a mean over several processes is the mean over all items.
+"""The stages' losses, as sums and counts, so that the mean over several processes is the mean over all items.
 
-A loss is a dict of Terms. One process: total(terms). Several: add up counts(terms) over the processes first and give
-the result to total; the sum of the processes' totals is then the loss of the whole batch.
+A loss is a dict of Terms. In one process it is total(terms). In several, reduce counts(terms) to its sum and pass that to
+total: the sum of the processes' totals is the loss of the whole batch.
 """
 
 from collections.abc import Mapping
@@ -26,12 +26,12 @@ class Term(NamedTuple):
 
 
 def counts(terms: Mapping[str, Term]) -> Tensor:
-    """(k,) float32 denominators in the dict's order."""
+    """(k,) float32: the terms' denominators, in the dict's order."""
     return torch.stack([term.denominator for term in terms.values()])
 
 
 def total(terms: Mapping[str, Term], counts: Tensor | None = None) -> Tensor:
-    """The loss, a scalar. counts: (k,) denominators instead of the terms' own. Nothing is divided by less than 1."""
+    """The loss, a scalar. counts: (k,) denominators instead of the terms' own. Denominators are clamped to at least 1."""
     divisors = [term.denominator for term in terms.values()] if counts is None else counts.unbind()
     parts = [t.weight * t.numerator / d.clamp(min=1) for t, d in zip(terms.values(), divisors, strict=True)]
     return torch.stack(parts).sum()
@@ -54,7 +54,7 @@ def bbox_loss(box: Tensor, presence: Tensor, true_box: Tensor, has_box: Tensor) 
 
 
 def vertebra_loss(ratios: Tensor, true_ratios: Tensor, mask: Tensor | None = None) -> dict[str, Term]:
-    """Stage 2 (reference 7.1). ratios, true_ratios: (B, slices, 7); mask: (B, slices) bool, false on padded slices."""
+    """Stage 2 (reference 7.1). ratios, true_ratios: (B, slices, 7); mask: (B, slices) bool, false in padding."""
     return {"ratio": weighted_squared_error(ratios, true_ratios, mask)}
 
 
@@ -64,8 +64,8 @@ def slice_fracture_loss(
     """Stage 3 (reference 7.1), the sum of three squared errors.
 
     outputs: vertebra (B, T, 7), fracture (B, T, 7), any (B, T). true_ratios, true_fractures: (B, T, 7) at the middle
-    slice of each triplet, NaN where the study's label is unknown; `any` aims at the largest of the seven fractures.
-    mask: (B, T) bool, false on padded triplets.
+    slice of each triplet, NaN where the study's label is unknown; the target of `any` is the largest of the seven fractures.
+    mask: (B, T) bool, false in padding.
     """
     true_any = true_fractures.amax(-1)
     return {
@@ -78,8 +78,7 @@ def slice_fracture_loss(
 def study_fracture_loss(logits: Tensor, labels: Tensor) -> dict[str, Term]:
     """Stage 4, the competition's weighted log loss, each study's weights summing to 1 (reference 7.1).
 
-    logits, labels: (B, 8), patient_overall then C1..C7; a NaN label is left out of its study's mean, and a study
-    without any label out of the count.
+    logits, labels: (B, 8), patient_overall then C1..C7. The loss ignores NaN labels and studies without any label.
     """
     known = ~labels.isnan()
     target = torch.where(known, labels, 0.0).float()
@@ -92,12 +91,12 @@ def study_fracture_loss(logits: Tensor, labels: Tensor) -> dict[str, Term]:
 
 @lru_cache
 def _label_weights(device: torch.device) -> tuple[Tensor, Tensor]:
-    """(8,) float32 each. Copied to a GPU once: the host would wait there for all that it has still to do."""
+    """(8,) float32 each. Copied to a device once, because the copy blocks the host."""
     return torch.tensor(POSITIVE_WEIGHTS, device=device), torch.tensor(NEGATIVE_WEIGHTS, device=device)
 
 
 def weighted_squared_error(values: Tensor, targets: Tensor, mask: Tensor | None = None) -> Term:
-    """Squared error, twice where the target is not exactly 0, over all elements that are known (not NaN) and unmasked.
+    """Squared error over all known (not NaN) and unmasked elements; it counts twice where the target is not exactly 0.
 
     values, targets: (B, T) or (B, T, k); mask: (B, T) bool.
     """

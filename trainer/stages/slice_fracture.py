@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,10 +17,10 @@ from trainer.runs.inputs import FROM_RUNS
 from trainer.scores.score_terms import slice_fracture_parts
 from trainer.scores.scores import Measure
 from trainer.settings.registry import CONFIGS
-from trainer.stages.base import WindowStage, average, backbone, numbers, slice_rows
+from trainer.stages.base import WindowStage, average, backbone, slice_rows, to_numpy
 
 if TYPE_CHECKING:
-    import torch
+    from torch import Tensor
 
     from trainer.data.augment import AugmentParams
     from trainer.data.loader import Batch
@@ -33,7 +34,7 @@ class SliceFractureStage(WindowStage):
     learns_from = "pseudo_labels"
     columns = (*LEVELS, *FRACTURES, "any_frac")
     measure = Measure("weighted_squared_error", "training constants", slice_fracture_parts, 3, ("any", *LEVELS))
-    legend = "grey bars: target ratios of C1..C7 at the slice shown; red: target fractures; ?: unknown, not trained on"
+    legend = "grey bars: target ratios of C1..C7 at this slice; red: target fractures; ?: unknown, not trained on"
 
     def train_items(self, ids: list[str]) -> list[Item]:
         missing = sorted(set(ids) - set(self.inputs.pseudo))
@@ -43,12 +44,12 @@ class SliceFractureStage(WindowStage):
         short = [id for id in ids if np.isnan(self.inputs.pseudo[id][:, : len(LEVELS)]).any()]
         if short:
             warn_once(
-                f"{len(short)} studies lack pseudo labels of some slices, which count in no loss, first {min(short)}"
+                f"{len(short)} studies lack pseudo labels of some slices, which the loss ignores, first {min(short)}"
             )
         return super().train_items(ids)
 
     def targets(self, entry: ScheduledItem, z_index: np.ndarray, params: AugmentParams) -> dict[str, np.ndarray]:
-        """ratios, fractures (triplets, 7) at the middle slices, NaN where unknown; mask (triplets): 0 where padded."""
+        """ratios and fractures (triplets, 7) at the middle slices, NaN where unknown; mask (triplets,), 0 in padding."""
         middle = middles(z_index)
         values = self.inputs.pseudo[entry.item.id][middle]
         return {"ratios": values[:, :7], "fractures": values[:, 7:], "mask": middle >= 0}
@@ -58,17 +59,17 @@ class SliceFractureStage(WindowStage):
 
         return SliceFractureModel(backbone(self.settings), self.settings.model.dropout, self.settings.model.positional)
 
-    def loss(self, outputs: dict[str, torch.Tensor], targets: dict[str, torch.Tensor]) -> dict[str, Term]:
+    def loss(self, outputs: dict[str, Tensor], targets: Mapping[str, Tensor]) -> dict[str, Term]:
         from trainer.stages.losses import slice_fracture_loss
 
         return slice_fracture_loss(outputs, targets["ratios"], targets["fractures"], targets["mask"].bool())
 
-    def rows(self, outputs: dict[str, torch.Tensor], batch: Batch) -> pd.DataFrame:
-        """At the middle slice of each triplet."""
+    def rows(self, outputs: dict[str, Tensor], batch: Batch) -> pd.DataFrame:
+        """Predictions at the middle slice of each triplet."""
         frame = slice_rows(batch, every=3)
         for columns, name in ((LEVELS, "vertebra"), (FRACTURES, "fracture")):
-            frame[list(columns)] = numbers(outputs[name].flatten(0, 1))
-        frame["any_frac"] = numbers(outputs["any"].flatten())
+            frame[list(columns)] = to_numpy(outputs[name].flatten(0, 1))
+        frame["any_frac"] = to_numpy(outputs["any"].flatten())
         return frame
 
     def table(self, rows: pd.DataFrame) -> pd.DataFrame:

@@ -1,7 +1,8 @@
-"""Stage 4: eight probabilities a study over a frozen stage-3 backbone (reference 4.4, 6.5)."""
+"""Stage 4: eight probabilities per study over a frozen stage-3 backbone (reference 4.4, 6.5)."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,10 +14,10 @@ from trainer.runs.files import MODEL_FILE
 from trainer.scores.score_terms import study_fracture_parts
 from trainer.scores.scores import Measure
 from trainer.settings.registry import CONFIGS
-from trainer.stages.base import Stage, counted, numbers
+from trainer.stages.base import Stage, counted, to_numpy
 
 if TYPE_CHECKING:
-    import torch
+    from torch import Tensor
 
     from trainer.data.augment import AugmentParams
     from trainer.data.loader import Batch
@@ -34,7 +35,7 @@ class StudyFractureStage(Stage):
     legend = "labels of the study: red 1, grey 0, ?: unknown, not trained on"
 
     def train_items(self, ids: list[str]) -> list[Item]:
-        """Studies without any label train nothing."""
+        """One item per study with at least one label."""
         return self.eval_items([id for id in ids if not np.isnan(self.inputs.label_row(id)).all()])
 
     def eval_items(self, ids: list[str]) -> list[Item]:
@@ -47,31 +48,31 @@ class StudyFractureStage(Stage):
         return {"labels": self.inputs.label_row(entry.item.id)}
 
     def model(self) -> StudyFractureModel:
-        """The backbone alone is taken from the stage-3 run; LSTM, attention and head start from scratch (reference 6.5)."""
+        """Only the backbone comes from the stage-3 run; LSTM, attention and head start from scratch (reference 6.5)."""
         from trainer.models import Backbone, StudyFractureModel, backbone_weights
         from trainer.runs.checkpoint import read_tensors
 
-        chosen = self.settings.model
-        backbone = Backbone(chosen.name)
+        settings = self.settings.model
+        backbone = Backbone(settings.name)
         if self.settings.backbone is not None:
             backbone.load_state_dict(backbone_weights(read_tensors(self.settings.backbone / MODEL_FILE)))
         return StudyFractureModel(
             backbone,
-            chunk=chosen.chunk,
-            dropout=chosen.dropout,
-            batch_norm=chosen.batch_norm,
-            mask_pool=chosen.mask_pool,
+            chunk=settings.chunk,
+            dropout=settings.dropout,
+            batch_norm=settings.batch_norm,
+            mask_pool=settings.mask_pool,
         )
 
-    def forward(self, model: StudyFractureModel, batch: Batch) -> torch.Tensor:
+    def forward(self, model: StudyFractureModel, batch: Batch) -> Tensor:
         return model(batch.images, batch.triplets)
 
-    def loss(self, outputs: torch.Tensor, targets: dict[str, torch.Tensor]) -> dict[str, Term]:
+    def loss(self, outputs: Tensor, targets: Mapping[str, Tensor]) -> dict[str, Term]:
         from trainer.stages.losses import study_fracture_loss
 
         return study_fracture_loss(outputs, targets["labels"])
 
-    def rows(self, outputs: torch.Tensor, batch: Batch) -> pd.DataFrame:
+    def rows(self, outputs: Tensor, batch: Batch) -> pd.DataFrame:
         frame = pd.DataFrame({"id": [entry.item.id for entry in batch.entries]})
-        frame[list(TARGETS)] = numbers(outputs.float().sigmoid())
+        frame[list(TARGETS)] = to_numpy(outputs.float().sigmoid())
         return counted(frame, batch)

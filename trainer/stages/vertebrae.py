@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,11 +14,11 @@ from trainer.scores.scores import Measure
 from trainer.scores.truth import ratio_truth
 from trainer.settings.registry import CONFIGS
 from trainer.settings.settings import Settings
-from trainer.stages.base import WindowStage, average, backbone, numbers, slice_rows
+from trainer.stages.base import WindowStage, average, backbone, slice_rows, to_numpy
 from trainer.tables.ratios import vertebra_ratios
 
 if TYPE_CHECKING:
-    import torch
+    from torch import Tensor
 
     from trainer.data.augment import AugmentParams
     from trainer.data.loader import Batch
@@ -32,7 +33,7 @@ class VertebraStage(WindowStage):
     columns, tables = ("windows", *LEVELS), ("vertebra_ratios", "pseudo_labels")
     measure = Measure("weighted_squared_error", "training curve", vertebra_parts)
     truth, pool = staticmethod(ratio_truth), staticmethod(vertebra_ratios)
-    legend = "bars: target ratios of C1..C7 at the slice shown"
+    legend = "bars: target ratios of C1..C7 at this slice"
 
     @classmethod
     def images_a_pass(cls, settings: Settings, micro_batch: int) -> int:
@@ -40,24 +41,24 @@ class VertebraStage(WindowStage):
         return settings.data.frames // 3
 
     def targets(self, entry: ScheduledItem, z_index: np.ndarray, params: AugmentParams) -> dict[str, np.ndarray]:
-        """ratios (frames, 7), mask (frames): 0 on padded slices."""
-        shown = z_index >= 0
-        ratios = np.where(shown[:, None], self.inputs.study(entry.item.id).vertebra_ratio[z_index], 0)
-        return {"ratios": ratios, "mask": shown}
+        """ratios (frames, 7); mask (frames,), 0 in padding."""
+        ratios, mask = self.inputs.study(entry.item.id).vertebra_ratio, z_index >= 0
+        assert ratios is not None, "the study is segmented"
+        return {"ratios": np.where(mask[:, None], ratios[z_index], 0), "mask": mask}
 
     def model(self) -> VertebraModel:
         from trainer.models import VertebraModel
 
         return VertebraModel(backbone(self.settings), self.settings.model.dropout, self.settings.model.positional)
 
-    def loss(self, outputs: torch.Tensor, targets: dict[str, torch.Tensor]) -> dict[str, Term]:
+    def loss(self, outputs: Tensor, targets: Mapping[str, Tensor]) -> dict[str, Term]:
         from trainer.stages.losses import vertebra_loss
 
         return vertebra_loss(outputs, targets["ratios"], targets["mask"].bool())
 
-    def rows(self, outputs: torch.Tensor, batch: Batch) -> pd.DataFrame:
+    def rows(self, outputs: Tensor, batch: Batch) -> pd.DataFrame:
         frame = slice_rows(batch)
-        frame[list(LEVELS)] = numbers(outputs.flatten(0, 1))
+        frame[list(LEVELS)] = to_numpy(outputs.flatten(0, 1))
         return frame
 
     def table(self, rows: pd.DataFrame) -> pd.DataFrame:

@@ -1,1 +1,1 @@
-"""What a run finds out before its first step: layout, compilation, micro-batch; and the feature bank."""
+"""Choices made before the first step (memory format, compilation, micro-batch), and the feature bank."""

@@ -1,4 +1,4 @@
-"""How the CNN runs on a GPU: memory layout and compilation, whichever is fastest here. No weight depends on it but by rounding."""
+"""Finds the fastest memory format and compilation of the CNN on this GPU. Weights depend on it only by rounding."""
 
 import copy
 import time
@@ -13,7 +13,7 @@ from torch import Tensor
 from trainer.models import Backbone
 
 SECONDS = 60
-"""after which no further layout is tried; one compilation may run over"""
+"""no further layout is tried after this time; one compilation may exceed it"""
 WARM_UPS, PASSES = 2, 5
 
 
@@ -27,8 +27,8 @@ class Layout(NamedTuple):
 
 
 LAYOUTS = (Layout(channels_last=True), Layout(channels_last=True, compiled=True), Layout())
-"""in the order in which they are tried, and preferred when equally fast; the compiler chooses layouts of its own. Channels
-first comes last: cuDNN took most of the minute to find algorithms for depthwise convolutions there"""
+"""in the order of trial, and of preference if equally fast; the compiler chooses layouts of its own. Channels first is last: cuDNN
+took most of the minute to find algorithms for its depthwise convolutions"""
 
 
 def fastest(
@@ -37,20 +37,17 @@ def fastest(
     tell: Callable[[str], None] = print,
     seconds: float = SECONDS,
 ) -> Layout:
-    """The layout with the least time of those tried within `seconds`; one that fails is left out, the first may not.
-
-    measure: seconds that one pass takes.
-    """
+    """The fastest of the layouts tried within `seconds`. Any but the first may fail. measure: seconds of one pass."""
     ends = time.monotonic() + seconds
     found = {layouts[0]: measure(layouts[0])}
     for layout in layouts[1:]:
         if time.monotonic() > ends:
-            tell(f"autotune: {layout} not tried, {seconds:.0f} s are over")
+            tell(f"autotune: {layout} not tried after {seconds:.0f} s")
             continue
         try:
             found[layout] = measure(layout)
-        except Exception as error:  # a compiler may fail in any way, and there is always the layout that works
-            tell(f"autotune: {layout} does not work here ({type(error).__name__})")
+        except Exception as error:  # a compiler may fail in any way; the first layout works
+            tell(f"autotune: {layout} failed ({type(error).__name__})")
     best = min(found, key=found.__getitem__)
     tell("autotune: " + "; ".join(f"{layout} {found[layout] * 1e3:.1f} ms" for layout in found) + f": {best}")
     return best
@@ -59,7 +56,7 @@ def fastest(
 def seconds_per_pass(
     backbone: Backbone, images: Tensor, layout: Layout, autocast: Callable[[], AbstractContextManager]
 ) -> float:
-    """Of a copy of this CNN over these images, forward, and backward where it is trained; the median of a few."""
+    """Median seconds of a pass of a copy of this CNN: forward, and backward if it is trained."""
     trial = copy.deepcopy(backbone)
     trial.lay_out(layout.channels_last, layout.compiled)
     trained = any(parameter.requires_grad for parameter in trial.parameters())
@@ -79,6 +76,6 @@ def seconds_per_pass(
 
 
 def wait(device: torch.device) -> None:
-    """For the device to have done what it was given."""
+    """Waits for the device's queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

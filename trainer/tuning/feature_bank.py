@@ -1,13 +1,13 @@
-"""Features of K augmentations of every study, kept on disk for stage 4: `data.bank=K`.
+"""Features of K augmentations of every study, stored on disk for stage 4: `data.bank=K`.
 
-Its CNN is frozen, so what it makes of an image never changes; epoch e is shown augmentation e mod K. A bank pays for several
-heads, or longer training, on one backbone. Kept under OUT/bank, float32, each file named by the digest of all it depends
-on; whatever is not there is made before the first step.
+Its CNN is frozen, so an image's features never change; epoch e uses augmentation e mod K. A bank saves time for several heads,
+or longer training, on one backbone. Files in OUT/bank are float32, named by the digest of all they depend on. Missing ones are
+made before the first step.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -29,18 +29,19 @@ from trainer.session import Session
 
 BANK = "bank"
 VERSION = 3
-"""raised when the same inputs give other features"""
+"""raise it when the same inputs give other features"""
 DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 class Bank:
-    """The features of one run's training items. Files may be shared by runs of the same `out`."""
+    """The features of one run's training items. Runs of the same `out` share files."""
 
     def __init__(self, session: Session, items: Sequence[Item]):
         settings = session.settings
+        assert settings.backbone is not None, "a bank is of a stage with a frozen backbone"
         self.session, self.items = session, items
         self.count, self.folder = settings.data.bank, settings.out / BANK
-        same_for_all = {
+        common = {
             "version": VERSION,
             "backbone": weights_digest(settings.backbone / MODEL_FILE),
             "pixel_hash": session.inputs.cache.pixel_hash,
@@ -49,36 +50,36 @@ class Bank:
             "seed": settings.seed,
             "precision": session.accelerator.mixed_precision,
         }
-        self._common = json.dumps(same_for_all, sort_keys=True)
-        ids = sorted({item.id for item in items})
-        self._boxes = session.inputs.crop_boxes(ids) or {}
+        self._common = json.dumps(common, sort_keys=True)
+        self.ids = sorted({item.id for item in items})
+        self._boxes = session.inputs.crop_boxes(self.ids) or {}
 
     def path(self, number: int, item: Item) -> Path:
-        """Where the features of one item under one augmentation are, or will be."""
+        """The file of one item's features under one augmentation."""
         content = self.session.inputs.index.at[item.id, "content_digest"]
         own = [self._common, content, self._boxes.get(item.id), item, number]
         key = hashlib.sha256(json.dumps(own, default=int).encode()).hexdigest()
         return self.folder / key[:2] / f"{key}.npy"
 
     def read(self, entry: ScheduledItem) -> torch.Tensor:
-        """(triplets, width) float32 of the item under the augmentation of its epoch; made again where they are damaged."""
+        """(triplets, width) float32 of the item under its epoch's augmentation. Makes them again if they are damaged."""
         number = entry.epoch % self.count
         path = self.path(number, entry.item)
         if (features := read_features(path)) is None:
-            warn_once(f"{path}: is gone or does not match its digest; it is made again")
+            warn_once(f"{path}: is missing or does not match its digest; it is made again")
             self._make(self.model, number, [entry.item])
             features = read_features(path)
         if features is None:
-            raise CacheError("is damaged again as soon as it is written", where=path, do="look at the disk")
+            raise CacheError("is damaged as soon as it is written", where=path, do="check the disk")
         return torch.from_numpy(features)
 
     def fill(self, model: StudyFractureModel) -> None:
-        """Makes what is missing; processes share the work. All processes call it."""
+        """Makes missing features. All processes call it and share the work."""
         self.model = model
         session, train = self.session, self.session.settings.train
         accelerator = session.accelerator
         for number in range(min(self.count, train.epochs)):
-            accelerator.wait_for_everyone()  # or one would list what another is about to write
+            accelerator.wait_for_everyone()  # no process may write before all have listed the files
             missing = [item for item in self.items if not self.path(number, item).is_file()]
             accelerator.wait_for_everyone()
             own = missing[accelerator.process_index :: accelerator.num_processes]
@@ -102,29 +103,26 @@ class Bank:
 
 
 class BankLoader(Loader):
-    """Batches whose images are features already, in a training's order."""
+    """Batches of features instead of images, in a training schedule's order."""
 
     def __init__(self, session: Session, bank: Bank, schedule: Training, batch: int):
-        loader = session.loader(
-            schedule, batch, session.augmentation(), sorted({item.id for item in bank.items}), targets=True
-        )
+        loader = session.loader(schedule, batch, session.augmentation(), bank.ids, targets=True)
         super().__init__(loader.source, batch, loader.settings, loader.device, loader.targets)
         self.bank = bank
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Generator[Batch]:
         k = 0
         while True:
             entries = [self.source.schedule[k + i] for i in range(self.batch)]
             features = [self.bank.read(entry) for entry in entries]
-            yield self._with_targets(
-                to_device(torch.cat(features), self.device), [len(each) for each in features], entries
-            )
+            images = to_device(torch.cat(features), self.device)
+            yield self._with_targets(images, [len(each) for each in features], entries)
             k += self.batch
 
 
 @dataclass(frozen=True)
 class OneAugmentation(Augmentation):
-    """The same augmentation whatever the epoch."""
+    """The same augmentation in every epoch."""
 
     number: int = 0
 
@@ -133,7 +131,7 @@ class OneAugmentation(Augmentation):
 
 
 def write_features(path: Path, features: np.ndarray) -> None:
-    """With a digest at the end. Whole or not at all: runs that share a bank may write the same file at once."""
+    """Writes features and their digest, atomically: runs that share a bank may write the same file at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     data = BytesIO()
     np.save(data, features, allow_pickle=False)
@@ -141,7 +139,7 @@ def write_features(path: Path, features: np.ndarray) -> None:
 
 
 def read_features(path: Path) -> np.ndarray | None:
-    """None where there are none, or what is there is not what was written."""
+    """None if the file is missing or damaged."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:

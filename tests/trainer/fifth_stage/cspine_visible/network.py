@@ -2,13 +2,12 @@
 
 from torch import Tensor, nn
 
-from trainer.models import Backbone
+from trainer.models import Backbone, Network
 
 
-class VisibleModel(nn.Module):
+class VisibleModel(Network):
     def __init__(self, backbone: Backbone) -> None:
-        super().__init__()
-        self.backbone = backbone
+        super().__init__(backbone)
         self.head = nn.Linear(backbone.width, 1)
 
     def forward(self, images: Tensor) -> Tensor:

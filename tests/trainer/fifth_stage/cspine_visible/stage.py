@@ -12,7 +12,7 @@ from cache_schema import Study
 from trainer.data.items import triplets
 from trainer.scores.score_terms import by_study, matched
 from trainer.scores.scores import Measure
-from trainer.stages.base import Stage, backbone, counted, numbers
+from trainer.stages.base import Stage, backbone, counted, to_numpy
 
 
 def shows(study: Study, z_index: int) -> float:
@@ -77,5 +77,5 @@ class VisibleStage(Stage):
     def rows(self, outputs, batch):
         items = [entry.item for entry in batch.entries]
         frame = pd.DataFrame({"id": [item.id for item in items], "z_index": [item.middle for item in items]})
-        frame["visible"] = numbers(outputs.float().sigmoid())
+        frame["visible"] = to_numpy(outputs.float().sigmoid())
         return counted(frame, batch)
