@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from math import ceil
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -35,7 +36,7 @@ TILE, GAP, HEADER = 300, 8, 42
 """in pixels"""
 ACROSS, PER_PAGE = 2, 8
 HISTOGRAM_BINS = 20
-KEY = {
+KEY: dict[str, dict[str, Any]] = {
     "study box and z-range": {"color": YELLOW},
     "the square that is cut out": {"color": GREY, "linewidth": 1},
     "segmentation": {"color": GREEN, "linewidth": 1},
@@ -65,7 +66,7 @@ def z_range_histogram(boxes: pd.DataFrame, slices: pd.Series) -> Iterator[Figure
     about = f"{len(own)} studies, median {median:.2f}" + (f"; {full} without a box keep every slice" if full else "")
     figure = page(760, 372, "Share of its slices that a study's z-range keeps", about)
     axes = figure.subplots()
-    axes.hist(share, HISTOGRAM_BINS, (0, 1), rwidth=0.96, color=PALETTE[0])
+    axes.hist(share, bins=HISTOGRAM_BINS, range=(0, 1), rwidth=0.96, color=PALETTE[0])
     axes.axvline(median, color=RED, linestyle="--")
     axes.set(xlabel="(z_to - z_from) / slices", ylabel="studies", xlim=(0, 1), xticks=np.linspace(0, 1, 11))
     axes.locator_params(axis="y", integer=True)
@@ -74,15 +75,15 @@ def z_range_histogram(boxes: pd.DataFrame, slices: pd.Series) -> Iterator[Figure
 
 def _study(figure: Figure, left: float, top: float, study: Study, row: pd.Series) -> None:
     record = study.record
-    box = tuple(int(row[name]) for name in BOX)
+    x0, y0, x1, y1 = box = tuple(int(row[name]) for name in BOX)
     z_from, z_to = int(row["z_from"]), int(row["z_to"])
-    middle, x = (z_from + z_to) // 2, min((box[0] + box[2]) // 2, record.columns - 1)
+    middle, x = (z_from + z_to) // 2, min((x0 + x1) // 2, record.columns - 1)
     height_mm = abs(study.z[0] - study.z[-1]) * record.slices / max(1, record.slices - 1)
     slice_height = (height_mm or record.slices) / record.slices / record.pixel_spacing[0]
     axial, sagittal = (panel(figure, left + place * (TILE + GAP), top + HEADER, TILE, TILE) for place in range(2))
     show(axial, _whole_frame(study, middle, middle + 1)[0])
     show(sagittal, _whole_frame(study, 0, record.slices)[:, :, x], slice_height)
-    outline(axial, square_around(box, record.rows, record.columns), GREY, 1)
+    outline(axial, square_around((x0, y0, x1, y1), record.rows, record.columns), GREY, 1)
     words = [f"{row['source']}", f"z {z_from}-{z_to - 1} of {record.slices}"]
     if study.slice_box is not None:
         true = segmentation_box(study.id, study.slice_box, record.rows, record.columns)
@@ -92,7 +93,7 @@ def _study(figure: Figure, left: float, top: float, study: Study, row: pd.Series
         outline(axial, true_box, GREEN, 1)
         outline(sagittal, [true["y0"], true["z_from"], true["y1"], true["z_to"]], GREEN, 1)
     outline(axial, box, YELLOW)
-    outline(sagittal, [box[1], z_from, box[3], z_to], YELLOW)
+    outline(sagittal, [y0, z_from, y1, z_to], YELLOW)
     for axes, name in ((axial, f"z {middle}"), (sagittal, f"x {x}")):
         axes.text(0.02, 0.02, name, color=WHITE, transform=axes.transAxes)
     note(figure, left, top + 17, shortened(study.id), color=WHITE, weight="bold")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from math import ceil
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,8 +14,8 @@ from cache_schema.columns import FRACTURES
 from trainer.look.page import BLACK, GREY, LEVEL_COLOURS, RED, key, page, shortened
 
 PANEL_WIDTH, PANEL_HEIGHT, ACROSS, PER_PAGE = 760, 422, 2, 8
-KEPT = {"color": "#ecf3fa", "linewidth": 8}
-KEY = {level: {"color": colour} for level, colour in LEVEL_COLOURS.items()} | {
+KEPT: dict[str, Any] = {"color": "#ecf3fa", "linewidth": 8}
+KEY: dict[str, dict[str, Any]] = {level: {"color": colour} for level, colour in LEVEL_COLOURS.items()} | {
     "any level": {"color": BLACK},
     "predicted": {"color": GREY},
     "segmentation (ratio), pseudo labels (fracture)": {"color": GREY, "linewidth": 1, "linestyle": "--"},
@@ -69,8 +70,9 @@ def _panel(upper: Axes, lower: Axes, id: str, tables: dict[str, pd.DataFrame], c
 def _truth(axes: Axes, id: str, cache: Cache) -> None:
     """Ratios of the segmentation, and the labels as a second title."""
     ratios = cache.study(id).vertebra_ratio
-    for column, level in enumerate(LEVELS if ratios is not None else ()):
-        axes.plot(ratios[:, column], "--", color=LEVEL_COLOURS[level], linewidth=1)
+    if ratios is not None:
+        for level, column in zip(LEVELS, ratios.T, strict=True):
+            axes.plot(column, "--", color=LEVEL_COLOURS[level], linewidth=1)
     if cache.labels is not None and len(rows := cache.labels[cache.labels["id"] == id]):
         known = rows.iloc[0][list(TARGETS)].dropna()
         fractured = [level for level in LEVELS if known.get(level) == 1]
@@ -79,7 +81,7 @@ def _truth(axes: Axes, id: str, cache: Cache) -> None:
         axes.set_title(words, loc="right", color=RED if fractured else BLACK)
 
 
-def _lines(axes: Axes, rows: pd.DataFrame, columns: tuple[str, ...], **line: object) -> None:
+def _lines(axes: Axes, rows: pd.DataFrame, columns: tuple[str, ...], **line: Any) -> None:
     """Broken where unknown; levels that are 0 throughout are left out."""
     for column, colour in zip(columns, LEVEL_COLOURS.values(), strict=True):
         values = rows[column].to_numpy(np.float64)

@@ -3,10 +3,11 @@
 Draw and save inside `drawing()`, which keeps a user's matplotlibrc out of the picture.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import style
@@ -58,7 +59,7 @@ def page(width: int, height: int, heading: str, about: str = "", *, dark: bool =
     return figure
 
 
-def key(figure: Figure, lines: dict[str, dict[str, object]]) -> None:
+def key(figure: Figure, lines: Mapping[str, Mapping[str, Any]]) -> None:
     """Below the heading: what lines of a colour, style and width stand for."""
     handles = [Line2D([], [], **line) for line in lines.values()]
     corner, ink = (0, 1 - 30 / figure.bbox.height), BLACK if figure.get_layout_engine() else WHITE
@@ -73,7 +74,7 @@ def panel(figure: Figure, left: float, top: float, width: float, height: float) 
     return figure.add_axes((*corner, *sides), frameon=False, xticks=(), yticks=())
 
 
-def note(figure: Figure, x: float, y: float, words: str, **text: object) -> float:
+def note(figure: Figure, x: float, y: float, words: str, **text: Any) -> float:
     """One line with its baseline at y. Returns the x of its right edge."""
     drawn = figure.text(x / figure.bbox.width, 1 - y / figure.bbox.height, words, **text)
     return drawn.get_window_extent().x1

@@ -1,6 +1,6 @@
 """Contact sheets: what each item shows, with its targets drawn on, below and above the images."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from math import ceil
 
@@ -30,7 +30,9 @@ def sheets(items: Iterable[Shown], settings: Settings, *, heading: str, tile: in
         yield sheet(rows, heading, facts.legend, tile=tile, across=ACROSS.get(facts.items, 1))
 
 
-def sheet(rows: list[tuple[Shown, Iterable[int]]], heading: str, legend: str, *, tile: int, across: int = 1) -> Figure:
+def sheet(
+    rows: Sequence[tuple[Shown, Sequence[int]]], heading: str, legend: str, *, tile: int, across: int = 1
+) -> Figure:
     """A page of items, each with the places of those of its images that are shown."""
     width = max(len(frames) for _, frames in rows) * (tile + GAP) - GAP
     below = CAPTION + (BARS if any("ratios" in item.targets for item, _ in rows) else 0)

@@ -48,7 +48,7 @@ def shown(settings: Settings, *, epoch: int, count: int, still: bool) -> Iterato
         items = _some(stage.train_items(ids))
         count, batch = min(count, len(items)), min(settings.train.batch, len(items))
         first = epoch * (len(items) // batch)
-        schedule = Training(items, settings.seed, batch, step=first, by_block=session.by_block)
+        schedule: Training | Evaluation = Training(items, settings.seed, batch, step=first, by_block=session.by_block)
     else:
         ids = inputs.eval_ids()
         items = _some(stage.eval_items(ids))
@@ -58,10 +58,10 @@ def shown(settings: Settings, *, epoch: int, count: int, still: bool) -> Iterato
     augmentation = session.no_augmentation() if still else session.augmentation()
     if settings.data.bank and not still:
         augmentation = OneAugmentation(**vars(augmentation), number=epoch % settings.data.bank)
-    for batch in session.loader(
+    for found in session.loader(
         schedule, 1, augmentation, ids, limit=count, targets=training, keep_chunks=session.by_block
     ):
-        yield _shown(batch, augmentation, stage, training)
+        yield _shown(found, augmentation, stage, training)
 
 
 def grey_levels(images: torch.Tensor) -> np.ndarray:
