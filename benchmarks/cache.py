@@ -28,11 +28,11 @@ from cache_schema.layout import CHUNK_SLICES, chunk_file, chunk_starts
 from cache_schema.study import Box
 from preprocess.build.build_cache import build_cache
 from preprocess.build.cluster import local_cluster
-from preprocess.headers.transfer_syntaxes import PLUGINS, decoder_names
 from preprocess.masks.segmentation import find_segmentation, read_segmentation
 from preprocess.pixels.study_pixels import DicomPixels
 from preprocess.series.planning import plan_studies
 from preprocess.series.study_plan import StudyPlan
+from preprocess.transfer_syntaxes import PLUGINS, decoder_names
 
 STUDIES, SLICES, ROUNDS = 4, 128, 5
 WINDOW, CROP = 96, (100, 110, 400, 410)

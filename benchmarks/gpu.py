@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import torch
 
 from benchmarks.rounds import print_and_keep
-from trainer.settings.registry import CONFIGS, stage_file, stage_names
+from trainer.settings.stage_registry import CONFIGS, stage_file, stage_names
 
 SECONDS = 300
 PYTEST = ["-m", "pytest", "tests/trainer/test_gpu.py", "-s"]

@@ -8,8 +8,8 @@ import yaml
 
 from benchmarks.matrix import PLAN, forward_flops, image_count, runs
 from cache_schema.documents import write_whole
+from trainer.plan.costs import DOUBLING, best_widths, lower_bound, makespan, simulate
 from trainer.plan.graph import read_plan
-from trainer.plan.schedule import DOUBLING, best_widths, lower_bound, makespan, simulate
 from trainer.runs.run_names import run_name
 
 SLOTS = 8

@@ -12,8 +12,8 @@ from trainer.data.items import adaptive_stride, triplets, whole_studies, windows
 from trainer.inference import distinct
 from trainer.plan.graph import read_plan
 from trainer.settings.layers import load
-from trainer.settings.registry import CONFIGS
 from trainer.settings.settings import Settings
+from trainer.settings.stage_registry import CONFIGS
 
 STUDIES, SEGMENTED, SLICES, Z_RANGE, FOLDS = 2019, 87, 352, 0.76, 5
 """reference 13; assumes that every study has the mean length"""

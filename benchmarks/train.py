@@ -30,8 +30,8 @@ from trainer.inference import predict
 from trainer.loop import Run
 from trainer.runs.inputs import Inputs
 from trainer.settings.layers import load
-from trainer.settings.registry import stage_file, stage_names
 from trainer.settings.settings import Settings
+from trainer.settings.stage_registry import stage_file, stage_names
 from trainer.tuning.autotune import wait
 from trainer.tuning.tuning import tune
 

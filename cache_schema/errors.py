@@ -81,7 +81,7 @@ def did_you_mean(
 def did_you_mean_path(path: Path) -> str | None:
     """The same for a path that is not there: the entry of its folder whose name is most like its own."""
     folder = path.parent
-    entries = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    entries = [each.name for each in folder.iterdir() if each != path] if folder.is_dir() else []
     return did_you_mean(path.name, entries, cutoff=0.6, show=lambda name: folder / name)
 
 

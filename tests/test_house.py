@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.settings.registry import stage_names
+from trainer.settings.stage_registry import stage_names
 
 ROOT = Path(__file__).resolve().parents[1]
 FORBIDDEN = {
@@ -16,7 +16,7 @@ FORBIDDEN = {
     "preprocess": {"trainer", "torch", "torchvision", "timm", "accelerate", "nvidia"},
     "trainer": {"preprocess", "pydicom", "dask", "distributed", "nibabel"},
 }
-DOORS = {("trainer/predict.py", "preprocess"), ("trainer/plan/cluster.py", "distributed")}
+DOORS = {("trainer/predict.py", "preprocess"), ("trainer/plan/dask_pool.py", "distributed")}
 
 
 def imported(path: Path) -> set[str]:

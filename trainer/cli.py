@@ -3,11 +3,9 @@
 Imports nothing that takes time: help and a mistyped command are answered in a moment.
 """
 
-import re
 import runpy
 import sys
 from collections.abc import Iterable
-from pathlib import Path
 
 from trainer.process.ending import answer_at_once
 
@@ -18,8 +16,6 @@ COMMANDS = {
     "predict": "probabilities of fractures in new studies, by the models of a plan",
     "look": "contact sheets of what a model is shown, or figures of the tables",
 }
-PLAN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-"""a word that is no option, no `key=value` and no path"""
 HELP = "\n".join(
     [
         "usage: trainer COMMAND key=value ...",
@@ -43,22 +39,9 @@ def main(words: list[str] | None = None) -> int:
     command, *rest = words
     if command not in COMMANDS:
         return _wrong(f"no command {command}", command, COMMANDS)
-    if command == "plan":
-        packaged = packaged_plans()
-        names = {word for word in rest if PLAN_NAME.fullmatch(word) and not Path(word).is_file()} - {"help"}
-        for unknown in names - packaged.keys():
-            return _wrong(f"no plan {unknown}, neither a file nor one of the package's", unknown, packaged)
-        rest = [str(packaged[word]) if word in names else word for word in rest]
     sys.argv = [f"trainer {command}", *rest]
     runpy.run_module(f"trainer.{command}", run_name="__main__", alter_sys=True)
     return 0
-
-
-def packaged_plans() -> dict[str, Path]:
-    """name -> file of each plan that comes with the package."""
-    from trainer.settings.registry import CONFIGS
-
-    return {path.stem: path for path in sorted((CONFIGS / "plan").glob("*.yaml"))}
 
 
 def _wrong(line: str, word: str, choices: Iterable[str]) -> int:

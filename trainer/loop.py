@@ -16,7 +16,7 @@ from trainer.data.order import ScheduledItem, Training
 from trainer.inference import predict
 from trainer.models import Network
 from trainer.optimiser import learning_rate, optimiser_of, set_step
-from trainer.output import RunOutput
+from trainer.run_output import RunOutput
 from trainer.runs import checkpoint
 from trainer.runs.files import CONFIG_FILE, MODEL_FILE
 from trainer.runs.identity import check_weights, model_key, recorded_config

@@ -22,8 +22,8 @@ from trainer.process.command import is_main, one_of, say, serve
 from trainer.process.ending import leave
 from trainer.settings.keyvalue import assignments
 from trainer.settings.layers import load, shown
-from trainer.settings.registry import stage_names
 from trainer.settings.settings import Settings
+from trainer.settings.stage_registry import stage_names
 
 HELP = f"""usage: accelerate launch -m trainer.run stage={"|".join(stage_names())} [variant=NAME] cache=CACHE out=RUNS
            [mode=train|predict] [show=true] [fold=0|all] [seed=1] [boxes=TABLE|cache] [pseudo=TABLE] [backbone=RUN] [weights=RUN]

@@ -14,7 +14,7 @@ from cache_schema.errors import StaleStudy, UsageError
 from trainer.data.augment import Augmentation
 from trainer.data.loader import Loader
 from trainer.data.order import Evaluation, Training
-from trainer.data.readers import Readers, wanted_workers
+from trainer.data.reader_pool import Readers, wanted_workers
 from trainer.data.resident import Crops
 from trainer.data.source import TRIPLET_CHUNKS_BYTES, Source, squares
 from trainer.process.command import say

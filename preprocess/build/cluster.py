@@ -64,7 +64,7 @@ def local_cluster(workers: int) -> Any:
 def check_address(scheduler: str | None) -> None:
     """Raises UsageError for what is no scheduler's address, which Dask would try for a long time."""
     if scheduler is not None and "://" not in scheduler:
-        raise UsageError("is no address", where=f"--scheduler {scheduler}", expected="tcp://HOST:PORT")
+        raise UsageError("is not an address", where=f"--scheduler {scheduler}", expected="tcp://HOST:PORT")
 
 
 class Pool:

@@ -9,7 +9,7 @@ from pydicom.encaps import generate_fragments, get_frame, parse_basic_offsets
 
 from cache_schema.errors import StudyRefused
 from preprocess.headers.file_header import FileHeader
-from preprocess.headers.transfer_syntaxes import NATIVE_SYNTAXES
+from preprocess.transfer_syntaxes import NATIVE_SYNTAXES
 
 _BLOCK = 1 << 20
 

@@ -22,8 +22,8 @@ from preprocess.headers.elements import HEAD_BYTES, META_BEGIN, UNDEFINED_LENGTH
 from preprocess.headers.enhanced import frames_of
 from preprocess.headers.file_header import FileHeader
 from preprocess.headers.file_kinds import APPLE_DOUBLE, archive_kind, is_bare_dicom, other_kind
-from preprocess.headers.transfer_syntaxes import NATIVE_SYNTAXES, PLUGINS, decoder_names
 from preprocess.headers.values import HEADER_TAGS, HU_WORDS, NOT_HU_WORDS, HeaderValues
+from preprocess.transfer_syntaxes import NATIVE_SYNTAXES, PLUGINS, decoder_names
 
 MAX_MM, MAX_HU = 1e6, 1e9
 """Beyond any table and any scanner, but small enough to compute with."""

@@ -8,8 +8,8 @@ from pydicom.pixels import get_decoder
 
 from cache_schema.errors import StudyRefused
 from preprocess.headers.file_header import FileHeader
-from preprocess.headers.transfer_syntaxes import NATIVE_SYNTAXES
 from preprocess.pixels.codestream import jpeg_precision
+from preprocess.transfer_syntaxes import NATIVE_SYNTAXES
 
 
 def decode_stored(frame: bytes | memoryview, header: FileHeader, plugin: str) -> np.ndarray:

@@ -10,11 +10,11 @@ from pydicom import uid
 from cache_schema.errors import StudyRefused
 from preprocess.findings import REASONS, Finding
 from preprocess.headers.file_header import FileHeader
-from preprocess.headers.transfer_syntaxes import LOSSY_SYNTAXES, NATIVE_SYNTAXES, decoder_names
 from preprocess.pixels.codestream import check_frame
 from preprocess.pixels.decode import decode_stored
 from preprocess.pixels.study_pixels import DicomPixels
 from preprocess.series.study_plan import SlicePlan, StudyPlan
+from preprocess.transfer_syntaxes import LOSSY_SYNTAXES, NATIVE_SYNTAXES, decoder_names
 
 LOSSY_TOLERANCE = 2
 """stored values: exact decoders of one lossy frame may round its inverse transform differently"""

@@ -18,13 +18,13 @@ from cache_schema.errors import StudyRefused
 from preprocess.findings import REASONS, Finding
 from preprocess.headers.file_header import FileHeader
 from preprocess.headers.frames import check_unchanged, file_checksum, frame_bytes, frame_in
-from preprocess.headers.transfer_syntaxes import NATIVE_SYNTAXES, decoder_names
 from preprocess.pixels.codestream import check_frame
 from preprocess.pixels.decode import check_sign, decode_stored
 from preprocess.pixels.grey_tables import AIR, WordTables, padding_at_the_edge, tables_of
 from preprocess.pixels.plausibility import Sample, sample_of, why_implausible
 from preprocess.pixels.slice_continuity import jumps, thumbnail
 from preprocess.series.study_plan import StudyPlan
+from preprocess.transfer_syntaxes import NATIVE_SYNTAXES, decoder_names
 
 LEAST_OF_A_KIND = 6
 """slices of one rescaling that show air and tissue by themselves"""

@@ -8,9 +8,9 @@ import numpy as np
 
 from preprocess.findings import REASONS
 from preprocess.headers.file_header import FileHeader
-from preprocess.headers.transfer_syntaxes import LOSSY_SYNTAXES
 from preprocess.series.geometry import TILT_DEGREES, degrees_from_axial
 from preprocess.series.study_plan import StudyPlan
+from preprocess.transfer_syntaxes import LOSSY_SYNTAXES
 
 SAME_SPACING = 1e-3
 EVEN_SPACING = 0.05

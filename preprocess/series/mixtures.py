@@ -9,7 +9,6 @@ from itertools import combinations
 import numpy as np
 
 from preprocess.headers.file_header import FileHeader
-from preprocess.headers.transfer_syntaxes import LOSSY_SYNTAXES
 from preprocess.headers.values import integer
 from preprocess.natural_order import natural_key
 from preprocess.series.drift import in_plane_groups
@@ -22,7 +21,8 @@ from preprocess.series.interleaving import (
     raggedness,
     repeats_too_often,
 )
-from preprocess.series.runs import MOST_TURNS, Labels, by_cuts, by_pauses, possible_cuts, possible_turns
+from preprocess.series.value_runs import MOST_TURNS, Labels, by_cuts, by_pauses, possible_cuts, possible_turns
+from preprocess.transfer_syntaxes import LOSSY_SYNTAXES
 
 LEAST_COMB = 3
 WHOLE = 0.5

@@ -11,7 +11,6 @@ from cache_schema.errors import StudyRefused
 from cache_schema.layout import is_valid_id
 from preprocess.findings import REASONS, Finding, Severity
 from preprocess.headers.file_header import FileHeader, known
-from preprocess.headers.transfer_syntaxes import LOSSY_SYNTAXES
 from preprocess.natural_order import natural_key
 from preprocess.series.drift import shear_and_jump
 from preprocess.series.duplicates import Likeness, missing_copies, without_copies
@@ -25,7 +24,7 @@ from preprocess.series.geometry import (
     unit_directions,
 )
 from preprocess.series.interleaving import SAME_POSITION
-from preprocess.series.patients import has_odd_patient_ids, has_two_patients
+from preprocess.series.mixed_patients import has_odd_patient_ids, has_two_patients
 from preprocess.series.stacks import (
     Stack,
     choose_stack,
@@ -36,6 +35,7 @@ from preprocess.series.stacks import (
     why_left_out,
 )
 from preprocess.series.study_plan import SlicePlan, StudyPlan
+from preprocess.transfer_syntaxes import LOSSY_SYNTAXES
 
 SAME_ORIENTATION = 1e-3
 NO_WORDS = re.compile(r"[0-9.]{1,64}")

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from benchmarks import hours, matrix
-from trainer.plan.schedule import read_costs
+from trainer.plan.costs import read_costs
 
 VARIANTS = {"slice_fracture 04F": 2e14, "study_fracture 04F": 4e14}
 

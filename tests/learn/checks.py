@@ -11,7 +11,7 @@ from cache_schema.columns import BOX
 from cache_schema.study import Box, square_around
 from trainer.data.items import whole_studies
 from trainer.scores.scores import HELD_OUT, Score
-from trainer.settings.registry import stage_names
+from trainer.settings.stage_registry import stage_names
 
 KEPT_AT_LEAST = 0.999
 STUDY_AIM = 0.85

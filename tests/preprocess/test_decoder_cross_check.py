@@ -17,11 +17,11 @@ from preprocess.build.isolated_task import Died
 from preprocess.build.task import StudyTask, build_study
 from preprocess.build.watchdog import deadline
 from preprocess.findings import REASONS
-from preprocess.headers.transfer_syntaxes import PLUGINS, decoder_names
 from preprocess.pixels.decode import decode_stored
 from preprocess.pixels.decoder_cross_check import check_decoders, decoders_agree, first_of_each_kind
 from preprocess.pixels.study_pixels import DicomPixels
 from preprocess.series.planning import plan_studies
+from preprocess.transfer_syntaxes import PLUGINS, decoder_names
 
 SYNTAXES = [
     *(uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian),

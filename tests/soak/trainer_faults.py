@@ -18,10 +18,10 @@ from cache_schema.tables import content_digest, read_table
 from trainer import predict, run
 from trainer.look import __main__ as look
 from trainer.plan import __main__ as plan
+from trainer.plan.costs import read_costs
 from trainer.plan.execute import Execution
 from trainer.plan.graph import read_plan
 from trainer.plan.launch import RunOrder, RunOutcome
-from trainer.plan.schedule import read_costs
 from trainer.tables import __main__ as tables
 
 SETTINGS = """

@@ -13,7 +13,7 @@ from cache_schema.tables import write_table
 from preprocess import studies
 from preprocess.phantom.generate import write_phantom
 from trainer.scores.truth import ratio_truth
-from trainer.settings.registry import stage_names
+from trainer.settings.stage_registry import stage_names
 from trainer.tables.boxes import segmentation_box
 from trainer.tables.pseudo import pseudo_labels
 

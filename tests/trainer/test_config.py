@@ -10,8 +10,8 @@ from trainer.optimiser import learning_rate
 from trainer.run import main
 from trainer.runs.identity import identity_settings, recorded_config
 from trainer.settings.layers import load
-from trainer.settings.registry import stage_file, stage_names
 from trainer.settings.settings import Settings
+from trainer.settings.stage_registry import stage_file, stage_names
 from trainer.tuning.micro_batch import configured, split_batch
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -23,7 +23,7 @@ from trainer.runs.identity import check_weights, recorded_config
 from trainer.runs.inputs import digest_rows
 from trainer.runs.weights import DIGEST, require_whole, weights_metadata
 from trainer.settings.layers import load
-from trainer.settings.registry import stage_class
+from trainer.settings.stage_registry import stage_class
 
 MODEL = "model.safetensors"
 

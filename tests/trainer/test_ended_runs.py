@@ -17,7 +17,7 @@ from trainer.data.augment import Augmentation
 from trainer.data.items import triplets
 from trainer.data.loader import Batch, Loader
 from trainer.data.order import Training
-from trainer.data.readers import ReaderDied, Readers
+from trainer.data.reader_pool import ReaderDied, Readers
 from trainer.data.source import Source
 from trainer.plan.execute import failure
 from trainer.plan.launch import RunOrder, RunOutcome, launch, remove_mark

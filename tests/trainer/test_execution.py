@@ -17,12 +17,12 @@ from distributed import LocalCluster
 from cache_schema import Cache
 from trainer import train
 from trainer.plan.__main__ import main
+from trainer.plan.costs import read_costs
 from trainer.plan.execute import Execution
 from trainer.plan.graph import read_plan
 from trainer.plan.keys import DONE, STALE, states
 from trainer.plan.launch import RunOrder, launch
 from trainer.plan.pools import LocalPool
-from trainer.plan.schedule import read_costs
 from trainer.runs.lease import holder, lease_file
 from trainer.tables import make
 

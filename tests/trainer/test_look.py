@@ -17,7 +17,8 @@ from cache_schema.tables import write_table
 from trainer.data.augment import no_augmentation
 from trainer.data.items import Item
 from trainer.data.order import Training
-from trainer.look import curves, learning
+from trainer.look import curves_over_z as curves
+from trainer.look import learning_curves as learning
 from trainer.look.__main__ import main
 from trainer.look.page import GREY, LEVEL_COLOURS, YELLOW, drawing
 from trainer.look.sheets import sheet
@@ -25,7 +26,7 @@ from trainer.look.shown import Shown, shown
 from trainer.runs.inputs import Inputs
 from trainer.scores.truth import ratio_truth, union_box
 from trainer.settings.layers import load
-from trainer.settings.registry import stage_class
+from trainer.settings.stage_registry import stage_class
 from trainer.tables.pseudo import pseudo_labels
 
 

@@ -120,7 +120,7 @@ def test_a_launchers_compiler_leaves_the_weights_their_names(given, monkeypatch)
 
 
 def test_processes_that_find_different_folders_are_refused(given, monkeypatch):
-    monkeypatch.setattr("trainer.output.gather_object", lambda own: [*own, (False, *own[0][1:])])
+    monkeypatch.setattr("trainer.run_output.gather_object", lambda own: [*own, (False, *own[0][1:])])
     with pytest.raises(
         UsageError, match="not the same folder for all processes; set out= to a folder that all machines share"
     ):
@@ -135,7 +135,7 @@ def test_a_folder_that_shows_late_is_waited_for(given, monkeypatch):
         slept.append(seconds)
         settings.run_dir.mkdir(parents=True)
 
-    monkeypatch.setattr("trainer.output.time.sleep", made_elsewhere)
+    monkeypatch.setattr("trainer.run_output.time.sleep", made_elsewhere)
     run._require_one_folder()
     assert slept == [1]
 

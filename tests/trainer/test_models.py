@@ -16,7 +16,7 @@ from trainer.models import (
 )
 from trainer.models.heads import AttentionPool, fit_steps, max_pool
 from trainer.models.sequence import channels, middle_slices, positions, sinusoid_rows
-from trainer.settings.registry import stage_file
+from trainer.settings.stage_registry import stage_file
 
 TINY = "test_efficientnet"
 SIDE = 64

@@ -11,7 +11,7 @@ from cache_schema.tables import read_table, table_meta, write_table
 from trainer.process.command import warn_once
 from trainer.runs.inputs import Inputs
 from trainer.settings.layers import load
-from trainer.settings.registry import stage_class
+from trainer.settings.stage_registry import stage_class
 from trainer.tables.__main__ import main
 
 

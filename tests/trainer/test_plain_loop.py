@@ -14,7 +14,7 @@ from trainer.data.source import Source
 from trainer.loop import Run
 from trainer.runs.inputs import Inputs
 from trainer.settings.layers import load
-from trainer.settings.registry import stage_class
+from trainer.settings.stage_registry import stage_class
 
 MORE = ["fold=all", "train.warmup=0", "train.epochs=1", "train.precision=no", "data.loader=plain", "model.dropout=0"]
 BATCHES = {"bbox": 64, "vertebrae": 12, "slice_fracture": 16, "study_fracture": 4}

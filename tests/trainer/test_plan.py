@@ -11,9 +11,9 @@ import pytest
 from cache_schema import Cache
 from cache_schema.errors import UsageError
 from trainer.plan import formats
+from trainer.plan.costs import best_widths, lower_bound, makespan, path_costs, read_costs, simulate
 from trainer.plan.graph import Plan, read_plan
 from trainer.plan.keys import cache_digests, node_keys
-from trainer.plan.schedule import best_widths, lower_bound, makespan, path_costs, read_costs, simulate
 
 ROOT = Path(__file__).resolve().parents[2]
 PLANS = ROOT / "configs/plan"

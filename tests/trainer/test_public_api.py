@@ -11,8 +11,8 @@ import pytest
 from pydantic import BaseModel
 
 import trainer
-from trainer.settings.registry import stage_file, stage_names
 from trainer.settings.settings import Settings
+from trainer.settings.stage_registry import stage_file, stage_names
 from trainer.stages.base import Stage
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -18,8 +18,8 @@ from trainer.data.augment import Augmentation
 from trainer.data.items import windows
 from trainer.data.loader import Loader
 from trainer.data.order import Training
+from trainer.data.reader_pool import REQUEST_BYTES, ReaderDied, Readers
 from trainer.data.reader_process import LARGE
-from trainer.data.readers import REQUEST_BYTES, ReaderDied, Readers
 from trainer.data.source import Source
 from trainer.settings.settings import AugmentSettings, DataSettings
 

@@ -23,7 +23,7 @@ from trainer.scores.scores import (
     score_folds,
     write_scores,
 )
-from trainer.settings.registry import stage_class
+from trainer.settings.stage_registry import stage_class
 
 BOX = ["x0", "y0", "x1", "y1"]
 RNG = np.random.default_rng(0)

@@ -19,7 +19,7 @@ from trainer.data.augment import Augmentation
 from trainer.data.items import triplets, whole_studies, windows
 from trainer.data.loader import Loader, dali_batches
 from trainer.data.order import Evaluation, ScheduledItem, Training
-from trainer.data.readers import wanted_workers
+from trainer.data.reader_pool import wanted_workers
 from trainer.data.resident import Crops, ResidentSource
 from trainer.data.source import Source, stretch
 from trainer.settings.settings import AugmentSettings, DataSettings

@@ -11,8 +11,8 @@ from cache_schema.errors import UsageError
 from trainer import predict, run, train
 from trainer.look import __main__ as look_command
 from trainer.plan import __main__ as plan_command
+from trainer.plan.costs import read_costs
 from trainer.plan.graph import read_plan
-from trainer.plan.schedule import read_costs
 from trainer.settings.keyvalue import read_yaml, split_files
 from trainer.settings.layers import load, shown
 from trainer.settings.settings import Settings

@@ -18,7 +18,7 @@ from cache_schema.errors import UsageError
 from trainer.data.augment import AugmentParams
 from trainer.data.image import ImageReader
 from trainer.data.order import ScheduledItem
-from trainer.data.readers import Readers, wanted_workers
+from trainer.data.reader_pool import Readers, wanted_workers
 from trainer.data.resident import Crops, ResidentSource
 from trainer.data.source import Source
 from trainer.settings.settings import DataSettings

@@ -1,4 +1,4 @@
-"""A worker process of `trainer.data.readers`.
+"""A worker process of `trainer.data.reader_pool`.
 
 It holds functions by number, calls them on request and returns their arrays: large ones in shared memory, others over the
 socket. It ends with its parent, works in one thread, and does not import torch.

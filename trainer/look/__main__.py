@@ -16,8 +16,8 @@ from trainer.runs.run_names import run_name
 from trainer.settings.keyvalue import flat, nearest, parse_assignments, whole
 from trainer.settings.layers import load
 from trainer.settings.paths import check_folder
-from trainer.settings.registry import stage_names
 from trainer.settings.settings import Settings
+from trainer.settings.stage_registry import stage_names
 
 HELP = f"""usage: python -m trainer.look stage={"|".join(stage_names())} [variant=NAME] cache=CACHE out=FOLDER
            [boxes=TABLE|cache] [pseudo=TABLE] [fold=0|all] [seed=1] [config=FILE] [section.key=value ...]

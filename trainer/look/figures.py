@@ -10,11 +10,13 @@ from cache_schema import Cache
 from cache_schema.columns import FRACTURES
 from cache_schema.errors import CacheError
 from cache_schema.tables import read_table
-from trainer.look import boxes, curves, learning
+from trainer.look import boxes
+from trainer.look import curves_over_z as curves
+from trainer.look import learning_curves as learning
 from trainer.runs.files import PREDICTIONS
 from trainer.runs.predictions import held_out_runs
 from trainer.runs.run_names import RunName
-from trainer.settings.registry import stage_class
+from trainer.settings.stage_registry import stage_class
 from trainer.tables.pooling import mean_over_runs
 
 Pages = Iterator[Figure]

@@ -37,12 +37,12 @@ def _main(words: list[str]) -> None:
     from cache_schema import Cache
     from trainer.leakage.lineage import table_file
     from trainer.plan import formats
+    from trainer.plan.costs import read_costs
     from trainer.plan.coverage import require_fed
     from trainer.plan.execute import run_plan
-    from trainer.plan.graph import read_plan
+    from trainer.plan.graph import plan_file, read_plan
     from trainer.plan.keys import cache_digests, node_keys, require_possible, require_unchanged, states
     from trainer.plan.pools import LocalPool, open_pool
-    from trainer.plan.schedule import read_costs
     from trainer.tables import make
 
     known = [*OWN, *Settings.model_fields, "config", "micro_batch", "."]
@@ -53,7 +53,7 @@ def _main(words: list[str]) -> None:
     scheduler = own.get("scheduler")
     # workers of a cluster start in other folders
     place = Path.absolute if scheduler else Path
-    path, cache_path, out = (place(Path(word)) for word in (file, own["cache"], own["out"]))
+    path, cache_path, out = (place(Path(word)) for word in (plan_file(file), own["cache"], own["out"]))
     if "config" in given:
         given["config"] = ",".join(str(place(file)) for file in split_files(given["config"]))
     if "model.weights_file" in given:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from cache_schema import Cache
 from cache_schema.errors import CacheError, CspineError
+from trainer.plan.costs import Costs, best_widths, next_node, path_costs
 from trainer.plan.graph import Node, Plan
 from trainer.plan.keys import DONE, state, states
 from trainer.plan.launch import RunOrder, RunOutcome, log_file, remove_mark, remove_marks
 from trainer.plan.pools import Pool
-from trainer.plan.schedule import Costs, best_widths, next_node, path_costs
 from trainer.process.faults import in_one_line
 from trainer.runs.lease import holder, lease_file
 from trainer.runs.run_folder import remove_checkpoints

@@ -4,10 +4,10 @@ import json
 import shlex
 from collections.abc import Mapping
 
+from trainer.plan.costs import Costs, best_widths, lower_bound, makespan, simulate
 from trainer.plan.graph import Node, Plan
 from trainer.plan.keys import DONE
 from trainer.plan.launch import shown
-from trainer.plan.schedule import Costs, best_widths, lower_bound, makespan, simulate
 
 FORMATS = ("sh", "slurm", "json")
 

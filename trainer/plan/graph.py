@@ -12,8 +12,8 @@ from trainer.runs.run_names import RunName, run_name, split_kind
 from trainer.settings.keyvalue import assignments, given_twice, nearest, read_yaml, split_files, whole
 from trainer.settings.layers import full_name, load, stage_layer
 from trainer.settings.paths import beside
-from trainer.settings.registry import stage_class, stage_names
 from trainer.settings.settings import is_path
+from trainer.settings.stage_registry import CONFIGS, stage_class, stage_names
 from trainer.tables.settings import TableSettings, table_settings
 
 RUN_KEYS = ("stage", "variant", "folds", "seeds", "set", "processes")
@@ -104,6 +104,16 @@ def _by_full_names(settings: Mapping[str, str]) -> dict[str, str]:
             raise given_twice(f"{name}={found[name]}", f"{key}={value}")
         found[name] = value
     return found
+
+
+def plan_file(word: str) -> Path:
+    """A plan's file, or that of a packaged plan of this name. Raises UsageError for a name that is neither."""
+    packaged = {path.stem: path for path in sorted((CONFIGS / "plan").glob("*.yaml"))}
+    if Path(word).name != word or Path(word).suffix or Path(word).exists():
+        return Path(word)
+    if word not in packaged:
+        raise UsageError(f"no plan {word}, neither a file nor one of the package's", do=nearest(word, packaged))
+    return packaged[word]
 
 
 def read_plan(path: Path, cache: Path, out: Path, extra: Iterable[str] = ()) -> Plan:

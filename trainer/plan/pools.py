@@ -1,4 +1,4 @@
-"""Pools that make runs: a local one over this machine's GPUs or cores, or a Dask cluster (trainer.plan.cluster)."""
+"""Pools that make runs: a local one over this machine's GPUs or cores, or a Dask cluster (trainer.plan.dask_pool)."""
 
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -64,6 +64,6 @@ def open_pool(scheduler: str | None, jobs: int | None) -> Pool:
     """A local pool, or the cluster of a Dask scheduler."""
     if scheduler is None:
         return LocalPool(jobs)
-    from trainer.plan.cluster import DaskPool
+    from trainer.plan.dask_pool import DaskPool
 
     return DaskPool(scheduler)

@@ -19,8 +19,8 @@ from trainer.runs.files import CONFIG_DIGEST, CONFIG_FILE, EXPOSURE_FILE, MODEL_
 from trainer.runs.inputs import Inputs
 from trainer.runs.run_names import run_name
 from trainer.runs.weights import TRAIN_AGAIN, file_digest, require_whole, weights_metadata
-from trainer.settings.registry import stage_class
 from trainer.settings.settings import Settings
+from trainer.settings.stage_registry import stage_class
 
 OUTSIDE = {"cache", "out", "mode", "boxes", "pseudo", "backbone", "weights", "split", "tracker"}
 """settings that are paths, or whose content the digests cover"""

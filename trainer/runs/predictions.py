@@ -9,7 +9,7 @@ from cache_schema.tables import table_meta
 from cache_schema.values import misfit
 from trainer.runs.files import MODEL_FILE, PREDICTIONS
 from trainer.runs.run_names import RunName, run_name
-from trainer.settings.registry import stage_class, stage_names
+from trainer.settings.stage_registry import stage_class, stage_names
 
 HELD_OUT_RUNS = "[!.]*-*/fold[0-9]*-seed*"
 

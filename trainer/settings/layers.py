@@ -11,8 +11,8 @@ from cache_schema.errors import UsageError
 from trainer.settings.keyvalue import given_twice, merge, nearest, parse_assignments, read_yaml, split_files
 from trainer.settings.needs import check_paths
 from trainer.settings.paths import beside, check_folder
-from trainer.settings.registry import stage_file, stage_names
 from trainer.settings.settings import PLACEHOLDERS, SOURCES, Settings, check_keys, map_paths, validate
+from trainer.settings.stage_registry import stage_file, stage_names
 
 
 def full_name(key: str) -> str:

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from cache_schema.errors import UsageError, did_you_mean_path
-from trainer.settings.registry import stage_class, stage_names
+from trainer.settings.stage_registry import stage_class, stage_names
 
 if TYPE_CHECKING:
     from trainer.settings.settings import Settings

@@ -13,7 +13,7 @@ from cache_schema.errors import UsageError
 from cache_schema.places import check_place
 from trainer.settings.keyvalue import nearest
 from trainer.settings.needs import check_needs
-from trainer.settings.registry import stage_class
+from trainer.settings.stage_registry import stage_class
 
 if TYPE_CHECKING:
     from trainer.stages.base import Stage

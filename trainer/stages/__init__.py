@@ -1,1 +1,1 @@
-"""The stages, one file each. `trainer.settings.registry` finds them by name."""
+"""The stages, one file each. `trainer.settings.stage_registry` finds them by name."""

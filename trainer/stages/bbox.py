@@ -15,8 +15,8 @@ from trainer.runs.inputs import Inputs
 from trainer.scores.score_terms import bbox_parts
 from trainer.scores.scores import Measure
 from trainer.scores.truth import box_truth, union_box
-from trainer.settings.registry import CONFIGS
 from trainer.settings.settings import Settings
+from trainer.settings.stage_registry import CONFIGS
 from trainer.stages.base import Stage, backbone, counted, to_numpy
 
 if TYPE_CHECKING:

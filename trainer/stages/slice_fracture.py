@@ -16,7 +16,7 @@ from trainer.process.command import warn_once
 from trainer.runs.inputs import FROM_RUNS
 from trainer.scores.score_terms import slice_fracture_parts
 from trainer.scores.scores import Measure
-from trainer.settings.registry import CONFIGS
+from trainer.settings.stage_registry import CONFIGS
 from trainer.stages.base import WindowStage, average, backbone, slice_rows, to_numpy
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from trainer.data.items import Item, whole_studies
 from trainer.runs.files import MODEL_FILE
 from trainer.scores.score_terms import study_fracture_parts
 from trainer.scores.scores import Measure
-from trainer.settings.registry import CONFIGS
+from trainer.settings.stage_registry import CONFIGS
 from trainer.stages.base import Stage, counted, to_numpy
 
 if TYPE_CHECKING:

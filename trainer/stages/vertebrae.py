@@ -12,8 +12,8 @@ from cache_schema import LEVELS
 from trainer.scores.score_terms import vertebra_parts
 from trainer.scores.scores import Measure
 from trainer.scores.truth import ratio_truth
-from trainer.settings.registry import CONFIGS
 from trainer.settings.settings import Settings
+from trainer.settings.stage_registry import CONFIGS
 from trainer.stages.base import WindowStage, average, backbone, slice_rows, to_numpy
 from trainer.tables.ratios import vertebra_ratios
 

@@ -16,7 +16,7 @@ from trainer.runs.inputs import labels_of
 from trainer.runs.predictions import without_stage
 from trainer.runs.run_names import RunName
 from trainer.scores.scores import read_scores, render, render_levels, write_scores
-from trainer.settings.registry import stage_class, stage_names
+from trainer.settings.stage_registry import stage_class, stage_names
 from trainer.tables import boxes, scoring, studies
 from trainer.tables.finished import FinishedRuns, Pool, seen_by
 from trainer.tables.recipes import RECIPES, Sources, inputs_of, labels_digest, pseudo_inputs

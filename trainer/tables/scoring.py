@@ -13,7 +13,7 @@ from trainer.runs.files import PREDICTIONS
 from trainer.runs.inputs import labels_of
 from trainer.runs.run_names import RunName, run_name
 from trainer.scores.scores import HELD_OUT, MAKE_AGAIN, Score, score_folds
-from trainer.settings.registry import stage_class
+from trainer.settings.stage_registry import stage_class
 from trainer.tables.finished import seen_by
 
 HELD_OUT_UNSEGMENTED = "held_out_unsegmented"

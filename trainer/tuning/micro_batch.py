@@ -21,8 +21,8 @@ from trainer.data.source import squares
 from trainer.models import Network
 from trainer.session import Session
 from trainer.settings.keyvalue import merge
-from trainer.settings.registry import stage_file
 from trainer.settings.settings import Settings
+from trainer.settings.stage_registry import stage_file
 
 RESERVED_COPIES = 3
 """of the trained weights: two moments of AdamW, and DDP's gradient buckets"""

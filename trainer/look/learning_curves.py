@@ -14,7 +14,7 @@ from trainer.look.page import BLACK, GREY, PALETTE, page
 from trainer.runs.files import METRICS_FILE
 from trainer.runs.metrics_log import MetricsLog
 from trainer.scores.scores import HELD_OUT
-from trainer.settings.registry import stage_names
+from trainer.settings.stage_registry import stage_names
 
 ROW, WIDTH = 300, 1500
 """in pixels"""

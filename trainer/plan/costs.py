@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from cache_schema.errors import UsageError
 from trainer.plan.graph import Node, Plan
 from trainer.settings.keyvalue import nearest, read_yaml
-from trainer.settings.registry import CONFIGS, stage_class
+from trainer.settings.stage_registry import CONFIGS, stage_class
 
 DEFAULT_COSTS = CONFIGS / "costs.yaml"
 DOUBLING = 0.95
