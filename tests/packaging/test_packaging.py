@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from trainer.cli import COMMANDS, HELP, packaged_plans
+from trainer.cli import COMMANDS, HELP
+from trainer.plan.graph import packaged_plans
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("cache_schema", "preprocess", "trainer")

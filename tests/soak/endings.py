@@ -71,12 +71,12 @@ class Watched:
         return [
             pid
             for pid, line in self.living().items()
-            if b"trainer/run.py" in line and b"plan/child.py" not in line and b"torch.distributed.run" not in line
+            if b"trainer/run.py" in line and b"process/child.py" not in line and b"torch.distributed.run" not in line
         ]
 
     def children(self) -> list[int]:
         """What stands between a plan and its runs."""
-        return [pid for pid, line in self.living().items() if b"plan/child.py" in line]
+        return [pid for pid, line in self.living().items() if b"process/child.py" in line]
 
     def readers(self) -> list[int]:
         return [pid for pid, line in self.living().items() if b"reader_process" in line]

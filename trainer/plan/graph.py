@@ -106,9 +106,14 @@ def _by_full_names(settings: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
+def packaged_plans() -> dict[str, Path]:
+    """name -> file of each plan that comes with the package."""
+    return {path.stem: path for path in sorted((CONFIGS / "plan").glob("*.yaml"))}
+
+
 def plan_file(word: str) -> Path:
     """A plan's file, or that of a packaged plan of this name. Raises UsageError for a name that is neither."""
-    packaged = {path.stem: path for path in sorted((CONFIGS / "plan").glob("*.yaml"))}
+    packaged = packaged_plans()
     if Path(word).name != word or Path(word).suffix or Path(word).exists():
         return Path(word)
     if word not in packaged:
