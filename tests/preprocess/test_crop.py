@@ -14,7 +14,7 @@ from preprocess.cli import run
 from preprocess.crop import crop_cache
 from trainer.data.augment import Augmentation
 from trainer.data.items import Item
-from trainer.data.order import Evaluation, Place
+from trainer.data.order import Evaluation, ScheduledItem
 from trainer.data.source import Source
 
 IDS = ["1.2.3", "1.2.4", "1.2.5"]
@@ -85,7 +85,7 @@ def test_training_reads_the_same_from_a_cropped_cache_as_from_the_whole(cache, t
     drawing = Augmentation(16, seed=0)
     for id in IDS[:2]:
         for frames, first in ((3, 4), (12, 0)):
-            place = Place(0, Item(0, id, first, frames, Cache(cache).record(id).slices))
+            place = ScheduledItem(0, Item(0, id, first, frames, Cache(cache).record(id).slices))
             samples = [
                 Source(path, Evaluation([place.item], 1), drawing, boxes=boxes, keep_bytes=keep).sample(place)
                 for path in (cache, tmp_path / "small")

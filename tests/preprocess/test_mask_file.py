@@ -168,9 +168,11 @@ def test_a_big_mask_is_read_in_little_memory(tmp_path, dtype, packed):
 
 LITTLE_MEMORY = """
 import resource, sys
+import numpy
 from preprocess.series.planning import plan_studies
 from preprocess.masks.segmentation import read_segmentation
 plan = plan_studies(sys.argv[1])[0][0]
+numpy.ones((99, 99)) @ numpy.linalg.inv(numpy.eye(99))  # OpenBLAS takes its own memory with the first call, or ends the process
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + (48 << 20),) * 2)
 boxes, ratios, (finding,) = read_segmentation(sys.argv[2], plan)

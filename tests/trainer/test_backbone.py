@@ -38,7 +38,11 @@ def test_pretrained_weights_are_read_from_a_local_file_with_or_without_a_classif
 def test_a_weights_file_of_another_model_or_none_is_refused_in_one_line(tmp_path):
     save_file(timm.create_model("test_resnet", num_classes=0).state_dict(), tmp_path / "other.safetensors")
     (tmp_path / "note.pth").write_text("no weights")
-    for file, said in (("other.safetensors", "does not fit"), ("note.pth", "cannot be read"), ("gone.pth", "no such")):
+    for file, said in (
+        ("other.safetensors", "does not fit"),
+        ("note.pth", "cannot be loaded as weights"),
+        ("gone.pth", "no such"),
+    ):
         with pytest.raises(UsageError, match=said) as caught:
             Backbone(TINY, weights_file=tmp_path / file)
         assert "\n" not in str(caught.value)

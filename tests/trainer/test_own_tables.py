@@ -58,7 +58,7 @@ def test_slices_without_pseudo_labels_are_counted(tiny_cache, true_boxes, pseudo
     inputs = inputs_of(tiny_cache, true_boxes, tmp_path / "pseudo.parquet")
     warn_once.cache_clear()
     assert stage_class("slice_fracture")(inputs.settings, inputs).train_items([first, second])
-    line = f"1 studies lack pseudo labels of some slices, which count in no loss, first {first}"
+    line = f"1 studies lack pseudo labels of some slices, which the loss ignores, first {first}"
     assert capsys.readouterr().err.count(line) == 1
 
 

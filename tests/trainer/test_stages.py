@@ -265,5 +265,5 @@ def test_a_study_without_a_box_is_named_before_anything_is_trained(
 
 def test_weights_that_cannot_be_read_are_one_line(tiny_cache, tiny_settings, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"x" * 100)
-    with pytest.raises(UsageError, match="cannot be loaded as weights"):
+    with pytest.raises(UsageError, match="cannot be read as weights"):
         train(stage="bbox", cache=tiny_cache, out=tmp_path, config=tiny_settings, mode="predict", weights=tmp_path)

@@ -81,7 +81,7 @@ def is_done(settings: Settings, inputs: Inputs, key: str) -> bool:
     try:
         return check_done(settings, inputs, key, weights_too=True)
     except CacheError as error:
-        warn_once(f"{error}: so {run_name(settings.run_dir)} is not done")
+        warn_once(f"{error}: {run_name(settings.run_dir)} is not done")
         return False
 
 
