@@ -23,7 +23,7 @@ from cache_schema.errors import CacheError, UsageError, reason_of
 KEY = b"cspine"
 """metadata key, in the parquet footer, of {made_by, inputs, digest, ...} as JSON"""
 FILE_DIGEST = "file_digest"
-"""in it: sha256 of the file's bytes with zeros in the place of this digest"""
+"""in it: sha256 of the file's bytes, with this digest replaced by zeros"""
 _NONE_YET = "0" * 64
 _STATED = re.compile(rb'(?s).*"%s":"([0-9a-f]{64})"' % FILE_DIGEST.encode())
 """the last place of the file that states it"""

@@ -172,7 +172,7 @@ class CacheWriter:
         return True
 
     def sweep(self) -> None:
-        """Clear what killed writers left behind. Call it under `locked`, while nobody publishes."""
+        """Clear what killed writers left behind. Call it under `locked`, while no process publishes."""
         for aside in sorted(self.build_folder.glob("old/*")):
             there = self.path / aside.name.rpartition("-")[0]
             if not there.exists():

@@ -68,7 +68,7 @@ def at(path: Path, line: int) -> str:
 
 
 def shown(id: str) -> str:
-    """The id, unless what stands in its place is none: nobody knows what that is."""
+    """The id; a placeholder if the cell holds no valid id, since it may be a name."""
     return id if is_valid_id(id) else "the study"
 
 

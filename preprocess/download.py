@@ -24,7 +24,7 @@ RULES = f"accept the rules at www.kaggle.com/c/{COMPETITION}"
 
 
 def download(dest: str | Path, *, needed: int = NEEDED_BYTES, tell: Callable[[str], None] = say) -> int:
-    """Fetch and unpack the set below `dest`; returns the number of files there. A second run goes on where one ended.
+    """Fetch and unpack the set below `dest`; returns the number of files there. A second run continues where the first one ended.
 
     needed: free bytes asked for, less what already lies in `dest`. Raises UsageError, before anything is fetched, where
     the disk is too small, Kaggle's client is not installed or has no account; and where the client fails.

@@ -47,7 +47,7 @@ def local_cluster(workers: int) -> Any:
     import dask
     from distributed import LocalCluster
 
-    # Dask looks at every thread's stack each hundredth of a second, for a page that nobody opens
+    # Dask looks at every thread's stack each hundredth of a second, for a dashboard page that is not used here
     settings = {"distributed.nanny.pre-spawn-environ": WORKER_ENVIRONMENT, "distributed.worker.profile.enabled": False}
     with dask.config.set(settings):
         return LocalCluster(
@@ -160,7 +160,7 @@ class Pool:
             yield number, task, result
 
     def _next(self, finished: SimpleQueue[Any]) -> Any:
-        """The next future to end. Raises UsageError where for `NO_WORKER_SECONDS` there was nobody to work on any."""
+        """The next future to end. Raises UsageError after `NO_WORKER_SECONDS` without a worker."""
         any_left = all_left = time.monotonic()
         while not self._interrupted:
             try:

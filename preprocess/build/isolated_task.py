@@ -47,7 +47,7 @@ class _End:
     was_over: bool
     """it needed more than its limit and was ended for that"""
     for_memory: bool
-    """the kernel ended a process for want of memory meanwhile"""
+    """the kernel ended a process meanwhile because memory ran out"""
 
 
 def run_alone(
@@ -142,7 +142,7 @@ def _memory(pid: int) -> tuple[int, int]:
 
 
 def _kills_for_memory() -> int:
-    """How many processes the kernel has ended for want of memory, of the machine or of a control group."""
+    """How many processes the kernel has ended because the memory of the machine or of a control group ran out."""
     try:
         counts = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
     except OSError:

@@ -1,7 +1,7 @@
 """Whether a mask moved by some millimetres would lie better on the bone.
 
 A place is as good as the labels there are brighter than the pixels close around them: bone is brighter than what it
-lies in, and a bright place that goes on beyond the labels, as the base of the skull does, is no vertebra.
+lies in, and a bright region that extends beyond the labels, as the base of the skull does, is no vertebra.
 """
 
 from collections.abc import Sequence

@@ -141,7 +141,7 @@ def _is_whole(images: Images) -> bool:
 
 def _best(partings: list[tuple[list[Images], list[Images]]]) -> tuple[list[Images], list[Images]] | None:
     """The one of the fewest parts, of these the one with the most regular ones; None where two differ in neither, since
-    then nobody can say which slice belongs where."""
+    then it is unknown which slice belongs where."""
     if not partings:
         return None
     ranked = [

@@ -153,7 +153,7 @@ def split_into_groups(headers: Sequence[FileHeader], *, by_series: bool = True) 
 
 def _by_frame_of_reference(headers: list[FileHeader]) -> list[list[FileHeader]]:
     """Frames of reference of one place only, as where every slice has its own, say nothing. Images without one join the
-    only one that there is, where they fill it or go on from it."""
+    only one that there is, where they fill its gaps or continue it."""
     places: dict[str, set] = {}
     for header in headers:
         places.setdefault(header.marks.frame_of_reference, set()).add(header.position)
@@ -167,7 +167,7 @@ def _by_frame_of_reference(headers: list[FileHeader]) -> list[list[FileHeader]]:
 
 
 def _follow(some: list[FileHeader], others: list[FileHeader]) -> bool:
-    """Whether two sets of images only fill each other's gaps, or go on from each other."""
+    """Whether two sets of images only fill each other's gaps, or continue each other."""
     one, two = (np.unique(places_along_normal(members)) for members in (some, others))
     shared = len(distinct(np.concatenate([one, two]))) < len(one) + len(two)
     return min(len(one), len(two)) > 1 and not shared and not lie_between(one, two) and not lie_between(two, one)
