@@ -35,7 +35,7 @@ check: $(SETUP)  ## what needs many launches, clusters, mounts, other users or h
 test-lowest: $(LOWEST)/.installed  ## tables, settings, series, cache and training steps with the lowest packages that pyproject.toml allows
 	$(LOWEST)/bin/python -m pytest -n 2 --dist loadfile -m "not check" $(LOWEST_TESTS)
 
-LOWEST_TESTS := tests/cache_schema $(patsubst %,tests/preprocess/test_%.py,cli decode folds labels series values) \
+LOWEST_TESTS := tests/cache_schema $(patsubst %,tests/preprocess/test_%.py,cli decode folds labels study_planner values) \
 	$(patsubst %,tests/trainer/test_%.py,config own_tables plain_loop resume tables)
 $(LOWEST)/.installed: pyproject.toml | $(SETUP)
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(LOWEST)

@@ -195,3 +195,10 @@ def test_a_wheel_goes_from_a_phantom_to_a_trained_run_in_an_empty_folder(install
     shell = call("trainer plan demo cache=cache out=demo format=sh")
     assert shell.count("python -m trainer.run ") == 8 and str(ROOT) not in shell
     assert "-01.png" in call("trainer look stage=bbox cache=cache out=look items=2 data.size=64")
+
+
+def test_make_test_lowest_names_tests_that_there_are():
+    command = ["make", "--dry-run", "--always-make", "test-lowest"]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    named = re.findall(r"\btests/\S+", said)
+    assert len(named) > 8 and all((ROOT / name).exists() for name in named)
