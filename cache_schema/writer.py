@@ -1,5 +1,6 @@
 """All changes to a cache. A study is there whole or not at all; the root document is rewritten last."""
 
+import errno
 import fcntl
 import os
 import secrets
@@ -194,8 +195,9 @@ class CacheWriter:
             try:
                 os.rename(part, final)
                 break
-            except OSError:
-                if not final.exists():
+            except OSError as error:
+                # another writer may have taken the old study out since
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) and not final.exists():
                     raise
             aside = self._aside("old", final.name)
             try:

@@ -226,6 +226,24 @@ def test_two_writers_of_one_study_end_with_one_of_theirs_whole(cache):
     assert any(np.array_equal(found, make_study(seed=seed).pixels.array) for seed in (1, 2))
 
 
+def test_a_writer_continues_when_another_takes_the_old_study_out_meanwhile(cache, monkeypatch):
+    rename, taken = os.rename, []
+
+    def renamed(source, target):
+        try:
+            rename(source, target)
+        except OSError:
+            if not taken:
+                taken.append(rename(target, cache / ".build" / "taken-by-another"))
+            raise
+
+    monkeypatch.setattr(os, "rename", renamed)
+    CacheWriter(cache).publish(make_study(seed=2))
+    CacheWriter(cache).finish()
+    assert taken and verify(cache) == []
+    assert np.array_equal(Cache(cache).read("1.2.3", 0, 19), make_study(seed=2).pixels.array)
+
+
 def test_boxes_are_published_without_touching_any_digest_of_content(cache):
     before = Cache(cache).record("1.2.3")
     given = CacheWriter(cache).set_boxes(pd.DataFrame([{"id": "1.2.3", **BOX}, {"id": "9.9", **BOX}]))
