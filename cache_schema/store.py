@@ -273,7 +273,7 @@ def read_cache_document(path: Path) -> dict:
         attributes = read_group(path / GROUP)
         found = attributes["schema_version"]
     except FileNotFoundError as error:
-        raise UsageError("is no cache", where=path, expected="a cache made by preprocess build-cache") from error
+        raise UsageError("is not a cache", where=path, expected="a cache made by preprocess build-cache") from error
     except (ValueError, KeyError, OSError) as error:
         raise _damaged(error, path, "run build-cache again") from error
     if "record" in attributes:

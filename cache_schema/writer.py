@@ -54,7 +54,7 @@ class CacheWriter:
         if self.path.exists() and not self.path.is_dir():
             raise UsageError("is a file", where=self.path, expected="a folder for the cache")
         if self.path.is_dir() and any(not _is_ours(entry) for entry in self.path.iterdir()):
-            raise UsageError("is not empty and no cache", where=self.path, expected="a new folder or a cache")
+            raise UsageError("is neither empty nor a cache", where=self.path, expected="a new folder or a cache")
         self.build_folder.mkdir(parents=True, exist_ok=True)
         with self.locked():
             if not (self.path / GROUP).exists():  # another writer may have begun it meanwhile

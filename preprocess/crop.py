@@ -114,7 +114,7 @@ class _Cut:
         try:
             return cls(study, StudyRecord.model_validate(record.model_dump() | changed))
         except ValueError as error:
-            raise UsageError("its box lies outside of what the cache holds of it", where=study.id) from error
+            raise UsageError("its box lies outside its stored region", where=study.id) from error
 
     def is_there(self, writer: CacheWriter) -> bool:
         """Whether an earlier run has published it and all of its files are there."""
@@ -147,7 +147,9 @@ def _report_of(source: Cache) -> list[Finding]:
         table = pd.read_csv(source.path / REPORT, dtype=str, keep_default_na=False)
         return [Finding(*row) for row in table.itertuples(index=False)]
     except (ValueError, TypeError) as error:
-        raise CacheError("is no report of a build", where=source.path / REPORT, do="run build-cache again") from error
+        raise CacheError(
+            "is not the report of a build", where=source.path / REPORT, do="run build-cache again"
+        ) from error
 
 
 def _finish(source: Cache, writer: CacheWriter, without: tuple[str, ...]) -> None:

@@ -284,7 +284,7 @@ def test_labels_stay_until_others_are_given(cache):
 def test_what_is_no_cache_is_named_in_one_line(cache, tmp_path):
     for path, words in [
         (tmp_path / "cahce", "did you mean .*cache"),
-        (tmp_path, "is no cache"),
+        (tmp_path, "is not a cache"),
         (cache / "1.2.3", "is one study of a cache"),
     ]:
         with pytest.raises(UsageError, match=words) as caught:

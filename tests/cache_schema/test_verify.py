@@ -75,7 +75,7 @@ def test_any_missing_file_is_named(cache):
         data = path.read_bytes()
         path.unlink()
         found = problems(cache)
-        named = "is no cache" if path == cache / "zarr.json" else name_of(cache, path)
+        named = "is not a cache" if path == cache / "zarr.json" else name_of(cache, path)
         assert any(named in line for line in found), path
         path.write_bytes(data)
 

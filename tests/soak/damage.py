@@ -46,4 +46,4 @@ def _is_named(cache: Path, path: Path) -> bool:
     try:
         return any(name in line for line in verify(cache))
     except CspineError as error:  # the root itself
-        return name in str(error) or (path == cache / "zarr.json" and "is no cache" in str(error))
+        return name in str(error) or (path == cache / "zarr.json" and "is not a cache" in str(error))

@@ -12,7 +12,7 @@ from trainer.settings.keyvalue import given_twice, merge, nearest, parse_assignm
 from trainer.settings.needs import check_paths
 from trainer.settings.paths import beside, check_folder
 from trainer.settings.settings import PLACEHOLDERS, SOURCES, Settings, check_keys, map_paths, validate
-from trainer.settings.stage_registry import stage_file, stage_names
+from trainer.settings.stage_registry import config_of, stage_file, stage_names
 
 
 def full_name(key: str) -> str:
@@ -49,7 +49,9 @@ def load(words: Iterable[str], *, must_exist: bool = True, places: Mapping[str, 
     for needed in ("cache", "out"):
         if not any(needed in layer for layer in (given, *extra, places or {})):
             raise UsageError(f"no {needed} given", expected="cache=CACHE out=RUNS", do="see --help")
-    merged = merge(places or {}, common, variants[variant] or {}, *extra, given, {"variant": variant})
+    own = merge(common, variants[variant] or {})
+    check_keys(own, where=config_of(stage))
+    merged = merge(places or {}, own, *extra, given, {"variant": variant})
     settings = validate(_without_nulls(merged))
     check_folder(settings.out)
     check_folder(settings.run_dir)

@@ -5,6 +5,7 @@ A stage's file can be imported without torch: methods that need torch or a netwo
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from trainer.stages.losses import Term
 
 
-class Stage:
+class Stage(ABC):
     """Built from (settings, inputs). The class attributes are facts that need no instance."""
 
     name: ClassVar[str]
@@ -39,8 +40,9 @@ class Stage:
     """position in the pipeline, after the stages whose tables or weights it takes"""
     version: ClassVar[int] = 1
     """raise it when the same inputs give other results: finished runs of another version are stale"""
-    config: ClassVar[Path]
-    """YAML with the settings of all variants and, under `variants`, of each; the first variant is the default"""
+    config: ClassVar[Path | None] = None
+    """YAML with the settings of all variants and, under `variants`, of each; the first variant is the default.
+    None: configs/<name>.yaml of this project"""
     learns_from: ClassVar[Literal["segmentations", "pseudo_labels", "labels"]]
     """what it trains on and is scored on: segmented studies' masks, a table of pseudo labels, or the studies' labels"""
     items: ClassVar[Literal["triplets", "windows", "studies"]]
@@ -101,31 +103,30 @@ class Stage:
         own = [*keys, *cls.columns, *cls.probabilities]
         return mean_over_runs([frame[own] for frame in predictions], keys)
 
-    def train_items(self, ids: list[str]) -> list[Item]:
-        raise NotImplementedError
+    @abstractmethod
+    def train_items(self, ids: list[str]) -> list[Item]: ...
 
+    @abstractmethod
     def eval_items(self, ids: list[str]) -> list[Item]:
         """Items that cover every slice to predict."""
-        raise NotImplementedError
 
+    @abstractmethod
     def targets(self, entry: ScheduledItem, z_index: np.ndarray, params: AugmentParams) -> dict[str, np.ndarray]:
         """One training item's targets, under its augmentation. Each array has the same shape for all items."""
-        raise NotImplementedError
 
-    def model(self) -> Network:
-        raise NotImplementedError
+    @abstractmethod
+    def model(self) -> Network: ...
 
-    # Any: each stage has its own network and outputs
+    @abstractmethod
     def forward(self, model: Any, batch: Batch) -> Any:
-        """The network's outputs for a batch of images, or of their features."""
-        raise NotImplementedError
+        """The network's outputs for a batch of images, or of their features. Any: each stage has its own of both."""
 
-    def loss(self, outputs: Any, targets: Mapping[str, Tensor]) -> dict[str, Term]:
-        raise NotImplementedError
+    @abstractmethod
+    def loss(self, outputs: Any, targets: Mapping[str, Tensor]) -> dict[str, Term]: ...
 
+    @abstractmethod
     def rows(self, outputs: Any, batch: Batch) -> pd.DataFrame:
         """A batch's predictions, one row per slice or study, padding included."""
-        raise NotImplementedError
 
     def table(self, rows: pd.DataFrame) -> pd.DataFrame:
         """All rows of a prediction -> the stage's sorted table, one row per slice or study."""

@@ -16,7 +16,6 @@ from trainer.scores.score_terms import bbox_parts
 from trainer.scores.scores import Measure
 from trainer.scores.truth import box_truth, union_box
 from trainer.settings.settings import Settings
-from trainer.settings.stage_registry import CONFIGS
 from trainer.stages.base import Stage, backbone, counted, to_numpy
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class BoxStage(Stage):
-    name, order, version, config = "bbox", 1, 3, CONFIGS / "bbox.yaml"
+    name, order, version = "bbox", 1, 3
     learns_from, items = "segmentations", "triplets"
     columns, probabilities, tables = tuple(BOX), ("has_box",), ("study_boxes",)
     measure = Measure("iou", "training mean box", bbox_parts)

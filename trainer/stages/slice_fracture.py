@@ -16,7 +16,6 @@ from trainer.process.command import warn_once
 from trainer.runs.inputs import FROM_RUNS
 from trainer.scores.score_terms import slice_fracture_parts
 from trainer.scores.scores import Measure
-from trainer.settings.stage_registry import CONFIGS
 from trainer.stages.base import WindowStage, average, backbone, slice_rows, to_numpy
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class SliceFractureStage(WindowStage):
-    name, order, version, config = "slice_fracture", 3, 3, CONFIGS / "slice_fracture.yaml"
+    name, order, version = "slice_fracture", 3, 3
     learns_from = "pseudo_labels"
     columns = (*LEVELS, *FRACTURES, "any_frac")
     measure = Measure("weighted_squared_error", "training constants", slice_fracture_parts, 3, ("any", *LEVELS))

@@ -13,7 +13,6 @@ from trainer.data.items import Item, whole_studies
 from trainer.runs.files import MODEL_FILE
 from trainer.scores.score_terms import study_fracture_parts
 from trainer.scores.scores import Measure
-from trainer.settings.stage_registry import CONFIGS
 from trainer.stages.base import Stage, counted, to_numpy
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class StudyFractureStage(Stage):
-    name, order, version, config = "study_fracture", 4, 3, CONFIGS / "study_fracture.yaml"
+    name, order, version = "study_fracture", 4, 3
     learns_from, items = "labels", "studies"
     needs_boxes, backbone = True, "slice_fracture"
     columns, probabilities, tables = (), tuple(TARGETS), ("study_predictions",)

@@ -13,7 +13,6 @@ from trainer.scores.score_terms import vertebra_parts
 from trainer.scores.scores import Measure
 from trainer.scores.truth import ratio_truth
 from trainer.settings.settings import Settings
-from trainer.settings.stage_registry import CONFIGS
 from trainer.stages.base import WindowStage, average, backbone, slice_rows, to_numpy
 from trainer.tables.ratios import vertebra_ratios
 
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class VertebraStage(WindowStage):
-    name, order, version, config = "vertebrae", 2, 3, CONFIGS / "vertebrae.yaml"
+    name, order, version = "vertebrae", 2, 3
     learns_from = "segmentations"
     columns, tables = ("windows", *LEVELS), ("vertebra_ratios", "pseudo_labels")
     measure = Measure("weighted_squared_error", "training curve", vertebra_parts)
