@@ -124,11 +124,6 @@ def _document_of(folder: Path, digests: Digests) -> dict[str, Any]:
     return attributes
 
 
-def read_record(folder: Path) -> StudyRecord:
-    """The record of the study in this folder. Raises CacheError where it is missing or does not check."""
-    return read_study_document(folder)[0]
-
-
 def read_study_document(folder: Path) -> tuple[StudyRecord, dict]:
     """The record, and all attributes of the study's zarr.json: schema_version, pixel_hash, record, files, digest."""
     try:
