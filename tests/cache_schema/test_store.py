@@ -321,7 +321,7 @@ def test_a_disk_that_gives_back_something_else_keeps_the_old_study(tmp_path, cac
 
 def test_a_writer_leaves_other_peoples_folders_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("do not touch")
-    with pytest.raises(UsageError, match="not empty"):
+    with pytest.raises(UsageError, match="neither empty"):
         CacheWriter(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
 
