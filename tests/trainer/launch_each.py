@@ -13,11 +13,14 @@ from types import SimpleNamespace
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from trainer import loop, run_output  # noqa: E402
-from trainer.run import main  # noqa: E402
+from trainer.process.ending import leave  # noqa: E402
+from trainer.run import close, main  # noqa: E402
 
 if os.environ["RANK"] != "0":
     loop.time = SimpleNamespace(monotonic=itertools.count(step=1e-6).__next__)
 run_output.remove_checkpoints = lambda run_dir: None
 for line in Path(sys.argv[1]).read_text().splitlines():
     if status := main(line.split()):
-        sys.exit(status)
+        leave(status)
+close()
+leave(0)
