@@ -1,0 +1,1 @@
+"""What models say of one study: the answer, its flags, and how far to believe it."""

@@ -1,0 +1,15 @@
+"""The closed list of reasons why an answer is flagged."""
+
+REASONS = {
+    "levels_out_of_order": "C1 to C7 do not follow each other from head to feet",
+    "level_missing": "a level inside the field of view is not found",
+    "level_twice": "a level is found at two places",
+    "gap": "slices between two levels belong to neither",
+    "cut_end": "the field of view ends within the cervical spine",
+    "outside_field": "the level lies outside the field of view",
+    "no_box": "no box was found: the models saw the full frame",
+    "box_at_frame": "the box touches the edge of the image",
+    "unlike_training": "the image is far from all that the models were trained on",
+    "no_slice_model": "no slice model answered: no curves, slices or heat maps",
+}
+"""reason -> what it means"""
