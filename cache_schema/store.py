@@ -196,7 +196,7 @@ class Cache:
         """Raises as `study`."""
         return self.study(id).record
 
-    def study(self, id: str) -> StoredStudy:
+    def study(self, id: str) -> Study:
         """Raises UsageError for an id that is none of the cache's, ChangedStudy where the study on disk is not that of the index,
         CacheError where its record is damaged."""
         if id not in self._digests:

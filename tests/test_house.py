@@ -16,7 +16,7 @@ FORBIDDEN = {
     "preprocess": {"trainer", "torch", "torchvision", "timm", "accelerate", "nvidia"},
     "trainer": {"preprocess", "pydicom", "dask", "distributed", "nibabel"},
 }
-DOORS = {("trainer/predict.py", "preprocess"), ("trainer/plan/dask_pool.py", "distributed")}
+DOORS = {("trainer/predictor/scans.py", "preprocess"), ("trainer/plan/dask_pool.py", "distributed")}
 
 
 def imported(path: Path) -> set[str]:

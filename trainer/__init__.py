@@ -1,9 +1,21 @@
-"""Trains the stages on studies and tables, and makes tables from their predictions."""
+"""Trains the stages on studies and tables, makes tables from their predictions, and answers for new studies."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["train"]
+if TYPE_CHECKING:
+    from trainer.predictor.predictor import Predictor
+
+__all__ = ["Predictor", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    """Predictor, whose import takes seconds, on first use."""
+    if name != "Predictor":
+        raise AttributeError(f"module 'trainer' has no attribute {name!r}")
+    from trainer.predictor.predictor import Predictor
+
+    return Predictor
 
 
 def train(**settings: Any) -> Path:

@@ -14,6 +14,8 @@ COMMANDS = {
     "plan": "make every run and table of a plan; skip what is done",
     "tables": "make the tables and scores that finished runs allow",
     "predict": "probabilities of fractures in new studies, by the models of a plan",
+    "pack": "the models of a plan in one file",
+    "inspect": "what a packed file holds, after a check of every byte",
     "look": "contact sheets of what a model is shown, or figures of the tables",
 }
 HELP = "\n".join(

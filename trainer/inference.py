@@ -39,7 +39,8 @@ def predict(session: Session, model: nn.Module, *, scored_only: bool = False) ->
     if not items:
         raise UsageError("no study to predict on", where=session.settings.run_dir, do="set split=all or another fold=")
     network: Network = accelerator.unwrap_model(model).eval()
-    clear_device_cache(garbage_collection=True)  # DALI cannot use memory in torch's cache
+    if accelerator.device.type != "cpu":
+        clear_device_cache(garbage_collection=True)  # DALI cannot use memory in torch's cache
     if accelerator.num_processes > 1:
         # processes have different running statistics of batch norm; the main process's are saved
         for buffer in network.buffers():

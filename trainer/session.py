@@ -34,11 +34,13 @@ class ReplacedForAll(StaleStudy, UsageError):
 class Session:
     """Built from checked settings. A process may have several in turn, each with its own precision."""
 
-    def __init__(self, settings: Settings, inputs: Inputs, key: str):
-        self.settings, self.inputs, self.key = settings, inputs, key
+    def __init__(self, settings: Settings, inputs: Inputs, key: str, *, quiet: bool = False):
+        """quiet: print nothing."""
+        self.settings, self.inputs, self.key, self.quiet = settings, inputs, key, quiet
         self.accelerator = accelerator(settings)
         self.stage: Stage = settings.facts(settings, inputs)
-        set_seed(settings.seed, deterministic=False)
+        if settings.mode == "train":
+            set_seed(settings.seed, deterministic=False)
 
     @property
     def by_block(self) -> bool:
@@ -51,7 +53,8 @@ class Session:
 
     def say(self, line: str) -> None:
         """Prints from the main process."""
-        self.accelerator.print(line, flush=True)
+        if not self.quiet:
+            self.accelerator.print(line, flush=True)
 
     def check_fresh(self) -> None:
         """Raises StaleStudy in all processes if one finds a replaced study. Called before anything is saved."""

@@ -12,6 +12,7 @@ from cache_schema import Cache, CacheWriter
 from cache_schema.tables import write_table
 from preprocess import studies
 from preprocess.phantom.generate import write_phantom
+from trainer import train
 from trainer.scores.truth import ratio_truth
 from trainer.settings.stage_registry import stage_names
 from trainer.tables.boxes import segmentation_box
@@ -130,3 +131,16 @@ def _run_all_stages(cache: Path, settings: Path, out: Path) -> None:
     backbones = [train(stage="slice_fracture", fold=fold, pseudo=pseudo, **common) for fold in (0, 1)]
     studies = [train(stage="study_fracture", fold=fold, backbone=backbones[fold], **common) for fold in (0, 1)]
     make.make("study_predictions", out, opened, studies)
+
+
+@pytest.fixture(scope="session")
+def models(tiny_cache, tiny_settings, true_boxes, pseudo, tmp_path_factory):
+    """RUNS with one bbox and two study_fracture runs that hold fold 0 out."""
+    out = tmp_path_factory.mktemp("models")
+    common = dict(cache=tiny_cache, out=out, config=tiny_settings, fold=0)
+    train(stage="bbox", **common)
+    common["boxes"] = true_boxes
+    backbone = train(stage="slice_fracture", pseudo=pseudo, **common, **{"train.epochs": 1})
+    for seed in (1, 2):
+        train(stage="study_fracture", backbone=backbone, seed=seed, **common)
+    return out

@@ -20,19 +20,6 @@ from trainer.tables.settings import TableSettings
 
 
 @pytest.fixture(scope="module")
-def models(tiny_cache, tiny_settings, true_boxes, pseudo, tmp_path_factory):
-    """RUNS with one bbox and two study_fracture runs that hold fold 0 out."""
-    out = tmp_path_factory.mktemp("models")
-    common = dict(cache=tiny_cache, out=out, config=tiny_settings, fold=0)
-    train(stage="bbox", **common)
-    common["boxes"] = true_boxes
-    backbone = train(stage="slice_fracture", pseudo=pseudo, **common, **{"train.epochs": 1})
-    for seed in (1, 2):
-        train(stage="study_fracture", backbone=backbone, seed=seed, **common)
-    return out
-
-
-@pytest.fixture(scope="module")
 def scans(tmp_path_factory):
     """Three new studies as DICOM, one of them of files that end too soon."""
     folder = tmp_path_factory.mktemp("scans")
@@ -46,10 +33,11 @@ def scans(tmp_path_factory):
 
 
 def test_new_scans_get_the_mean_of_all_runs(models, scans, tmp_path, capfd):
-    words = [f"source={scans}", f"models={models}", f"out={tmp_path}"]
+    words = [f"source={scans}", f"models={models}", f"out={tmp_path}", "keep=true"]
     assert main([*words, "slices=true"]) == 3, "one study was refused"
-    said = capfd.readouterr().out
-    assert "2 studies, 1 bbox runs, 2 study_fracture runs" in said and "1 studies were refused" in said
+    said, told = capfd.readouterr()
+    assert "2 studies, 1 bbox models, 1 slice_fracture models, 2 study_fracture models" in said
+    assert told.count(": refused: ") == 1
     assert (
         "seen in training" not in said and "has no tables/study_boxes.parquet" in said and "using the defaults" in said
     )
@@ -71,10 +59,11 @@ def test_new_scans_get_the_mean_of_all_runs(models, scans, tmp_path, capfd):
     )
     numbers = Cache(tmp_path / "cache").study(id).slice_number
     assert where.loc[5, "slice_number"] == numbers[own.idxmax()]
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/*/*")}
-    assert main(words) == 3 and capfd.readouterr().out.count("already done") == 3
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("answers/*")}
+    assert main(words) == 3 and "2 studies are answered already" in capfd.readouterr().out
     assert not (tmp_path / "slices.csv").exists(), "it was not asked for"
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/*/*")} == before
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("answers/*")} == before
+    assert pd.read_csv(tmp_path / "predictions.csv", dtype={"id": str}).set_index("id").equals(table)
 
 
 def test_another_source_leaves_nothing_of_the_one_before(models, scans, tmp_path, capfd):
@@ -88,7 +77,9 @@ def test_another_source_leaves_nothing_of_the_one_before(models, scans, tmp_path
         assert main(words) == 3
         table = pd.read_csv(tmp_path / "out/predictions.csv", dtype={"id": str})
         boxes = read_table(tmp_path / "out/study_boxes.parquet")
-        assert table["id"].tolist() == boxes["id"].tolist() == Cache(tmp_path / "out/cache").ids == [second.name]
+        assert table["id"].tolist() == boxes["id"].tolist() == [second.name]
+        assert [path.stem for path in tmp_path.glob("out/answers/*")] == [second.name]
+        assert not (tmp_path / "out/cache").exists() and not (tmp_path / "out/runs").exists()
     competition = pd.read_csv(tmp_path / "out/submission.csv")
     assert competition["row_id"].tolist() == [f"{second.name}_{target}" for target in TARGETS]
     assert np.allclose(competition["fractured"], table[list(TARGETS)].to_numpy()[0], atol=6e-5)
@@ -118,8 +109,9 @@ def test_boxes_of_new_scans_come_from_the_runs_of_all_data_where_there_are_any(
     own = shutil.copytree(models, tmp_path / "models")
     train(stage="bbox", cache=tiny_cache, out=own, config=tiny_settings, fold="all", seed=5)
     assert main([f"source={tiny_cache}", f"models={own}", f"out={tmp_path / 'out'}"]) == 0
-    assert "6 studies, 1 bbox runs, 2 study_fracture runs" in capfd.readouterr().out
-    assert [path.name for path in tmp_path.glob("out/runs/bbox-01B/*")] == ["foldall-seed5"]
+    assert "6 studies, 1 bbox models, 1 slice_fracture models, 2 study_fracture models" in capfd.readouterr().out
+    answer = json.loads(next(tmp_path.glob("out/answers/*")).read_bytes())["answer"]
+    assert answer["models"]["bbox"] == ["bbox-01B/foldall-seed5"]
 
 
 def test_runs_made_from_what_is_there_no_longer_are_left_out(models, tiny_cache, tmp_path, capfd):
@@ -130,14 +122,15 @@ def test_runs_made_from_what_is_there_no_longer_are_left_out(models, tiny_cache,
     digest = reseal(backbone / "model.safetensors", seed="7")
     assert main(words) == 2
     said = capfd.readouterr()
-    line = f"study_fracture-04F/fold0-seed1: stale, left out: made from other backbone than {own} holds now"
-    assert line in said.out and said.out.count("stale, left out") == 2
-    assert "all 2 runs like study_fracture-04F/fold0-seed1 are stale; make them again" in said.err
+    line = (
+        f"all 2 runs like study_fracture-04F/fold0-seed1 are stale: made from other backbone than {own} holds now; make"
+    )
+    assert line in said.err
     inputs = json.loads(weights_metadata(first / "model.safetensors")["inputs"])
     reseal(first / "model.safetensors", inputs=json.dumps(inputs | {"backbone": digest}))
     assert main(words) == 0
     said = capfd.readouterr().out
-    assert said.count("stale, left out") == 1 and second.name in said and "1 study_fracture runs" in said
+    assert said.count("stale, left out") == 1 and second.name in said and "1 study_fracture models" in said
 
 
 def test_settings_of_another_run_beside_the_weights_are_refused(models, tiny_cache, tmp_path, capfd):
@@ -218,18 +211,21 @@ def test_it_is_what_the_runs_predict_by_themselves_and_says_what_they_have_seen(
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["source=S", "out=O"], "no models given; expected models=RUNS"),
+        (["source=S", "out=O"], "no models given; expected models=MODELS"),
         (["source=S", "models=M", "out=O", "modle.name=x"], "no setting modle; did you mean model?"),
         (["source=S", "models=M", "out=O", "data.wokers=1"], "no setting data.wokers; did you mean data.workers?"),
-        (["source=S", "models=nowhere", "out=O"], "models=nowhere: no such folder; expected the out= of a plan"),
+        (["source=S", "models=nowhere", "out=O"], "models=nowhere: no such path; expected the out= of a plan"),
         (
             ["source=S", "models=.", "out=O"],
             "models=.: no finished bbox run; expected bbox-*/fold*-seed*/model.safetensors",
         ),
-        (["source=nowhere", "models=M", "out=O"], "source=nowhere: no such folder; expected DICOM files, or a cache"),
+        (
+            ["source=nowhere", "models=M", "out=O"],
+            "source=nowhere: no such path; expected DICOM files, a zip of them, or a cache",
+        ),
         (["source=" + "x" * 300, "models=M", "out=O"], "x: file name too long"),
         (["source=S", "source.x=a", "models=M", "out=O"], "source is a value, not a section"),
-        (["source.x=a", "models=M", "out=O"], "no source given; expected source=DICOM_OR_CACHE"),
+        (["source.x=a", "models=M", "out=O"], "no source given; expected source=SOURCE"),
         (
             ["source=D", "models=M", "out=O", "data.loader=foo"],
             "data.loader='foo' does not fit; expected 'dali' or 'plain'",
@@ -248,4 +244,4 @@ def test_a_mistake_is_one_line(words, line, models, tiny_cache, scans, tmp_path,
     assert main([places.get(word, word) for word in words]) == 2
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1 and said[0].startswith("error: ") and line in said[0]
-    assert not (tmp_path / "O/cache").exists(), "before anything is decoded"
+    assert not (tmp_path / "O").exists(), "before anything is decoded"

@@ -38,7 +38,9 @@ WORDS = {
     "section.key",
     "plan": "cache out dry_run scheduler format costs only config tables.key section.key",
     "tables": "cache export tables.over_seeds tables.key",
-    "predict": "source models out slices section.key data.loader data.workers train.eval_batch train.precision fold",
+    "predict": "source models out slices keep timing processes section.key data.loader data.workers train.eval_batch train.precision fold",
+    "pack": "out stages variants folds seeds models",
+    "inspect": "",
     "look": "stage variant cache out boxes pseudo fold seed config draw epoch items slices tile tables mode split section.key",
 }
 """every `key=` that a command's --help names"""
@@ -52,8 +54,8 @@ def settings(model: type[BaseModel] = Settings, prefix: str = "") -> Iterator[st
             yield prefix + name
 
 
-def test_the_package_gives_one_function():
-    assert trainer.__all__ == ["train"]
+def test_the_package_gives_these_names():
+    assert trainer.__all__ == ["Predictor", "train"]
 
 
 def test_settings_have_these_keys():

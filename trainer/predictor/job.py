@@ -1,0 +1,151 @@
+"""Answers for all studies of a source, kept in a folder as they come: an interrupted job goes on where it was."""
+
+import os
+import signal
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from cache_schema import read_table, write_table
+from cache_schema.errors import CspineError, UsageError
+from trainer.answers.answer import Answer
+from trainer.answers.kept import load_answer, save_answer
+from trainer.predictor.scans import Refused, Scans, pixel_hash
+from trainer.runs.files import PREDICTIONS_OF_ALL
+from trainer.trained.models import Models, TrainedModel
+
+ANSWERS, RUNS = "answers", "runs"
+POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to answer with, and where to keep it."""
+
+    models: Models
+    out: Path
+    given: Mapping[str, Any]
+    """settings by section that override those of the training"""
+    keep_runs: bool = False
+    """keep each run's own predictions as well"""
+
+    def check(self) -> None:
+        """Raises UsageError for settings that do not fit the models."""
+        from trainer.session import on_gpu
+
+        for model in self._models():
+            model.settings(self.given, gpu=on_gpu())
+
+    def check_pixels(self, source: Path) -> None:
+        """Raises UsageError for a cache with other pixel rules than those that the models were trained on."""
+        own = pixel_hash(source)
+        if own != self.models.pixel_hash:
+            line, expected = f"was trained with pixel_hash={self.models.pixel_hash}", f"pixel_hash={own}"
+            raise UsageError(line, where=self.models.where, expected=expected, do="give models of such pixels")
+
+    def answer(self, id: str, digest: str) -> Answer | None:
+        """The answer of an earlier job for this state of the study; None if it must be made."""
+        if self.keep_runs and not all(self._rows(model, id).is_file() for model in self._models()):
+            return None
+        return load_answer(self._path(id), self._made_from(digest))
+
+    def run(self, scans: Scans, ids: Collection[str], processes: int) -> None:
+        """Answers these studies, shared by several processes, one per GPU. What scans refuse is added to their list."""
+        if processes == 1:
+            self._work(scans, ids)
+            return
+        context = get_context("spawn")
+        found = context.SimpleQueue()
+        shares = [sorted(ids)[first::processes] for first in range(processes)]
+        workers = [
+            context.Process(target=_share, args=(self, scans, share, number, found), daemon=True)
+            for number, share in enumerate(shares)
+            if share
+        ]
+        for worker in workers:
+            worker.start()
+        for _ in workers:
+            answered = _next(found, workers)
+            if isinstance(answered, CspineError):
+                raise answered
+            scans.refused |= answered
+
+    def runs_tables(self, ids: Collection[str]) -> dict[Path, pd.DataFrame]:
+        """Writes each run's predictions of these studies as one table, and removes their parts."""
+        found = {}
+        for model in self._models():
+            parts = [self._rows(model, id) for id in sorted(ids)]
+            path = self.out / RUNS / model.name / PREDICTIONS_OF_ALL
+            found[path] = pd.concat([read_table(part) for part in parts], ignore_index=True)
+            write_table(path, found[path], "trainer.predict", {"run": model.digest})
+        return found
+
+    def remove_others(self, ids: Collection[str]) -> None:
+        """Removes answers for studies that the source no longer holds."""
+        for path in (self.out / ANSWERS).glob("*.json"):
+            if path.stem not in ids:
+                path.unlink()
+
+    def _work(self, scans: Scans, ids: Collection[str]) -> None:
+        from trainer.predictor.predictor import Predictor
+
+        (self.out / ANSWERS).mkdir(parents=True, exist_ok=True)
+        predictor = Predictor(self.models, **self.given)
+        others = set(scans.ids) - set(ids)
+        rows = self._keep_rows if self.keep_runs else None
+        for study, answer in predictor.with_studies(scans.studies(without=others), rows):
+            save_answer(self._path(study.id), answer, self._made_from(scans.digests[study.id]))
+
+    def _keep_rows(self, model: TrainedModel, table: pd.DataFrame) -> None:
+        for id, rows in table.groupby("id"):
+            path = self._rows(model, str(id))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_table(path, rows.reset_index(drop=True), "trainer.predict", {"run": model.digest})
+
+    def _rows(self, model: TrainedModel, id: str) -> Path:
+        return self.out / RUNS / model.name / "studies" / f"{id}.parquet"
+
+    def _path(self, id: str) -> Path:
+        return self.out / ANSWERS / f"{id}.json"
+
+    def _made_from(self, digest: str) -> dict[str, Any]:
+        return {"study": digest, "models": self.models.digest, "settings": dict(self.given)}
+
+    def _models(self) -> list[TrainedModel]:
+        return [model for models in self.models.by_stage.values() for model in models]
+
+
+def _share(job: Job, scans: Scans, ids: Collection[str], number: int, found: Any) -> None:
+    """One process's share, on the GPU of its number. Its result is what was refused, or the error."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends this one
+    try:
+        _use_gpu(number)
+        job._work(scans, ids)
+        found.put(scans.refused)
+    except CspineError as error:
+        found.put(error)
+
+
+def _use_gpu(number: int) -> None:
+    """Shows this process one GPU only. Call it before CUDA starts."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    chosen = visible[number % len(visible)] if visible != [""] else str(number)
+    os.environ["CUDA_VISIBLE_DEVICES"] = chosen
+
+
+def _next(found: Any, workers: Collection[Any]) -> dict[str, Refused] | CspineError:
+    """The next result. Raises CspineError if a process ended without one."""
+    while found.empty():
+        for worker in workers:
+            worker.join(POLL_SECONDS / len(workers))
+            if worker.exitcode not in (None, 0) and found.empty():
+                line = f"a process that answers studies ended with status {worker.exitcode}"
+                raise CspineError(line, do="run the same command to continue")
+    with suppress(EOFError):
+        return found.get()
+    raise CspineError("a process that answers studies ended", do="run the same command to continue")

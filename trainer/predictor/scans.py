@@ -1,0 +1,131 @@
+"""The studies of a source: a folder or zip of DICOM files, or a cache. The trainer's only door to `preprocess`."""
+
+from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+import pandas as pd
+
+from cache_schema import Cache, Study
+from cache_schema.errors import UsageError, did_you_mean_path
+from cache_schema.layout import GROUP, PIXEL_HASH, REPORT
+from cache_schema.memory import held
+
+if TYPE_CHECKING:
+    from preprocess.findings import Finding
+
+
+class Refused(NamedTuple):
+    """A study that cannot be read, or a file that belongs to none."""
+
+    id: str
+    """of the study; or `file` and its number in the source"""
+    reason: str
+    message: str
+
+
+class Scans:
+    """An open source. Leave it by `with`, or close it: what was unpacked goes.
+
+    Raises UsageError for a source that does not exist or holds no study.
+    """
+
+    def __init__(self, source: Path, beside: Path | None = None, keep: Path | None = None):
+        """beside: the folder in which a zip is unpacked; by default the system's for temporary files. keep: where to keep the
+        decoded studies as a cache, which is then the source."""
+        self.source, self.refused = source, dict[str, Refused]()
+        self._open = ExitStack()
+        check_source(source)
+        is_cache = (source / GROUP).is_file()
+        self.cache = Cache(source) if is_cache else None if keep is None else self._built(beside, keep)
+        if self.cache is None:
+            self._plan(beside)
+        else:
+            self.digests = dict(zip(self.cache.ids, self.cache.index["content_digest"], strict=True))
+
+    def _folder(self, beside: Path | None) -> Path:
+        from preprocess.zip_source import is_zip, unpacked
+
+        if self.source.is_file() and not is_zip(self.source):
+            raise UsageError("is a file", where=f"source={self.source}", expected="a folder, or a zip, of DICOM files")
+        return self._open.enter_context(unpacked(self.source, beside))
+
+    def _built(self, beside: Path | None, keep: Path) -> Cache:
+        """The cache of the source, built or brought up to date."""
+        from preprocess.build.build_cache import build_cache
+        from preprocess.findings import Finding
+
+        build_cache(self._folder(beside), keep, pixels_only=True, prune=True)
+        for row in pd.read_csv(keep / REPORT, dtype=str).fillna("").itertuples():
+            self._report(Finding(row.id, row.file, row.severity, row.reason, row.message))
+        return Cache(keep)
+
+    def _plan(self, beside: Path | None) -> None:
+        from preprocess import plan_studies
+        from preprocess.decode_ahead import plan_digest
+
+        folder = self._folder(beside)
+        plans, findings = plan_studies(folder)
+        self._plans = {plan.id: plan for plan in plans}
+        self.digests = {id: plan_digest(plan, folder) for id, plan in self._plans.items()}
+        for finding in findings:
+            self._report(finding)
+
+    @property
+    def ids(self) -> list[str]:
+        """Sorted ids of the studies to decode."""
+        return list(self.digests)
+
+    def studies(self, without: Collection[str] = ()) -> Iterator[Study]:
+        """The studies, sorted by id, with all their pixels in memory; each is decoded while the caller uses the one before."""
+        ids = [id for id in self.ids if id not in without]
+        if self.cache is None:
+            from preprocess.decode_ahead import decoded
+
+            yield from decoded((self._plans[id] for id in ids), self._report)
+            return
+        with ThreadPoolExecutor(1) as thread:
+            opened = iter(ids)
+            coming = [thread.submit(self._read, id) for id in islice(opened, 1)]
+            while coming:
+                study = coming.pop().result()
+                coming = [thread.submit(self._read, id) for id in islice(opened, 1)]
+                yield study
+                del study
+
+    def _read(self, id: str) -> Study:
+        assert self.cache is not None
+        return held(self.cache.study(id))
+
+    def _report(self, finding: "Finding") -> None:
+        if finding.refuses_study or (finding.severity == "refused" and not finding.id):
+            what = finding.id or f"file {finding.file or finding.message}"
+            self.refused.setdefault(what, Refused(what, finding.reason, finding.message))
+
+    def close(self) -> None:
+        self._open.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_open"}  # only the opener closes it
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def check_source(source: Path) -> None:
+    """Raises UsageError if there is no such source."""
+    if not source.exists():
+        expected = "DICOM files, a zip of them, or a cache"
+        do = did_you_mean_path(source.absolute())
+        raise UsageError("no such path", where=f"source={source}", expected=expected, do=do)
+
+
+def pixel_hash(source: Path) -> str:
+    """The pixel rules of a cache, or those by which DICOM files are decoded. Raises CspineError for a damaged cache."""
+    return Cache(source).pixel_hash if (source / GROUP).is_file() else PIXEL_HASH

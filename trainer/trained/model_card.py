@@ -1,0 +1,138 @@
+"""The model card of a packed file: Markdown, made from what runs and tables record. What is not recorded is `unknown`."""
+
+import json
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from cache_schema import read_table
+from cache_schema.errors import CspineError
+from trainer.leakage import exposure, lineage
+from trainer.runs.files import PREDICTIONS
+from trainer.runs.run_names import RunName
+from trainer.scores.scores import Score, read_scores
+from trainer.settings.stage_registry import stage_class
+from trainer.trained.models import Models, TrainedModel
+
+UNKNOWN = "unknown"
+USE = """\
+For research on fractures of the cervical spine (C1 to C7) in CT. **Not a medical device**: not for diagnosis, triage or any
+other decision about a patient. Input: one axial CT series of the neck, as DICOM; output: for each study eight probabilities, and
+for each level the most suspicious slice."""
+LIMITS = """\
+- The probabilities are those of the studies that the models were trained on. Other scanners, kernels, patients and prevalences
+  may change them; an image far from all of these is flagged `unlike_training`, which does not find every such image.
+- The competition's loss weights positives double, so uncalibrated probabilities are too high.
+- Slices and heat maps show what a network reacts to, which need not be the fracture.
+- Other findings than fractures, and other parts of the body, are not looked for."""
+
+
+def model_card(manifest: Mapping[str, Any], models: Models, studies: Mapping[str, int]) -> str:
+    """manifest: of the packed file, without its list of files. studies: model -> number of studies that it has seen."""
+    every = [model for each in models.by_stage.values() for model in each]
+    parts = {
+        "Intended use": USE,
+        "Models": _models(every, studies),
+        "How they were made": _graph(every),
+        "Scores on held-out studies": _scores(models.where, {model.name for model in every}),
+        "Exposure and leakage": _leakage(every, manifest),
+        "Calibration": _calibration(models.calibration),
+        "When time is short": _leave_out(manifest["leave_out"]),
+        "Limits": LIMITS,
+        "Versions": _versions(manifest, every),
+        "Licences": _licences(every),
+    }
+    body = "\n\n".join(f"## {title}\n\n{text}" for title, text in parts.items())
+    return f"# Models of cervical spine fractures\n\nResearch only, not a medical device.\n\n{body}\n"
+
+
+def _models(models: Iterable[TrainedModel], studies: Mapping[str, int]) -> str:
+    rows = [
+        (model.name, model.config["model"]["name"], model.config["data"]["size"], studies[model.name] or UNKNOWN)
+        for model in models
+    ]
+    return _table(("model", "backbone", "pixels", "studies seen in training"), rows)
+
+
+def _graph(models: Collection[TrainedModel]) -> str:
+    """Which tables and runs each model was made from, by the first digits of their digests."""
+    names = {model.digest: model.name for model in models}
+    lines = []
+    for model in models:
+        inputs = json.loads(model.metadata.get("inputs", "{}"))
+        made_from = [f"{name} {names.get(digest, digest[:12])}" for name, digest in sorted(inputs.items())]
+        fold = model.metadata["fold"]
+        held = "no study" if fold == "all" else f"fold {fold}"
+        lines.append(f"- `{model.name}` holds {held} out; from {', '.join(made_from) or UNKNOWN}")
+    thresholds = "Study boxes are the mean of the bbox models' boxes, cut by the thresholds of the manifest."
+    return "\n".join([*lines, "", thresholds])
+
+
+def _scores(runs: Path, names: set[str]) -> str:
+    path = runs / "tables/scores.json"
+    if not path.is_file():
+        return f"{UNKNOWN.capitalize()}: the runs hold no scores."
+    kinds = {RunName.of(name)[:2] for name in names}
+    rows = [row for row in read_scores(path) if (row.stage, row.variant) in kinds]
+    columns = ("stage", "split", "studies", "metric", "value", "baseline", "value / baseline", "95 % bounds")
+    about = "Out of fold: each study by the runs that hold it out. `iou` is better above 1, all others below."
+    return f"{_table(columns, map(_score_row, rows))}\n\n{about}" if rows else f"{UNKNOWN.capitalize()}."
+
+
+def _score_row(row: Score) -> tuple[Any, ...]:
+    kind, bounds = f"{row.stage} {row.variant}", f"{row.low:.3f} to {row.high:.3f}"
+    baseline = f"{row.baseline} {row.baseline_value:.4f}"
+    return kind, row.split, row.n, row.metric, f"{row.value:.4f}", baseline, f"{row.ratio:.3f}", bounds
+
+
+def _leakage(models: Iterable[TrainedModel], manifest: Mapping[str, Any]) -> str:
+    lines = [f"- `{model.name}`: {_exposed(model)}" for model in models]
+    known = f"The file names {len(manifest['seen']['studies'])} studies seen in training, as salted hashes."
+    return "\n".join([*lines, "", known])
+
+
+def _exposed(model: TrainedModel) -> str:
+    """Whether the model has seen the truth of the studies that it holds out."""
+    path = model.where / PREDICTIONS
+    if not path.is_file():
+        return "holds nothing out"
+    try:
+        ids = set(read_table(path)["id"])
+        seen = exposure.of_finished(model.where)
+        lineage.refuse_exposed(stage_class(model.stage).learns_from, seen, ids)
+    except lineage.ForbiddenScore as error:
+        return error.what
+    except CspineError as error:
+        return f"{UNKNOWN} ({error.what})"
+    unsure = seen[seen["kind"] == lineage.UNKNOWN]["way"]
+    if len(unsure):
+        return f"{UNKNOWN} through {unsure.iloc[0]}"
+    return f"has not seen the truth of the {len(ids)} studies that it holds out"
+
+
+def _calibration(calibration: Mapping[str, Any] | None) -> str:
+    return "None: no out-of-fold predictions to learn it from." if calibration is None else "In `cspine-models.json`."
+
+
+def _leave_out(names: Iterable[str]) -> str:
+    listed = "\n".join(f"{number}. `{name}`" for number, name in enumerate(names, 1))
+    return f"Models may be left out in this order:\n\n{listed}" if listed else "No model may be left out."
+
+
+def _versions(manifest: Mapping[str, Any], models: Iterable[TrainedModel]) -> str:
+    stages = sorted({(model.stage, model.metadata["version"]) for model in models})
+    trained = ", ".join(f"{stage} version {version}" for stage, version in stages)
+    packed = f"Packed by {manifest['made_by']}, format {manifest['version']}."
+    return f"{packed} Trained with {trained}; versions of Python, torch and timm: {UNKNOWN}."
+
+
+def _licences(models: Iterable[TrainedModel]) -> str:
+    pretrained = sorted({model.config["model"]["name"] for model in models if model.config["model"]["pretrained"]})
+    names = "`, `".join(pretrained)
+    start = f"from the weights `{names}`, under licences of their own" if pretrained else "from random weights"
+    return f"Code: Apache-2.0. Training started {start}. Licence of the training data and of these weights: {UNKNOWN}."
+
+
+def _table(columns: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> str:
+    lines = [columns, ("---",) * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)

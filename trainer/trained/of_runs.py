@@ -1,0 +1,116 @@
+"""The models of a plan's finished runs."""
+
+from collections.abc import Collection, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cache_schema.errors import UsageError
+from trainer.leakage import exposure
+from trainer.runs.files import CONFIG_FILE, MODEL_FILE
+from trainer.runs.identity import recorded_config, weights_config
+from trainer.runs.recorded import changed_since
+from trainer.runs.run_names import RunName, run_name
+from trainer.runs.weights import require_whole, weights_digest
+from trainer.tables.make import made_with
+from trainer.trained.models import BOXES, STUDIES, USED, Models, TrainedModel, check_models
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+AGAIN = "make them again with trainer.plan"
+TABLE = "study_boxes.parquet"
+NEEDED = (BOXES, STUDIES)
+"""stages without which there is no answer"""
+
+
+def models_of_runs(
+    runs: Path, stages: Collection[str] = USED, choose: Mapping[str, Collection[str]] | None = None
+) -> Models:
+    """The finished runs of these stages under RUNS, of bbox those with fold=all if there are any (reference 9).
+
+    Stale runs are left out, and named in `notes`. choose: `variant`, `fold` or `seed` -> the values to use. Raises UsageError
+    if a stage other than slice_fracture has no run left.
+    """
+    notes: list[str] = []
+    by_stage = {stage: _of_stage(runs, stage, notes, choose or {}) for stage in stages}
+    every = [model for models in by_stage.values() for model in models]
+    if not (runs / "tables" / TABLE).is_file():
+        notes.append(f"{runs} has no tables/{TABLE}, which records the thresholds of boxes: using the defaults")
+    pixel_hash = check_models(every)
+    for model in every:
+        require_whole(model.where / MODEL_FILE)
+    return Models(
+        runs,
+        {stage: models for stage, models in by_stage.items() if models},
+        made_with(runs),
+        pixel_hash,
+        partial(_seen, [model.where for model in every]),
+        notes=tuple(notes),
+    )
+
+
+def finished_runs(models: Path, stage: str, *, needed: bool = True) -> list[Path]:
+    """Folders of the stage's finished runs under MODELS. Raises UsageError if there are none and they are needed."""
+    if not models.is_dir():
+        raise UsageError("no such folder", where=f"models={models}", expected="the out= of a plan, or a packed file")
+    pattern = f"{stage}-*/fold*-seed*/{MODEL_FILE}"
+    found = sorted(path.parent for path in models.glob(pattern))
+    if needed and not found:
+        raise UsageError(f"no finished {stage} run", where=f"models={models}", expected=pattern)
+    return found
+
+
+def of_all_data(runs: list[Path]) -> list[Path]:
+    """The runs with fold=all, if there are any: the reference's boxes of new studies come from those (its 9)."""
+    return [run for run in runs if run.name.startswith("foldall-")] or runs
+
+
+def _of_stage(
+    runs: Path, stage: str, notes: list[str], choose: Mapping[str, Collection[str]]
+) -> tuple[TrainedModel, ...]:
+    found = finished_runs(runs, stage, needed=stage in NEEDED)
+    found = [run for run in found if all(getattr(RunName.of(run), part) in own for part, own in choose.items())]
+    found = of_all_data(found) if stage == BOXES else found
+    if not found and stage in NEEDED:
+        raise UsageError(f"no {stage} run is chosen", where=f"models={runs}", do="choose others")
+    fit, why = [], ""
+    for run in found:
+        if names := changed_since(run, runs):
+            why = f"made from other {' and '.join(names)} than {runs} holds now"
+            notes.append(f"{run_name(run)}: stale, left out: {why}")
+        else:
+            fit.append(run)
+    if not fit and stage in NEEDED:
+        what = f"all {len(found)} runs like {run_name(found[0])} are stale: {why}"
+        raise UsageError(what, where=f"models={runs}", do=AGAIN)
+    models = tuple(map(trained_model, fit))
+    own: dict[Path, TrainedModel] = {}
+    for model in models:
+        settings = model.settings({}, gpu=True)
+        if (twin := own.setdefault(settings.run_dir, model)) is not model:
+            line = f"has the same settings as {twin.where}: {run_name(settings.run_dir)}"
+            raise UsageError(line, where=model.where, do="move one of them out of models=")
+    return models
+
+
+def trained_model(run: Path) -> TrainedModel:
+    """A finished run's weights. Raises UsageError for weights of another version, Damaged for invalid ones."""
+    metadata, _ = weights_config(run)  # first: it names weights of an older version, whose other files are older, too
+    config = recorded_config(run)
+    if config is None:
+        raise UsageError("no settings with its weights", where=run, expected=CONFIG_FILE)
+    path = run / MODEL_FILE
+    return TrainedModel(
+        run_name(run), config, metadata, weights_digest(path), path.stat().st_size, partial(_tensors, path), run
+    )
+
+
+def _tensors(path: Path) -> "dict[str, Tensor]":
+    from trainer.runs.checkpoint import read_tensors
+
+    return read_tensors(path)
+
+
+def _seen(runs: Collection[Path], ids: Collection[str]) -> set[str]:
+    return set().union(*(exposure.kept(run)["study"] for run in runs)) & set(ids)
