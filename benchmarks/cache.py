@@ -28,7 +28,8 @@ from cache_schema.layout import CHUNK_SLICES, chunk_file, chunk_starts
 from cache_schema.study import Box
 from preprocess.build.build_cache import build_cache
 from preprocess.build.cluster import local_cluster
-from preprocess.masks.segmentation import find_segmentation, read_segmentation
+from preprocess.masks.names import find_segmentation
+from preprocess.masks.segmentation import read_segmentation
 from preprocess.pixels.study_pixels import DicomPixels
 from preprocess.series.planning import plan_studies
 from preprocess.series.study_plan import StudyPlan

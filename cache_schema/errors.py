@@ -1,6 +1,7 @@
 """The errors that a user may see: each is a single line and carries its exit status."""
 
 import difflib
+import errno
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -65,6 +66,16 @@ def reason_of(error: OSError) -> str:
         return type(error).__name__
     words = os.strerror(error.errno)
     return words[:1].lower() + words[1:]
+
+
+def advice_on(error: OSError) -> str | None:
+    """What to do about a full disk or quota; None for other errors."""
+    return "make room, then run the same command again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else None
+
+
+def not_utf8(error: UnicodeError) -> UsageError:
+    """The error for a name or a text in another encoding; it does not repeat the text."""
+    return UsageError(f"a name or a text is not UTF-8 ({type(error).__name__})", do="name folders and files in UTF-8")
 
 
 def did_you_mean(

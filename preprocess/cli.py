@@ -8,21 +8,21 @@ from typing import Annotated, Any
 
 import typer
 
-from cache_schema.errors import CspineError
+from cache_schema.errors import CspineError, not_utf8
 from cache_schema.output import OUTPUT, lost_output
-from preprocess.os_errors import as_usage_error, not_utf8
+from preprocess.os_errors import as_usage_error
 from preprocess.usage_errors import ClickException, check_command, check_places, wrong_words
 
 app = typer.Typer(
     name="preprocess",
-    help="CT studies in DICOM and NIfTI to a cache that is decoded once.",
+    help="CT studies in DICOM and NIfTI -> a cache that is decoded once.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
 INTERRUPTED = 130
-INTERRUPTION = "interrupted; run the same command again to go on"
+INTERRUPTION = "interrupted; run the same command again to continue"
 CacheFolder = Annotated[Path, typer.Argument(metavar="CACHE", help="a cache made by build-cache")]
 Folds = Annotated[
     str | None, typer.Option(metavar="CSV|N", help="a CSV with StudyInstanceUID and fold, or a number [5]")
@@ -36,7 +36,8 @@ def phantom(
     slices: Annotated[int, typer.Option(min=1, help="slices in each study")] = 96,
     segmented: Annotated[int, typer.Option(min=0, help="number of studies with a segmentation")] = 16,
     prevalence: Annotated[
-        float | None, typer.Option(metavar="P", help="share of fractures at every level [those of RSNA 2022]")
+        float | None,
+        typer.Option(metavar="P", help="fraction of studies with a fracture, at every level [as in RSNA 2022]"),
     ] = None,
     syntax: Annotated[str, typer.Option(metavar="mixed|sv1|explicit|j2k|rle", help="transfer syntax")] = "mixed",
     seed: Annotated[int, typer.Option(min=0, help="the same seed gives the same studies")] = 0,
@@ -68,14 +69,14 @@ def build_cache(
     scheduler: Annotated[str | None, typer.Option(metavar="tcp://HOST:PORT", help="a running Dask scheduler")] = None,
     limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="only the first N studies by id")] = None,
     max_refused: Annotated[
-        int | None, typer.Option(metavar="N", min=0, help="exit with 1 where more studies are refused")
+        int | None, typer.Option(metavar="N", min=0, help="exit with status 1 if more studies are refused")
     ] = None,
     paths: Annotated[bool, typer.Option("--paths", help="write paths, not file numbers, into report.csv")] = False,
     pseudonymise: Annotated[
         Path | None, typer.Option(metavar="KEYFILE", help="replace UIDs by hashes under the key in this file")
     ] = None,
 ) -> int:
-    """Decode every study once into CACHE. Studies that are there already are skipped."""
+    """Decode every study once into CACHE. Studies that are already there are skipped."""
     options = locals()  # the command's parameters are those of the function
     from preprocess.build.build_cache import build_cache as build
 
@@ -94,7 +95,7 @@ def labels(
     csv: Annotated[Path, typer.Argument(metavar="CSV", help="StudyInstanceUID, patient_overall, C1..C7")],
     folds: Annotated[
         str | None,
-        typer.Option(metavar="CSV|N", help="a CSV with StudyInstanceUID and fold, or a number [as they are]"),
+        typer.Option(metavar="CSV|N", help="a CSV with StudyInstanceUID and fold, or a number [unchanged]"),
     ] = None,
     pseudonymise: Annotated[
         Path | None, typer.Option(metavar="KEYFILE", help="the key of a pseudonymised cache; the CSVs hold plain UIDs")
@@ -113,7 +114,7 @@ def set_boxes(
     cache: CacheFolder,
     table: Annotated[Path, typer.Argument(metavar="TABLE", help="study_boxes.parquet")],
 ) -> int:
-    """Publish a table of study boxes as the snapshot that the cache's records carry."""
+    """Write a table of study boxes into the records of a cache."""
     from cache_schema import Cache, CacheWriter
     from cache_schema.tables import read_table
 
@@ -128,17 +129,17 @@ def verify(
     cache: CacheFolder,
     sample: Annotated[
         float,
-        typer.Option(metavar="FRACTION", min=0, max=1, help="share of the studies whose bytes and pixels are read"),
+        typer.Option(metavar="FRACTION", min=0, max=1, help="fraction of the studies whose bytes and pixels are read"),
     ] = 1.0,
 ) -> int:
-    """Check every file, record and digest of a cache; exit 1 where something is wrong."""
+    """Check every file, record and digest of a cache; exit with status 1 if something is wrong."""
     from cache_schema.verify import verify as find_problems
 
     problems = find_problems(cache, sample)
     for problem in problems:
         _show(problem)
-    do = "remove the folders of damaged studies: the same build-cache, or crop, makes them again"
-    print(f"{cache}: {len(problems)} problems; {do}" if problems else f"{cache}: all well", file=sys.stderr)
+    do = "remove the folders of damaged studies, then run the same build-cache or crop command again"
+    print(f"{cache}: {len(problems)} problems; {do}" if problems else f"{cache}: no problems", file=sys.stderr)
     return 1 if problems else 0
 
 
@@ -165,11 +166,11 @@ def crop(
     cache: CacheFolder,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="a new folder, or a cropped cache to bring up to date")],
     boxes: Annotated[
-        Path | None, typer.Option(metavar="TABLE", help="study_boxes.parquet [the boxes published in CACHE]")
+        Path | None, typer.Option(metavar="TABLE", help="study_boxes.parquet [the boxes in CACHE]")
     ] = None,
     margin: Annotated[int, typer.Option(metavar="PIXELS", min=0, help="keep at least this margin around each box")] = 0,
 ) -> int:
-    """Write a smaller cache: of each study the square that training cuts around its box. Coordinates stay native."""
+    """Write a smaller cache: of each study the square that training crops around its box. Coordinates stay native."""
     from preprocess.crop import crop_cache
 
     result = crop_cache(cache, out, boxes=boxes, margin=margin)

@@ -15,7 +15,7 @@ SHEET_ROWS, SHEET_COLUMNS, TILE = 4, 6, 192
 def write_contact_sheet(path: str | Path, id: str | None, png: Path) -> None:
     """24 slices from head to feet as a PNG, slice boxes drawn in. Raises UsageError without a study, or where it cannot be written."""
     if id is None:
-        raise UsageError("--png shows a study", expected="preprocess inspect CACHE ID --png FILE")
+        raise UsageError("--png needs a study", expected="preprocess inspect CACHE ID --png FILE")
     sheet = contact_sheet(Cache(path).study(id))
     try:
         png.write_bytes(cv2.imencode(".png", sheet)[1].tobytes())

@@ -68,7 +68,7 @@ def crop_cache(
     known = set(source.ids)
     parts = [_Cut.of(source.study(id), box, margin) for id, box in box_of.items() if id in known]
     if not parts:
-        do = "publish boxes by preprocess set-boxes, or name a table by --boxes" if boxes is None else None
+        do = "give boxes with preprocess set-boxes, or a table with --boxes" if boxes is None else None
         raise UsageError("no study of this cache has a box", where=source.path, do=do)
     writer = CacheWriter(out)
     with writer.locked(lambda: tell(f"another process is changing {out}; waiting for it")):

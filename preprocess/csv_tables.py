@@ -53,13 +53,13 @@ def read_by_study(
     for line, cells in rows:
         uid, *texts = (cells[place].strip().strip(BLANKS) for place in places)
         if not uid or '"' in uid:
-            what = "there is a quotation mark within" if uid else "a row has no"
+            what = "there is a quotation mark in" if uid else "a row has no"
             raise UsageError(f"{what} {ID_COLUMN}", where=at(path, line))
         id = rename(uid)
         values = tuple(_value(path, line, id, *cell, value) for cell in zip(columns, texts, strict=True))
         earlier = found.setdefault(id, StudyRow(line, values))
         if earlier.values != values:
-            raise UsageError(f"{shown(id)} has other values than in line {earlier.line}", where=at(path, line))
+            raise UsageError(f"{shown(id)} has values that differ from line {earlier.line}", where=at(path, line))
     return found, hashlib.sha256(data).hexdigest()
 
 
@@ -76,7 +76,7 @@ def _text(path: Path, data: bytes) -> str:
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise UsageError("is in UTF-16", where=path, expected="CSV in UTF-8")
     if b"\0" in data:
-        raise UsageError("holds a NUL", where=at(path, _line(data, data.index(b"\0"))), expected="CSV in UTF-8")
+        raise UsageError("holds a NUL byte", where=at(path, _line(data, data.index(b"\0"))), expected="CSV in UTF-8")
     try:
         return data.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
@@ -125,7 +125,7 @@ def _places(path: Path, names: _Numbered, columns: tuple[str, ...]) -> list[int]
             raise UsageError(what, where=at(path, line), expected=expected, do=do)
     twice = [name for name in there if name and there.count(name) > 1]
     if twice:
-        raise UsageError(f"column {twice[0]} is there twice", where=at(path, line))
+        raise UsageError(f"column {twice[0]} occurs twice", where=at(path, line))
     return [there.index(name) for name in columns]
 
 
@@ -143,7 +143,7 @@ def _check_widths(path: Path, width: int, rows: list[_Numbered], *, open_end: bo
         return
     for line, cells in rows:
         if len(cells) != width:
-            raise UsageError(f"{len(cells)} cells, the names are {width}", where=at(path, line))
+            raise UsageError(f"{len(cells)} cells for {width} column names", where=at(path, line))
 
 
 def _value(path: Path, line: int, id: str, column: str, text: str, value: Callable[[str], Any]) -> Any:

@@ -48,7 +48,7 @@ def download(dest: str | Path, *, needed: int = NEEDED_BYTES, tell: Callable[[st
     except OSError as error:
         raise UsageError(f"Kaggle's client cannot be started ({reason_of(error)})", where=client) from error
     if status:
-        do = f"{RULES}, then run the same again: it goes on where it ended"
+        do = f"{RULES}, then run the same command again: it continues where it ended"
         raise UsageError(f"Kaggle's client failed with exit status {status}", do=do)
     return _unpack(dest, tell)
 
@@ -85,9 +85,11 @@ def _unpack(dest: Path, tell: Callable[[str], None]) -> int:
                 if not (file.is_file() and file.stat().st_size == member.file_size):
                     packed.extract(member, dest)
     except OSError as error:
-        raise UsageError(f"cannot be unpacked ({reason_of(error)})", where=archive, do="run the same again") from error
+        raise UsageError(
+            f"cannot be unpacked ({reason_of(error)})", where=archive, do="run the same command again"
+        ) from error
     except UNSOUND as error:
-        do = "remove it and run the same again"
+        do = "remove it and run the same command again"
         raise UsageError(f"cannot be unpacked ({type(error).__name__})", where=archive, do=do) from error
-    tell(f"{archive} is not needed any more")
+    tell(f"{archive} is no longer needed")
     return len(members)

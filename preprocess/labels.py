@@ -67,7 +67,7 @@ def _check_agrees(file: Path, id: str, row: StudyRow) -> None:
     """A patient without a fracture has no fractured vertebra. The other way round may be: there are more than C1 to C7."""
     broken = [target for target, value in zip(TARGETS[1:], row.values[1:], strict=True) if value]
     if row.values[0] == 0 and broken:
-        raise UsageError(f"patient_overall is 0 and {broken[0]} is 1 of {shown(id)}", where=at(file, row.line))
+        raise UsageError(f"patient_overall of {shown(id)} is 0, but {broken[0]} is 1", where=at(file, row.line))
 
 
 def _label(text: str) -> int | None:
@@ -108,7 +108,7 @@ def check_named(want: LabelsAndFolds, ids: set[str], of: str = "the source", do:
             raise UsageError(f"names no study of {of}", where=file, do=do)
         if both != len(ids) or both != len(named):
             counts.append(
-                f"the {what} name {both} of {len(ids)} studies of {of}, and {len(named) - both} that it has not"
+                f"the {what} name {both} of {len(ids)} studies of {of}, and {len(named) - both} that it does not have"
             )
     return "; ".join(counts) or None
 
@@ -132,7 +132,7 @@ class LabelsTable:
         try:
             frame = labels_frame(read_table(path))
         except (KeyError, ValueError, TypeError) as error:
-            do = f"remove it, then: preprocess labels {cache} CSV"
+            do = f"remove it, then run: preprocess labels {cache} CSV"
             raise CacheError("is not a table of labels", where=path, do=do) from error
         return cls(frame, meta["made_by"], meta["inputs"], meta.get("folds", ""))
 
@@ -146,7 +146,7 @@ def check_same(old: LabelsTable, new: LabelsAndFolds, *, labels_given: bool, cac
 
     A train.csv that was only found beside the images does not argue with a table made by `preprocess labels`.
     """
-    do = f"to change labels or folds on purpose: preprocess labels {cache} CSV [--folds CSV|N]"
+    do = f"to change labels or folds, run: preprocess labels {cache} CSV [--folds CSV|N]"
     if new.folds_given and new.folds_name != old.folds_name:
         raise UsageError("has other folds than --folds asks for", where=cache / LABELS, do=do)
     if new.labels is None or (old.made_by == MADE_BY_LABELS and not labels_given):
@@ -157,7 +157,7 @@ def check_same(old: LabelsTable, new: LabelsAndFolds, *, labels_given: bool, cac
     differs = (kept.fillna(-1) != given.fillna(-1)).any(axis=1)
     if differs.any():
         raise UsageError(
-            f"{int(differs.sum())} studies are labelled otherwise, first {kept.index[differs][0]}",
+            f"{int(differs.sum())} studies have other labels, first {kept.index[differs][0]}",
             where=cache / LABELS,
             do=do,
         )
@@ -207,7 +207,7 @@ def replace_labels(
     new, writer = read_labels_and_folds(labels, folds, rename), CacheWriter(cache)
     with writer.locked():
         index = writer.make_index()
-        do = None if pseudonymise else "where the cache holds pseudonyms: --pseudonymise KEYFILE"
+        do = None if pseudonymise else "if the cache holds pseudonyms, give --pseudonymise KEYFILE"
         check_named(new, set(index["id"]), "the cache", do)
         assert new.labels is not None, "a CSV of labels was named"
         labelled = int(index["id"].isin(new.labels.index).sum())

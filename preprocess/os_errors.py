@@ -3,16 +3,14 @@
 import os
 import tempfile
 from collections.abc import Mapping
-from errno import EDQUOT, ENOSPC
 from pathlib import Path
 
-from cache_schema.errors import UsageError, reason_of
+from cache_schema.errors import UsageError, advice_on, reason_of
 from cache_schema.layout import BUILD_FOLDER, is_valid_id
 
 SOURCE = "source"
 CACHES = ("cache", "out")
 """parameters whose folders hold studies by their ids"""
-FULL = (ENOSPC, EDQUOT)
 
 
 def as_usage_error(error: OSError, typed: Mapping[str, object], place: str | None = None) -> UsageError:
@@ -21,7 +19,7 @@ def as_usage_error(error: OSError, typed: Mapping[str, object], place: str | Non
     Below a cache the study is named; below SOURCE nothing is, for names of files may be names of patients, unless
     `paths` is among the parameters and true.
     """
-    do = "make room, then run the same again" if error.errno in FULL else None
+    do = advice_on(error)
     reason = reason_of(error) if error.errno is not None else f"a file or a connection failed ({reason_of(error)})"
     file = error.filename
     if not isinstance(file, str | bytes | os.PathLike):
@@ -33,14 +31,9 @@ def as_usage_error(error: OSError, typed: Mapping[str, object], place: str | Non
     if name == SOURCE and file != os.path.abspath(place):
         if typed.get("paths"):
             return UsageError(reason, where=file, do=do)
-        return UsageError(f"{reason}, of something below it", where=place, do=do or "--paths says of what")
+        return UsageError(f"{reason}, for a file or folder below it", where=place, do=do or "give --paths to name it")
     study = _study(Path(os.path.relpath(file, place)).parts) if name in CACHES else None
     return UsageError(f"{reason} (study {study})" if study else reason, where=place, do=do)
-
-
-def not_utf8(error: UnicodeError) -> UsageError:
-    """A name or a text in another encoding that got where only UTF-8 goes; what it says is not repeated."""
-    return UsageError(f"a name or a text is not UTF-8 ({type(error).__name__})", do="name folders and files in UTF-8")
 
 
 def _owner(file: str, typed: Mapping[str, object]) -> tuple[str, str | None]:

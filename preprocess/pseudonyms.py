@@ -2,12 +2,10 @@
 
 import hashlib
 import hmac
-from dataclasses import replace
 from pathlib import Path
 
 from cache_schema.errors import UsageError
 from cache_schema.study import Study
-from preprocess.findings import Finding
 
 MIN_KEY_BYTES = 16
 
@@ -42,6 +40,3 @@ class Pseudonyms:
         names = {name: self(getattr(record, name)) for name in ("id", "study_uid", "series_uid")}
         record = record.model_copy(update=names)
         return Study(record, study.z, study.slice_number, study.pixels, study.slice_box, study.vertebra_ratio)
-
-    def finding(self, finding: Finding) -> Finding:
-        return replace(finding, id=self(finding.id))

@@ -23,7 +23,7 @@ def studies(
     """
     from cache_schema.errors import StudyRefused
     from preprocess.findings import Finding
-    from preprocess.masks.segmentation import find_segmentation
+    from preprocess.masks.names import find_segmentation
     from preprocess.series.planning import plan_studies
 
     tell = report or (lambda finding: None)

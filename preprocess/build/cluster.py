@@ -108,7 +108,7 @@ class Pool:
             else:
                 yield number, result
         if lost:
-            self._tell(f"{len(lost)} lost with workers that died; tried once more, one at a time")
+            self._tell(f"{len(lost)} tasks lost with workers that died; trying each once more, alone")
         for number, task in lost:
             yield number, self._alone(function, task)
         if self._interrupted:
@@ -125,7 +125,7 @@ class Pool:
             ((_, _, result),) = self._together(run_alone_on_worker, [work])
             if result is not LOST:
                 return result
-        return Died(f"was lost {ISOLATED_TRIES} times with a worker, though nothing else was under way")
+        return Died(f"was lost with its worker {ISOLATED_TRIES} times, though nothing else was running")
 
     def _together(self, function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[tuple[int, Any, Any]]:
         """(number of the task, the task, its result or LOST) as they come."""
@@ -152,7 +152,7 @@ class Pool:
                 result = LOST
             except CancelledError as error:
                 raise UsageError(
-                    "the Dask scheduler went away", where=self._scheduler, do="run the same again"
+                    "the Dask scheduler is gone", where=self._scheduler, do="run the same command again"
                 ) from error
             number, task = running.pop(future)
             future.release()
@@ -172,8 +172,8 @@ class Pool:
                     self._cluster.scale(len(self._cluster.worker_spec) + lost)
                     all_left = now
                 elif now - any_left > NO_WORKER_SECONDS:
-                    line = f"no worker has been left for {NO_WORKER_SECONDS} s"
-                    raise UsageError(line, where=self._scheduler, do="run the same again") from None
+                    line = f"there has been no worker for {NO_WORKER_SECONDS} s"
+                    raise UsageError(line, where=self._scheduler, do="run the same command again") from None
         raise KeyboardInterrupt
 
     @property

@@ -119,7 +119,7 @@ def _wait(process: subprocess.Popen, limit: int | None, is_needed: Callable[[], 
             was_over = True
             os.kill(process.pid, signal.SIGKILL)
         if not is_needed():
-            raise InterruptedError("nobody waits for this task any more")
+            raise InterruptedError("nothing waits for this task any longer")
         time.sleep(POLL_SECONDS)
     _, status, usage = ended
     process.returncode = os.waitstatus_to_exitcode(status)
@@ -153,7 +153,7 @@ def _kills_for_memory() -> int:
 def _how_it_died(end: _End, limit: int | None, deadline: float) -> str:
     peak = f"peak {end.peak / 1e6:.0f} MB"
     if end.was_over and limit:
-        return f"ran out of memory {ALONE}: {peak}, limit {limit / 1e6:.0f} MB, that of a Dask worker"
+        return f"ran out of memory {ALONE}: {peak}, limit {limit / 1e6:.0f} MB (of a Dask worker)"
     if end.code >= 0:
         return f"ended {ALONE} with exit status {end.code} and no result"
     if end.code == -signal.SIGALRM and deadline:
@@ -161,7 +161,7 @@ def _how_it_died(end: _End, limit: int | None, deadline: float) -> str:
     if end.code == -signal.SIGKILL and end.for_memory:
         from distributed.system import MEMORY_LIMIT
 
-        least = f"limit {MEMORY_LIMIT / 1e6:.0f} MB, that of the machine or its control group"
+        least = f"limit {MEMORY_LIMIT / 1e6:.0f} MB (of the machine or its control group)"
         return f"ran out of memory {ALONE} and was ended by the kernel (SIGKILL): {peak}, {least}"
     space = resource.getrlimit(resource.RLIMIT_AS)[0]
     room = "" if space == resource.RLIM_INFINITY else f", address space limited to {space / 1e6:.0f} MB (ulimit -v)"

@@ -105,7 +105,7 @@ class BuildJob:
             if isinstance(found[number], Died):
                 which = f"files {batch[0][0]} to {batch[-1][0]}, in natural order of their paths"
                 line = f"reading the headers of {which}, {found[number].message}"
-                raise UsageError(line, where=self.source, do="find the file that does it, and take it out")
+                raise UsageError(line, where=self.source, do="find the file that causes it, and remove it")
             whole.add(found[number])
         return whole
 
@@ -115,8 +115,8 @@ class BuildJob:
         if folder is None or not (unused := unused_masks(folder, uids)):
             return []
         listed = sorted(folder.rglob("*"), key=lambda path: natural_key(str(path)))
-        number = {path: place for place, path in enumerate(listed, start=1)}
-        message = "number {} of its folder's files and folders, in natural order, is taken by no study"
+        number = {path: count for count, path in enumerate(listed, start=1)}
+        message = "number {} of the files and folders in its folder, in natural order, belongs to no study"
         return [
             Finding("", "", "flagged", "unused_mask", message.format(number.get(path, 0)), str(path)) for path in unused
         ]
@@ -134,9 +134,7 @@ class BuildJob:
                 tasks.append(StudyTask(id, plan, mask, self.writer.path, self.pseudonyms, self.options, sources))
         tasks.sort(key=lambda task: -len(task.plan.slices))  # the longest first, so that the last ones end together
         slices = sum(len(task.plan.slices) for task in tasks)
-        self.tell(
-            f"{len(plans)} studies: {len(plans) - len(tasks)} there already, {len(tasks)} to decode, {slices} slices"
-        )
+        self.tell(f"{len(plans)} studies: {len(plans) - len(tasks)} unchanged, {len(tasks)} to decode, {slices} slices")
         if tasks:
             with progress_over(len(tasks), slices) as steps:
                 for number, result in pool.run(build_study, tasks):
@@ -155,9 +153,7 @@ class BuildJob:
     def all_findings(self, planned: Iterable[Finding], built: Built) -> tuple[list[Finding], set[str]]:
         """All findings but those about the cache itself, and which studies and files were refused."""
         findings, refused = [*built.findings, *built.refused.values()], set(built.refused)
-        for finding in planned:
-            if self.pseudonyms:
-                finding = self.pseudonyms.finding(finding)
+        for finding in (replace(each, id=self.name(each.id)) for each in planned):
             findings.append(finding)
             if finding.refuses_study or (finding.severity == "refused" and not finding.id):
                 refused.add(finding.id or f"file {finding.file or finding.message}")

@@ -16,7 +16,7 @@ Value = TypeVar("Value")
 def known(value: Value | None) -> Value:
     """A value of an image whose geometry was judged before. Raises ValueError where there is none."""
     if value is None:
-        raise ValueError("an image without geometry has no place")
+        raise ValueError("an image without geometry has no position")
     return value
 
 

@@ -2,6 +2,9 @@
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import FileIO
 from typing import BinaryIO
 
 import google_crc32c
@@ -26,14 +29,14 @@ def frame_in(source: BinaryIO, header: FileHeader) -> bytes:
         if header.frames == 1:
             return b"".join(generate_fragments(source))
         if offsets and (offsets[0] != 0 or offsets != sorted(set(offsets)) or len(offsets) != header.frames):
-            raise StudyRefused("offset_table", "the table of offsets does not follow the order of the frames")
+            raise StudyRefused("offset_table", "the offset table does not follow the order of the frames")
         source.seek(header.pixel_offset)
         return get_frame(source, header.frame, number_of_frames=header.frames)
     except StudyRefused:
         raise
     except Exception as error:  # broken encapsulation ends in ValueError, struct.error, StopIteration and others
         raise StudyRefused(
-            "frame_header", f"the compressed frames cannot be told apart ({type(error).__name__})"
+            "frame_header", f"the compressed frames cannot be separated ({type(error).__name__})"
         ) from None
 
 
@@ -44,29 +47,27 @@ def frame_bytes(header: FileHeader) -> int:
 
 def frame_digest(header: FileHeader) -> bytes:
     """Of the bytes of one frame as they lie in its file, compressed or not. Raises StudyRefused where there is none."""
-    try:
-        with open(header.path, "rb") as file:
-            check_unchanged(file, header)
-            return hashlib.blake2b(frame_in(file, header)).digest()
-    except OSError as error:
-        raise StudyRefused("source_changed", f"a file cannot be read any more ({type(error).__name__})") from None
+    with unchanged(header) as file:
+        return hashlib.blake2b(frame_in(file, header)).digest()
 
 
 def file_checksum(header: FileHeader) -> int:
     """CRC-32C of the whole file. Raises StudyRefused where it changed since its header was read, or is gone."""
     checksum = google_crc32c.Checksum()
-    try:
-        with open(header.path, "rb") as file:
-            check_unchanged(file, header)
-            while block := file.read(_BLOCK):
-                checksum.update(block)
-    except OSError as error:
-        raise StudyRefused("source_changed", f"a file cannot be read any more ({type(error).__name__})") from None
+    with unchanged(header) as file:
+        while block := file.read(_BLOCK):
+            checksum.update(block)
     return int.from_bytes(checksum.digest(), "big")
 
 
-def check_unchanged(file: BinaryIO, header: FileHeader) -> None:
-    """Raises StudyRefused where the size or time of an open file is not its header's."""
-    status = os.fstat(file.fileno())
-    if (status.st_size, status.st_mtime_ns) != (header.size, header.mtime_ns):
-        raise StudyRefused("source_changed", "a file changed after its header was read")
+@contextmanager
+def unchanged(header: FileHeader) -> Iterator[FileIO]:
+    """The file of a header, open. Raises StudyRefused where its size or time is not the header's, or it cannot be read."""
+    try:
+        with open(header.path, "rb", buffering=0) as file:
+            status = os.fstat(file.fileno())
+            if (status.st_size, status.st_mtime_ns) != (header.size, header.mtime_ns):
+                raise StudyRefused("source_changed", "a file changed after its header was read")
+            yield file
+    except OSError as error:
+        raise StudyRefused("source_changed", f"a file can no longer be read ({type(error).__name__})") from None

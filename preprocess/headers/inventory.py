@@ -34,7 +34,7 @@ class Inventory:
         if not self.others:
             return []
         counts = ", ".join(f"{count} {kind}" for kind, count in sorted(self.others.items()))
-        return [Finding("", "", "flagged", "other_files", f"passed over: {counts}")]
+        return [Finding("", "", "flagged", "other_files", f"skipped: {counts}")]
 
 
 def scan(source: str | Path, salt: bytes = b"") -> Inventory:

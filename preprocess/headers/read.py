@@ -32,9 +32,9 @@ DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 """a file named so is meant to be DICOM, whatever it holds"""
 
 WHY_UNSUPPORTED = {
-    uid.DeflatedExplicitVRLittleEndian: "deflated data sets are not read; write them again without",
-    "1.2.840.10008.1.2.4.94": "its pixel data lies on a server (JPIP), not in the file",
-    "1.2.840.10008.1.2.4.95": "its pixel data lies on a server (JPIP), not in the file",
+    uid.DeflatedExplicitVRLittleEndian: "deflated data sets are not supported; write them again uncompressed",
+    "1.2.840.10008.1.2.4.94": "its pixel data is on a server (JPIP), not in the file",
+    "1.2.840.10008.1.2.4.95": "its pixel data is on a server (JPIP), not in the file",
 }
 
 
@@ -108,13 +108,13 @@ def _not_dicom(path: Path, head: bytes) -> Finding | OtherFile:
     if kind is not None and (kind == APPLE_DOUBLE or not named):
         return OtherFile(kind)
     if archive is not None:
-        return Finding("", "", "refused", "archive", f"a {archive} archive; unpack it to have it read", str(path))
+        return Finding("", "", "refused", "archive", f"a {archive} archive; unpack it", str(path))
     if not head:
         message = "the file is empty"
     elif named:
         message = f"named {path.suffix.lower()} but without the DICOM preamble"
     else:
-        message = "neither DICOM nor a kind of file that is known; it may be cut short"
+        message = "neither DICOM nor another known kind of file; it may be truncated"
     return Finding("", "", "refused", "not_dicom", message, str(path))
 
 
@@ -126,7 +126,7 @@ def _frames_of_dataset(
         return None if element is None else element.value
 
     if "StudyInstanceUID" not in dataset and "SOPClassUID" not in dataset:
-        return Finding("", "", "refused", "unreadable_header", "neither a study nor a class of object", str(path))
+        return Finding("", "", "refused", "unreadable_header", "neither StudyInstanceUID nor SOPClassUID", str(path))
     header = _read_header(HeaderValues(_syntax(dataset), value, salt), _find_pixels(dataset, file), path, status)
     if header.has_problem("unsupported_syntax"):  # what else is wrong may follow from that
         message = WHY_UNSUPPORTED.get(header.transfer_syntax, "no decoder for its transfer syntax")
@@ -214,9 +214,9 @@ def _check_values(header: FileHeader) -> FileHeader:
     if header.slope is None or header.intercept is None:
         header = header.with_problem("missing_rescale", "RescaleSlope or RescaleIntercept absent")
     elif header.slope == 0 or not (abs(header.slope) < MAX_HU and abs(header.intercept) < MAX_HU):
-        header = header.with_problem("invalid_field", "RescaleSlope or RescaleIntercept is no number to compute with")
+        header = header.with_problem("invalid_field", "RescaleSlope or RescaleIntercept is out of range")
     if header.marks.rescale_type not in HU_WORDS:
-        header = header.with_problem("not_hu", "RescaleType says that its values are no Hounsfield units")
+        header = header.with_problem("not_hu", "by RescaleType the values are not Hounsfield units")
     elif not NOT_HU_WORDS.isdisjoint(header.image_type[2:4]):
-        header = header.with_problem("not_hu", "ImageType says that it is a parametric map")
+        header = header.with_problem("not_hu", "by ImageType it is a parametric map")
     return header

@@ -113,9 +113,9 @@ class HeaderValues:
         if rows == 0 or columns == 0:
             self.problem("invalid_field", f"Rows x Columns is {rows} x {columns}")
         if rows * columns > MAX_PIXELS:
-            self.problem("pixels_too_many", f"{rows} x {columns} pixels, the cap is {MAX_PIXELS}")
+            self.problem("pixels_too_many", f"{rows} x {columns} pixels, the limit is {MAX_PIXELS}")
         if samples != 1 or photometric not in ("MONOCHROME1", "MONOCHROME2") or allocated not in (8, 16):
-            self.problem("unsupported_pixels", f"{samples} samples per pixel in {allocated} bits, or no grey image")
+            self.problem("unsupported_pixels", f"{samples} samples per pixel in {allocated} bits, or not monochrome")
         elif not 1 <= stored <= allocated or representation not in (0, 1):
             self.problem(
                 "invalid_field", f"BitsStored {stored}, BitsAllocated {allocated}, PixelRepresentation {representation}"

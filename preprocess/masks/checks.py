@@ -43,7 +43,7 @@ def check_levels(pixels: np.ndarray, z: np.ndarray) -> None:
         inner = z[(share >= STRAY) & (share - pixels[:, level] / totals[level] <= 1 - STRAY)]
         extent = float(inner.max() - inner.min())
         if extent > ONE_LEVEL_MM[level]:
-            message = f"its only level, {LEVELS[level]}, reaches over {extent:.0f} mm; label C1 to C7 as 1 to 7"
+            message = f"its only level, {LEVELS[level]}, is {extent:.0f} mm tall; label C1 to C7 as 1 to 7"
             raise SegmentationRefused("segmentation_one_level", message)
     heights = (z @ pixels)[present] / totals[present]
     if (np.diff(heights) >= 0).any():

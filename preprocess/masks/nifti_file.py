@@ -88,10 +88,10 @@ def read_labels(nifti: str | Path) -> LabelVolume:
     except SegmentationRefused:
         raise
     except MemoryError:
-        raise SegmentationRefused("segmentation_too_large", "needs more memory than there is") from None
+        raise SegmentationRefused("segmentation_too_large", "needs more memory than is available") from None
     except OSError as error:
         if error.errno is None:  # what gzip says of a damaged file
-            raise SegmentationRefused("segmentation_unreadable", "is no whole gzip file") from None
+            raise SegmentationRefused("segmentation_unreadable", "is not a complete gzip file") from None
         raise SegmentationRefused("segmentation_unopened", f"cannot be read ({reason_of(error)})") from None
     except Exception as error:  # nibabel and what lies below it fail in many ways
         message = f"reading as NIfTI failed ({type(error).__name__})"
@@ -118,7 +118,7 @@ def _read_header(stream: BufferedIOBase) -> nibabel.Nifti1Header:
         (HEADERS[size] for order in ("little", "big") if (size := int.from_bytes(start, order)) in HEADERS), None
     )
     if kind is None:
-        raise SegmentationRefused("segmentation_unreadable", "is no NIfTI file")
+        raise SegmentationRefused("segmentation_unreadable", "is not a NIfTI file")
     header = kind(start + stream.read(kind.sizeof_hdr - len(start)), check=False)
     header.check_fix(logger=QUIET)
     shape = header.get_data_shape()
@@ -131,7 +131,7 @@ def _read_header(stream: BufferedIOBase) -> nibabel.Nifti1Header:
         values = "complex numbers" if dtype.kind == "c" else "colours"
         raise SegmentationRefused("segmentation_labels", f"holds {values}, not labels; save it as uint8")
     if np.prod(shape, dtype=float) * dtype.itemsize > MAX_BYTES:
-        message = f"unpacks to more than {MAX_BYTES >> 30} GiB; save it as uint8"
+        message = f"is more than {MAX_BYTES >> 30} GiB uncompressed; save it as uint8"
         raise SegmentationRefused("segmentation_too_large", message)
     return header
 
@@ -196,7 +196,7 @@ class _Parts:
         labels = labels[:, columns[0] : columns[-1] + 1].copy()
         self.voxels += labels.size
         if self.voxels > MAX_LABELLED:
-            message = f"its labels, and what lies between them in a slice, are more than {MAX_LABELLED:,} voxels"
+            message = f"the boxes around its labels in each slice hold more than {MAX_LABELLED:,} voxels"
             raise SegmentationRefused("segmentation_too_large", message)
         self.pieces.append((k, j + int(rows[0]), int(columns[0]), labels))
 

@@ -15,12 +15,9 @@ from cache_schema.layout import LEVELS
 from preprocess.findings import Finding
 from preprocess.masks.checks import MIRROR_MARGIN, Read, brightness, check_against_bone, check_levels
 from preprocess.masks.label_images import LabelImages, by_affine, by_fixed_flips
-from preprocess.masks.names import find_segmentation, unused_masks
 from preprocess.masks.nifti_file import LabelVolume, SegmentationRefused, read_labels
 from preprocess.series.geometry import Grid
 from preprocess.series.study_plan import StudyPlan
-
-__all__ = ["find_segmentation", "place_labels", "read_segmentation", "unused_masks", "vertebra_ratios"]
 
 PLACED = 0.9
 """Share of the labelled volume that must arrive on the study's slices for an affine to fit; the rest may stick out of
@@ -80,7 +77,7 @@ def read_segmentation(
     except SegmentationRefused as refused:
         reason, message = refused.reason, refused.message
     except MemoryError:
-        reason, message = "segmentation_too_large", "needs more memory than there is"
+        reason, message = "segmentation_too_large", "needs more memory than is available"
     except Exception as error:  # a mask must never cost its study
         reason, message = "segmentation_unreadable", f"cannot be placed ({type(error).__name__})"
     return None, None, [Finding(plan.id, "", "refused", reason, message, str(nifti))]
@@ -117,8 +114,8 @@ def place_labels(
         name, survey = "neither", survey_slices(label_images, plan.grid.slices)
     flags = {}
     if apart is not None:
-        where = f"up to {apart:.1f} mm apart" if np.isfinite(apart) else "apart, one of them nowhere"
-        flags["segmentation_two_affines"] = f"qform and sform place the labels {where}; {name} was taken"
+        where = f"up to {apart:.1f} mm apart" if np.isfinite(apart) else "apart, and one of them is not finite"
+        flags["segmentation_two_affines"] = f"qform and sform place the labels {where}; {name} was used"
     if not placed:
         flags["segmentation_by_fixed_flips"] = (
             "the affine does not place the labels on the slices; placed by the competition's fixed flips"

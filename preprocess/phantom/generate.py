@@ -76,7 +76,7 @@ def write_phantom(
         if isinstance(error, OSError):
             raise UsageError(f"cannot be written ({reason_of(error)})", where=out) from error
         if isinstance(error, BrokenProcessPool):
-            raise UsageError("a process died", where=out, do="run again with fewer --workers") from error
+            raise UsageError("a process died", where=out, do="run it again with fewer --workers") from error
         raise
     return table
 
@@ -93,7 +93,7 @@ def _check(out: Path, studies: int, slices: int, segmented: int, prevalence: flo
     if syntax not in SYNTAXES:
         raise UsageError(f"unknown syntax {syntax!r}", where="--syntax", expected=" or ".join(SYNTAXES))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError("is not an empty folder", where=out, do="name a new folder, or remove this one first")
+        raise UsageError("is not an empty folder", where=out, do="give a new folder, or remove this one first")
 
 
 def _segmented(seed: int, studies: int, segmented: int) -> set[int]:

@@ -6,17 +6,9 @@ import numpy as np
 from preprocess.phantom.anatomy import Person
 from preprocess.phantom.canvas import Canvas
 
-FAT, MUSCLE, SKIN, BRAIN, AIR, LUNG, BONE, MARROW, ENAMEL = (
-    -95.0,
-    58.0,
-    30.0,
-    36.0,
-    -990.0,
-    -850.0,
-    850.0,
-    330.0,
-    1900.0,
-)
+FAT, MUSCLE, SKIN, BRAIN = -95.0, 58.0, 30.0, 36.0
+AIR, LUNG = -990.0, -850.0
+BONE, MARROW, ENAMEL = 850.0, 330.0, 1900.0
 
 # half width, depth in front of and behind the vertebral bodies, mm
 HEIGHTS = (-6.0, -3.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 11.0)

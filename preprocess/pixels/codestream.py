@@ -40,8 +40,8 @@ def check_frame(frame: bytes, syntax: str, rows: int, columns: int, bits_allocat
         frame_rows, frame_columns, components = shape
         raise StudyRefused(
             "frame_size",
-            f"a compressed frame says {frame_rows} x {frame_columns} x {components} in {precision} bits, "
-            f"the header {rows} x {columns} x 1 in {bits_allocated}",
+            f"a compressed frame is {frame_rows} x {frame_columns} x {components} in {precision} bits, "
+            f"its DICOM header says {rows} x {columns} x 1 in {bits_allocated}",
         )
     # one byte pads to even length, by some writers FF or a blank; others pad more
     if not frame[-64:].rstrip(b"\0 \xff").endswith(JPEG_END):

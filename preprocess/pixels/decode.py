@@ -61,5 +61,5 @@ def check_sign(words: np.ndarray, frame: bytes | memoryview, header: FileHeader)
         return
     precision = jpeg_precision(bytes(frame), header.transfer_syntax)
     if precision is not None and 8 < precision < header.bits_stored and int(words.max()) >> (precision - 1):
-        message = f"a compressed frame has {precision} bits, the header {header.bits_stored} with a sign: its place is unclear"
+        message = f"a compressed frame has {precision} bits, its DICOM header {header.bits_stored}: the position of the sign bit is unclear"
         raise StudyRefused("frame_precision", message)

@@ -12,6 +12,7 @@ from preprocess.findings import REASONS, Finding
 from preprocess.headers.file_header import FileHeader
 from preprocess.pixels.codestream import check_frame
 from preprocess.pixels.decode import decode_stored
+from preprocess.pixels.grey_tables import stored_values
 from preprocess.pixels.study_pixels import DicomPixels
 from preprocess.series.study_plan import SlicePlan, StudyPlan
 from preprocess.transfer_syntaxes import LOSSY_SYNTAXES, NATIVE_SYNTAXES, decoder_names
@@ -72,7 +73,7 @@ def _first_of(decoders: list[Decode], frame: bytes, header: FileHeader) -> tuple
     """The first decoder that reads the frame, and the values it gives."""
     for decode in decoders:
         try:
-            return decode, _values(decode(frame, header), header)
+            return decode, stored_values(header.pixel_representation, header.bits_stored)[decode(frame, header)]
         except Exception:  # decoders fail in every way there is
             continue
     return None
@@ -80,22 +81,10 @@ def _first_of(decoders: list[Decode], frame: bytes, header: FileHeader) -> tuple
 
 def _decoders(syntax: str) -> list[Decode]:
     """Best first."""
-    named: list[Decode] = [partial(_decode_by, name) for name in decoder_names(syntax)]
+    named: list[Decode] = [partial(decode_stored, plugin=name) for name in decoder_names(syntax)]
     if syntax in NATIVE_SYNTAXES:
         return [*named, _decode_native]
     return [*named, _decode_rle] if syntax == uid.RLELossless else named
-
-
-def _decode_by(plugin: str, frame: bytes | memoryview, header: FileHeader) -> np.ndarray:
-    return decode_stored(frame, header, plugin)
-
-
-def _values(words: np.ndarray, header: FileHeader) -> np.ndarray:
-    """Stored values as int64 (rows, columns), unused bits left aside."""
-    stored = words.astype(np.int64) & ((1 << header.bits_stored) - 1)
-    if header.pixel_representation:
-        stored -= (stored >> (header.bits_stored - 1)) << header.bits_stored
-    return stored
 
 
 def _decode_native(frame: bytes | memoryview, header: FileHeader) -> np.ndarray:

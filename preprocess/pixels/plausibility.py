@@ -38,11 +38,11 @@ def why_implausible(samples: Sequence[Sample]) -> str | None:
         return None
     air, tissue, metal = (_count(inner, LOOKS[kind][0]) / pixels for kind in ("air", "tissue", "metal"))
     if edges and _count(edge, LOOKS["bright"][0]) > MOST_BRIGHT_EDGE * edges:
-        return "the edge of the frame, where air is, lies at the top of the intensity window"
+        return "the edge of the frame, which should be air, is at the top of the intensity window"
     if metal > MOST_METAL:
-        return f"{metal:.0%} of the pixels are above {LOOKS['metal'][1]:.0f} HU, as where values wrapped"
+        return f"{metal:.0%} of the pixels are above {LOOKS['metal'][1]:.0f} HU, as if values had wrapped"
     if air < LEAST_AIR:
-        return "there is no air at all"
+        return "there is no air"
     if tissue < LEAST_TISSUE:
         return "there is no soft tissue"
     return None

@@ -21,7 +21,7 @@ def choose_at_same_position(plan: StudyPlan) -> tuple[StudyPlan, list[Finding]]:
     names = ("file " if len(left) == 1 else "files ") + ", ".join(map(str, left))
     count = len(plan.images) - len(slices)
     message = (
-        f"{count} of {len(plan.images)} images lie at the place of another one and differ from it; left out: {names}"
+        f"{count} of {len(plan.images)} images have the position of another one and differ from it; left out: {names}"
     )
     first = next(image for image in plan.images if image.file == left[0])
     findings = [Finding(plan.id, str(first.file), "repaired", "repeated_position", message, first.path)]

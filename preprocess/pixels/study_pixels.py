@@ -6,8 +6,7 @@ Guards look at a frame's own bytes before any decoder does, since decoders belie
 import hashlib
 import io
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import cv2
 import google_crc32c
@@ -17,7 +16,7 @@ from cache_schema.arrays import Scratch
 from cache_schema.errors import StudyRefused
 from preprocess.findings import REASONS, Finding
 from preprocess.headers.file_header import FileHeader
-from preprocess.headers.frames import check_unchanged, file_checksum, frame_bytes, frame_in
+from preprocess.headers.frames import file_checksum, frame_bytes, frame_in, unchanged
 from preprocess.pixels.codestream import check_frame
 from preprocess.pixels.decode import check_sign, decode_stored
 from preprocess.pixels.grey_tables import AIR, WordTables, padding_at_the_edge, tables_of
@@ -32,14 +31,20 @@ LEAST_OF_A_KIND = 6
 _content, _image = Scratch(), Scratch()
 
 
+MESSAGES = {
+    "constant_slice": "{} slices hold a single value: nothing was scanned, or an image is lost",
+    "bits_beyond_stored": "{} slices have bits set beyond BitsStored; these bits are ignored, so such values wrap",
+    "padding_in_window": "PixelPaddingValue is an HU inside the intensity window; set to air at the frame's edge in {} slices",
+}
+"""findings about single slices, told once for a study with the number of slices"""
+
+
 @dataclass(frozen=True)
 class _Seen:
-    """What reading one slice showed."""
+    """What reading one slice showed. reasons: those of MESSAGES that hold."""
 
-    constant: bool
-    beyond: bool
     sample: Sample
-    padded: bool = False
+    reasons: frozenset[str]
 
 
 class DicomPixels:
@@ -76,17 +81,18 @@ class DicomPixels:
     def _grey(self, z: int, header: FileHeader) -> np.ndarray:
         """One slice as stored, (rows, columns) uint8; valid until the next call in this thread."""
         stored, tables = self.stored(header), tables_of(header)
-        self._seen[z] = _Seen(
-            constant=_is_constant(stored),
-            beyond=has_bits_beyond(stored, header, tables),
-            sample=sample_of(stored, tables),
-        )
+        padding = padding_at_the_edge(stored, tables)
+        shown = {
+            "constant_slice": _is_constant(stored),
+            "bits_beyond_stored": has_bits_beyond(stored, header, tables),
+            "padding_in_window": padding is not None,
+        }
+        reasons = frozenset(reason for reason, holds in shown.items() if holds)
+        self._seen[z] = _Seen(sample_of(stored, tables), reasons)
         table = tables.grey if stored.dtype == np.uint16 else tables.grey[:256]
         grey = cv2.LUT(stored, table[None], _image(*stored.shape))
-        padding = padding_at_the_edge(stored, tables)
         if padding is not None:
             grey[padding] = AIR
-            self._seen[z] = replace(self._seen[z], padded=True)
         return grey
 
     def stored(self, header: FileHeader) -> np.ndarray:
@@ -111,16 +117,12 @@ class DicomPixels:
 
         A file of one frame is read whole, so that its checksum costs no second read.
         """
-        try:
-            with open(header.path, "rb", buffering=0) as file:
-                check_unchanged(file, header)
-                if header.frames > 1:
-                    return frame_in(file, header)
-                content = _content(header.size)
-                if file.readinto(content.data) != header.size:
-                    raise StudyRefused("source_changed", "a file became shorter while it was read")
-        except OSError as error:
-            raise StudyRefused("source_changed", f"a file cannot be read any more ({type(error).__name__})") from None
+        with unchanged(header) as file:
+            if header.frames > 1:
+                return frame_in(file, header)
+            content = _content(header.size)
+            if file.readinto(content.data) != header.size:
+                raise StudyRefused("source_changed", "a file became shorter while it was read")
         self._checksums[header.path] = google_crc32c.value(content)
         if header.transfer_syntax in NATIVE_SYNTAXES:
             return content.data[header.pixel_offset : header.pixel_offset + frame_bytes(header)]
@@ -136,25 +138,14 @@ class DicomPixels:
     def findings(self) -> list[Finding]:
         """What the slices read so far show."""
         found = []
-        constant = self._slices(lambda seen: seen.constant)
-        if constant:
-            message = f"{len(constant)} slices hold one single value: nothing was scanned, or an image is lost"
-            found.append(self._flag("constant_slice", message))
-        beyond = self._slices(lambda seen: seen.beyond)
-        if beyond:
-            message = (
-                f"{len(beyond)} slices have bits set beyond BitsStored; such values are read without them, and wrap"
-            )
-            found.append(self._flag("bits_beyond_stored", message))
-        padded = self._slices(lambda seen: seen.padded)
-        if padded:
-            message = f"PixelPaddingValue means an HU inside the window; it is air at the frame's edge in {len(padded)} slices"
-            found.append(self._flag("padding_in_window", message))
-        implausible = self._why_implausible()
-        if implausible:
-            found.append(self._flag("hu_implausible", f"values are hardly HU: {implausible}"))
+        for reason, message in MESSAGES.items():
+            if count := sum(reason in seen.reasons for seen in self._seen.values()):
+                found.append(Finding.of_study(self.plan.id, "flagged", reason, message.format(count)))
+        if implausible := self._why_implausible():
+            message = f"the values do not look like HU: {implausible}"
+            found.append(Finding.of_study(self.plan.id, "flagged", "hu_implausible", message))
         for z in jumps(self._thumbnails):
-            if z not in constant:
+            if "constant_slice" not in self._seen[z].reasons:
                 place, reason = self.plan.slices[z], "slice_jump"
                 found.append(Finding(self.plan.id, str(place.file), "flagged", reason, REASONS[reason], place.path))
         return found
@@ -168,12 +159,6 @@ class DicomPixels:
         several = [samples for samples in kinds.values() if len(samples) >= LEAST_OF_A_KIND]
         everything = [seen.sample for seen in self._seen.values()]
         return next(filter(None, map(why_implausible, [everything, *several])), None)
-
-    def _slices(self, condition: Callable[["_Seen"], bool]) -> set[int]:
-        return {z for z, seen in self._seen.items() if condition(seen)}
-
-    def _flag(self, reason: str, message: str) -> Finding:
-        return Finding.of_study(self.plan.id, "flagged", reason, message)
 
     def flags(self) -> tuple[str, ...]:
         """The flags that go with `findings`."""

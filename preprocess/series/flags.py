@@ -51,7 +51,7 @@ def study_flags(plan: StudyPlan) -> Iterable[tuple[str, str]]:
         yield "monochrome1", REASONS["monochrome1"]
     if plan.turn:
         steps = [name for name in ("transpose", "flip_rows", "flip_columns") if getattr(plan.turn, name)]
-        yield "turned", f"brought into the canonical picture by {', '.join(steps)}"
+        yield "turned", f"turned into the canonical image by {', '.join(steps)}"
     if any(h.frames > 1 for h in headers):
         yield "multi_frame", REASONS["multi_frame"]
     if any(h.transfer_syntax in LOSSY_SYNTAXES for h in headers):
@@ -70,7 +70,7 @@ def _spacing_flags(plan: StudyPlan) -> Iterable[tuple[str, str]]:
     steps = -np.diff(plan.z)
     gaps = int((steps >= GAP * spacing["median"]).sum())
     if gaps:
-        yield "gaps", f"{gaps} distances of {GAP:g} times the median or more: slices seem to be missing"
+        yield "gaps", f"{gaps} distances are at least {GAP:g} times the median: slices seem to be missing"
 
 
 def _monotone(values: np.ndarray) -> bool:

@@ -90,16 +90,16 @@ def why_mixed(images: Images) -> tuple[str, str] | None:
     """(reason, message) where images cannot be one volume; None where they can."""
     if repeats_too_often(images.positions):
         repeated = len(images) - len(distinct(images.positions))
-        message = f"{repeated} of {len(images)} slices lie at the place of another one, one in ten may"
+        message = f"{repeated} of {len(images)} slices have the position of another one; at most one in ten may"
         return "too_many_repeats", message
     if alternates(images.positions, on_grid=_on_grid(images), in_order=_in_order(images)):
-        return "two_volumes", "the distances between slices alternate: two volumes lie in each other"
+        return "two_volumes", "the distances between slices alternate: two volumes are interleaved"
     holes = _leaves_holes(images)
     for name, labels in _all_labels(images):
         if holes and name in ABOUT_SENDING:
             continue
         if any(_interleave(images, few) for few in _few_labels(images, name, labels)):
-            return "two_volumes", f"two volumes lie in each other: each is whole by its {name}"
+            return "two_volumes", f"two volumes are interleaved: their images differ in {name}"
     return None
 
 

@@ -192,7 +192,7 @@ def stacks_of(headers: Sequence[FileHeader]) -> list[Stack]:
     if parts is None:
         return [Stack(tuple(headers), mixed)]
     volumes, aside = parts
-    rest = ("two_volumes", "what is left of a volume beside a whole one")
+    rest = ("two_volumes", "the rest of a volume beside a whole one")
     return [*(Stack((*found.headers, *strays)) for found in volumes), *(Stack(found.headers, rest) for found in aside)]
 
 
@@ -220,7 +220,7 @@ def why_left_out(stack: Stack, chosen: Stack) -> str:
     if stack.coverage < chosen.coverage / 2:
         return "it covers less than half as much"
     if stack.mixed:
-        return "no whole volume, or more than one that nothing tells apart"
+        return "not a whole volume, or several that no header field separates"
     if stack.is_derived and not chosen.is_derived:
         return "derived images beside originals"
     if stack.thickness > chosen.thickness:
@@ -228,5 +228,5 @@ def why_left_out(stack: Stack, chosen: Stack) -> str:
     if stack.sharpness < chosen.sharpness:
         return "a softer kernel"
     if stack.is_lossy and not chosen.is_lossy:
-        return "compressed with loss"
+        return "lossy compression"
     return "no better than the one kept"

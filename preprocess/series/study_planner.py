@@ -71,8 +71,9 @@ class StudyPlanner:
         return StudyRefused(reason, message, study=self.id)
 
     def refuse_tilt(self, degrees: float) -> StudyRefused:
-        limit = f"{MAX_DEGREES_FROM_AXIAL:.0f} at most"
-        return self.refuse("not_axial", f"the slices are {degrees:.0f} degrees from axial, {limit}")
+        return self.refuse(
+            "not_axial", f"the slices are {degrees:.0f} degrees from axial; the limit is {MAX_DEGREES_FROM_AXIAL:.0f}"
+        )
 
     def _plan(self) -> StudyPlan:
         if not self.id:  # the number of its first file in the whole source is all that may be told
@@ -106,7 +107,7 @@ class StudyPlanner:
         if shear:
             flags["shear"] = f"the first pixels of the slices lie on a line {shear:.1f} degrees from the slice normal"
         if jump:
-            flags["origin_jump"] = f"the first pixels of the slices leave a straight line by {jump:.1f} mm"
+            flags["origin_jump"] = f"the first pixels of the slices deviate from a straight line by {jump:.1f} mm"
         if self.has_unread:
             flags["unread_files"] = REASONS["unread_files"]
         if not numbered:
@@ -145,16 +146,16 @@ class StudyPlanner:
             self.say_why_none(stacks)
         for stack in stacks:
             if stack is not chosen:
-                why = why_left_out(stack, chosen) if stack.is_hu else "its values are no Hounsfield units"
+                why = why_left_out(stack, chosen) if stack.is_hu else "its values are not Hounsfield units"
                 self.say("flagged", "series_left_out", f"{len(stack.headers)} images: {why}", stack.headers[0])
         own = missing_copies(chosen.headers, copies)
         copies = [h for h in copies if not any(h is header for header in own)]
         chosen = replace(chosen, headers=(*chosen.headers, *own))
         if copies:
-            message = f"{len(copies)} copies, byte for byte, of images that are there already: {self.names(copies)}"
+            message = f"{len(copies)} exact copies of other images: {self.names(copies)}"
             self.say("repaired", "repeated_file", message, copies[0])
         if copies and len(chosen.headers) + len(strays) == 1:
-            raise self.refuse("too_many_repeats", f"{len(copies) + 1} files are copies of one single image")
+            raise self.refuse("too_many_repeats", f"{len(copies) + 1} files are copies of a single image")
         return replace(chosen, headers=(*chosen.headers, *strays))
 
     def check_patients(self, headers: Sequence[FileHeader]) -> None:
@@ -233,7 +234,7 @@ class StudyPlanner:
         orientations = np.array([h.orientation for h in headers])
         away = np.abs(orientations - orientations[0]).max(axis=1) > SAME_ORIENTATION
         if away.any():
-            message = f"{away.sum()} of {len(headers)} slices are oriented otherwise than the first"
+            message = f"{away.sum()} of {len(headers)} slices have another orientation than the first"
             raise self.refuse("mixed_orientation", message)
         degrees = degrees_from_axial(first.orientation)
         if degrees > MAX_DEGREES_FROM_AXIAL:
@@ -250,9 +251,7 @@ class StudyPlanner:
         """Degrees of shear, and mm by which first pixels leave their line; refused where one grid does not hold for all."""
         shear, jump = shear_and_jump(headers, along)
         if jump and jump > float(np.median(np.diff(along))):
-            message = (
-                f"the first pixels of the slices leave a straight line by {jump:.1f} mm, more than one slice spacing"
-            )
+            message = f"the first pixels of the slices deviate from a straight line by {jump:.1f} mm, more than one slice spacing"
             raise self.refuse("origin_jump", message)
         return shear, jump
 

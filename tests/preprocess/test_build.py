@@ -113,7 +113,7 @@ def test_other_labels_or_folds_in_passing_are_an_error_that_names_the_way(build,
     with pytest.raises(UsageError, match="preprocess labels"):
         build(folds=4)
     (source / "train.csv").write_text((source / "train.csv").read_text().replace(f"{IDS[1]},0,0", f"{IDS[1]},1,1"))
-    with pytest.raises(UsageError, match=f"1 studies are labelled otherwise, first {IDS[1]}.*preprocess labels"):
+    with pytest.raises(UsageError, match=f"1 studies have other labels, first {IDS[1]}.*preprocess labels"):
         build()
     assert files_of(tmp_path / "cache") == before
 

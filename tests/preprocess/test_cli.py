@@ -264,4 +264,4 @@ def test_an_interrupted_build_says_so_in_one_line_and_exits_130(rsna, tmp_path):
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: workers get it too
     _, err = process.communicate(timeout=60)
     lines = [line for line in err.splitlines() if not line.startswith(("1 of", "2 of", "3 of"))]
-    assert process.returncode == 130 and lines == ["error: interrupted; run the same command again to go on"]
+    assert process.returncode == 130 and lines == ["error: interrupted; run the same command again to continue"]

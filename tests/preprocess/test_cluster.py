@@ -184,5 +184,5 @@ def test_a_run_without_a_worker_left_ends_with_one_line(monkeypatch):
         results = pool.run(time.sleep, [0, 60])
         next(results)
         few.scale(0)
-        with pytest.raises(UsageError, match="no worker has been left"):
+        with pytest.raises(UsageError, match="no worker for"):
             next(results)

@@ -94,7 +94,7 @@ def test_a_csv_of_folds_is_taken_as_it_is(tmp_path):
         ("StudyInstanceUID,patient_overall,C1,C2,C3,C4,C5,C6,C7\n1.1,0,0,0,2,0,0,0,0\n", "C3 of 1.1"),
         (
             "StudyInstanceUID,patient_overall,C1,C2,C3,C4,C5,C6,C7\n" + "1.1,0" + ",0" * 7 + "\n1.1,1" + ",0" * 7,
-            "1.1 has other",
+            "1.1 has values that differ",
         ),
         ("", "not a readable CSV"),
     ],

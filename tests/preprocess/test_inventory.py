@@ -68,7 +68,7 @@ def test_files_are_found_without_suffix_and_strangers_are_counted(tmp_path):
     assert found.others == {"text files": 4, "DICOMDIR files": 1, "AppleDouble files": 1}
     (row,) = found.about_others()
     assert (row.severity, row.reason) == ("flagged", "other_files")
-    assert row.message == "passed over: 1 AppleDouble files, 1 DICOMDIR files, 4 text files"
+    assert row.message == "skipped: 1 AppleDouble files, 1 DICOMDIR files, 4 text files"
 
 
 @pytest.mark.parametrize("content", [b"", b"text, not DICOM", b"\x89PNG\r\n\x1a\n" + b"\0" * 300])

@@ -90,14 +90,14 @@ def test_folds_are_read_by_the_same_rules(tmp_path):
 
 
 REFUSED = {
-    "a row that contradicts an earlier one": (PLAIN + f"{IDS[0]},1,0,0,0,0,0,0,1", 6, "other values than in line 2"),
-    "a row that contradicts itself": (PLAIN.replace(f"{IDS[2]},1", f"{IDS[2]},0"), 4, "patient_overall is 0"),
-    "rows too short": (each(lambda row: row.rsplit(",", 1)[0]), 2, "8 cells, the names are 9"),
+    "a row that contradicts an earlier one": (PLAIN + f"{IDS[0]},1,0,0,0,0,0,0,1", 6, "values that differ from line 2"),
+    "a row that contradicts itself": (PLAIN.replace(f"{IDS[2]},1", f"{IDS[2]},0"), 4, "is 0, but C3 is 1"),
+    "rows too short": (each(lambda row: row.rsplit(",", 1)[0]), 2, "8 cells for 9 column names"),
     "one row too short": (PLAIN.replace(ROWS[3], ROWS[3][:-2]), 5, "8 cells"),
     "one row too long": (PLAIN.replace(ROWS[1], ROWS[1] + ",9"), 3, "10 cells"),
     "one row with a comma at its end": (PLAIN.replace(ROWS[0], ROWS[0] + ","), 2, "10 cells"),
     "another value than empty at the end of every row": (each(lambda row: row + ",1"), 2, "10 cells"),
-    "a column twice": ("\n".join([HEADER + ",C1", *(row + ",1" for row in ROWS)]), 1, "C1 is there twice"),
+    "a column twice": ("\n".join([HEADER + ",C1", *(row + ",1" for row in ROWS)]), 1, "C1 occurs twice"),
     "semicolons": (PLAIN.replace(",", ";"), 1, "separated by ';'"),
     "tabs": (PLAIN.replace(",", "\t"), 1, "separated by tabs"),
     "names in lower case": (PLAIN.replace(HEADER, HEADER.lower()), 1, "did you mean 'studyinstanceuid'?"),
@@ -188,10 +188,10 @@ def test_what_labels_and_folds_name_is_counted_against_the_source(tmp_path):
     assert check_named(read_labels_and_folds(labels, None), set(IDS)) is None
     assert check_named(read_labels_and_folds(None, 5), set(IDS)) is None
     assert check_named(read_labels_and_folds(labels, None), {*IDS[:3], "8.8"}) == (
-        "the labels name 3 of 4 studies of the source, and 1 that it has not"
+        "the labels name 3 of 4 studies of the source, and 1 that it does not have"
     )
     assert check_named(read_labels_and_folds(labels, folds), set(IDS)) == (
-        "the folds name 2 of 4 studies of the source, and 1 that it has not"
+        "the folds name 2 of 4 studies of the source, and 1 that it does not have"
     )
     for given in (read_labels_and_folds(labels, 5), read_labels_and_folds(None, folds)):
         with pytest.raises(UsageError, match="names no study of the source"):

@@ -186,7 +186,7 @@ def test_a_mask_for_which_memory_does_not_suffice_is_refused(tmp_path, plan):
     nibabel.save(nibabel.Nifti1Image(labels, np.eye(4)), tmp_path / "a.nii")
     command = [sys.executable, "-c", LITTLE_MEMORY, tmp_path / "train_images", tmp_path / "a.nii"]
     done = subprocess.run(command, capture_output=True, text=True)
-    said = "None; refused; segmentation_too_large; needs more memory than there is\n"
+    said = "None; refused; segmentation_too_large; needs more memory than is available\n"
     assert done.stdout == said, done.stderr
 
 

@@ -47,7 +47,7 @@ def test_a_mixture_beside_a_whole_series_is_left_out(tmp_path):
     write_series(tmp_path / "whole", 12, series="2", SliceThickness="3")
     plans, findings = plan_studies(tmp_path)
     assert plans[0].series_uid == f"{STUDY}.2"
-    assert [f.message for f in findings] == ["24 images: no whole volume, or more than one that nothing tells apart"]
+    assert [f.message for f in findings] == ["24 images: not a whole volume, or several that no header field separates"]
 
 
 def test_two_keys_together_may_tell_four_volumes_apart(tmp_path):
@@ -79,7 +79,7 @@ def test_a_lossless_volume_is_kept_and_its_lossy_twin_listed(tmp_path):
         twin.write_bytes(twin.read_bytes().replace(b"1.2.840.10008.1.2.4.80", b"1.2.840.10008.1.2.4.81"))
     plans, findings = plan_studies(tmp_path)
     assert np.array_equal(grey(plans[0]), expected_grey(np.stack([picture(k) for k in range(6)])))
-    assert [f.message for f in findings] == ["6 images: compressed with loss"]
+    assert [f.message for f in findings] == ["6 images: lossy compression"]
 
 
 def test_of_files_that_are_there_twice_those_of_one_series_stay(tmp_path):

@@ -114,7 +114,7 @@ def test_names_below_the_source_are_shown_where_paths_are_asked_for_or_where_the
     table = places.source / "train.csv"
     build = ["build-cache", str(places.source), str(tmp_path / "new")]
     for words, line in (
-        (build, f"{places.source}: input/output error, of something below it; --paths says of what"),
+        (build, f"{places.source}: input/output error, for a file or folder below it; give --paths to name it"),
         ([*build, "--paths"], f"{table}: input/output error"),
         ([*build, "--labels", str(table)], f"{table}: input/output error"),
     ):

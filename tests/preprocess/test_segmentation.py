@@ -8,7 +8,8 @@ from dicom_files import COLUMNS, ROWS, STUDY, dataset, write, write_nifti, write
 
 from preprocess import open_study, segmentation_folder, studies
 from preprocess.findings import STUDY_KEPT
-from preprocess.masks.segmentation import find_segmentation, place_labels, read_segmentation, vertebra_ratios
+from preprocess.masks.names import find_segmentation
+from preprocess.masks.segmentation import place_labels, read_segmentation, vertebra_ratios
 from preprocess.pixels.study_pixels import DicomPixels
 from preprocess.series.planning import plan_studies
 
@@ -316,7 +317,7 @@ def test_of_two_affines_that_disagree_the_one_that_fits_the_bone_is_taken_and_fl
     boxes, _, (finding,) = read(nifti, plan)
     assert (finding.reason, finding.severity) == ("segmentation_two_affines", "flagged")
     assert f"up to {apart} mm apart" in finding.message
-    assert f"; {'sform' if sform == (0, 0, 0) else 'qform'} was taken" in finding.message
+    assert f"; {'sform' if sform == (0, 0, 0) else 'qform'} was used" in finding.message
     assert np.array_equal(boxes, expected_boxes(spine()))
 
 

@@ -171,7 +171,7 @@ def test_copies_are_left_out_however_many_and_are_one_row(tmp_path):
     plans, (finding,) = plan_studies(tmp_path)
     assert np.array_equal(grey(plans[0]), expected_grey(volume(4))) and plans[0].flags == ()
     assert (finding.severity, finding.reason) == ("repaired", "repeated_file")
-    assert finding.message.startswith("3 copies, byte for byte") and finding.message.endswith("files 5, 6, 7")
+    assert finding.message.startswith("3 exact copies of other images") and finding.message.endswith("files 5, 6, 7")
 
 
 def test_a_second_image_at_a_place_that_differs_is_left_out_and_reported(tmp_path):

@@ -140,7 +140,8 @@ def test_a_reader_that_has_gone_is_no_traceback(plan_words):
 def test_a_full_standard_output_is_one_line(module):
     status, err = ended(command(module, "--help"), "> /dev/full")
     assert (
-        status == 2 and err == "error: standard output: no space left on device; make room, then run the same again\n"
+        status == 2
+        and err == "error: standard output: no space left on device; make room, then run the same command again\n"
     )
 
 
@@ -177,13 +178,13 @@ def test_ctrl_c_in_the_middle_of_the_imports_is_no_traceback(module, nth, tmp_pa
 
 def test_an_error_of_the_system_is_told_by_its_path_and_reason(tmp_path):
     lines = {
-        OSError(errno.ENOSPC, "x", "a/b"): "a/b: no space left on device; make room, then run the same again",
+        OSError(errno.ENOSPC, "x", "a/b"): "a/b: no space left on device; make room, then run the same command again",
         OSError(errno.ESTALE, "x", b"a"): "a: stale file handle",
         OSError(errno.EIO, "x"): "a file or a connection failed (input/output error)",
         OSError("of a library"): "a file or a connection failed (of a library)",
         TimeoutError(): "a file or a connection failed (TimeoutError)",
         RuntimeError("[enforce fail at inline_container.cc:603] . PytorchStreamWriter failed writing file data/3"): (
-            "a file could not be written: the disk may be full; make room, then run the same again"
+            "a file could not be written: the disk may be full; make room, then run the same command again"
         ),
         MemoryError(): "there is not enough memory; end other programs, or use a machine with more",
     }
@@ -198,7 +199,7 @@ def test_names_below_scans_are_not_told(tmp_path):
     (tmp_path / "link").symlink_to(scans)
     for folder in (scans, tmp_path / "link"):
         error = in_one_line(OSError(errno.EIO, "x", str(scans / "MUSTER^EVA" / "1.dcm")), folder)
-        assert str(error) == f"{folder}: input/output error, of something below it"
+        assert str(error) == f"{folder}: input/output error, for a file or folder below it"
 
 
 def test_a_full_disk_while_a_checkpoint_is_written_says_so(tiny_cache, tiny_settings, tmp_path):

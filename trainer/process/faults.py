@@ -1,6 +1,5 @@
 """Errors of the operating system and of memory as one-line errors: a full disk needs no traceback."""
 
-import errno
 import os
 import re
 import threading
@@ -8,10 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cache_schema.errors import CspineError, reason_of
+from cache_schema.errors import CspineError, advice_on, not_utf8, reason_of
 from trainer.settings.paths import is_inside
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
 TORCH_WRITING = re.compile(
     r"PytorchStreamWriter failed writing|inline_container\.cc|iostream error|unable to write to file"
 )
@@ -30,21 +28,21 @@ def in_one_line(error: BaseException, source: Path | None = None) -> CspineError
     if isinstance(error, MemoryError):
         return CspineError("there is not enough memory", do="end other programs, or use a machine with more")
     if isinstance(error, UnicodeError):
-        return CspineError(
-            f"a name or a text is not UTF-8 ({type(error).__name__})", do="name folders and files in UTF-8"
-        )
+        return not_utf8(error)
     if isinstance(error, RuntimeError) and TORCH_WRITING.search(str(error)):
-        return CspineError("a file could not be written: the disk may be full", do="make room, then run the same again")
+        return CspineError(
+            "a file could not be written: the disk may be full", do="make room, then run the same command again"
+        )
     return None
 
 
 def _refused(error: OSError, source: Path | None) -> CspineError:
-    do = "make room, then run the same again" if error.errno in FULL else None
+    do = advice_on(error)
     file = error.filename
     if isinstance(file, str | bytes | os.PathLike):
         where = Path(os.fsdecode(file))
         if source is not None and where != source and is_inside(where, source):
-            return CspineError(f"{reason_of(error)}, of something below it", where=source, do=do)
+            return CspineError(f"{reason_of(error)}, for a file or folder below it", where=source, do=do)
         return CspineError(reason_of(error), where=where, do=do)
     return CspineError(f"a file or a connection failed ({_words(error)})", do=do)
 
