@@ -61,6 +61,34 @@ def test_the_same_plan_has_nothing_more_to_do(planned, site, tiny_cache):
     assert again.returncode == 0 and "started" not in again.stdout
 
 
+def test_the_plan_and_trainer_tables_make_its_table(planned, site, tiny_cache):
+    runs, out = planned
+    made = runs / "tables/visible_ranges.parquet"
+    assert f"[visible_ranges] made: {made}" in out
+    ranges = pd.read_parquet(made)
+    assert list(ranges) == ["id", "z_from", "z_to"] and len(ranges) == 6 and (ranges["z_from"] < ranges["z_to"]).all()
+    seen = pd.read_parquet(made.with_name("visible_ranges.exposure.parquet"))
+    assert len(seen), "what its predictions have seen goes with it"
+    kept, words = made.stat().st_mtime_ns, ("trainer.tables", str(runs), f"cache={tiny_cache}")
+    again = command(site, *words)
+    assert again.returncode == 0 and made.stat().st_mtime_ns == kept, again.stderr
+    made.unlink()
+    again = command(site, *words)
+    assert again.returncode == 0 and "visible_ranges, scores in" in again.stdout, again.stderr
+    assert pd.read_parquet(made).equals(ranges)
+
+
+def test_a_new_version_of_its_recipe_makes_the_table_again(planned, site, tiny_cache, tmp_path):
+    shutil.copytree(planned[0], tmp_path / "runs")
+    shutil.copytree(site, tmp_path / "site")
+    stage = tmp_path / "site/cspine_visible/stage.py"
+    stage.write_text(stage.read_text().replace('version="1"', 'version="2"').replace(".max() + 1", ".max() + 2"))
+    done = command(tmp_path / "site", "trainer.tables", str(tmp_path / "runs"), f"cache={tiny_cache}")
+    assert done.returncode == 0, done.stderr
+    before, after = (pd.read_parquet(out / "tables/visible_ranges.parquet") for out in (planned[0], tmp_path / "runs"))
+    assert (after["z_to"] == before["z_to"] + 1).all()
+
+
 def test_its_weights_predict_every_study(planned, site, tiny_cache):
     runs, _ = planned
     words = [

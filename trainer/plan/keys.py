@@ -15,6 +15,7 @@ from trainer.runs.inputs import Inputs
 from trainer.runs.sources import digest_rows
 from trainer.settings.layers import load
 from trainer.tables import make
+from trainer.tables.recipes import VERSION, recipe_of
 
 HELD_OUT = "held_out"
 DONE, STALE, DUE, WAITS = "done", "stale", "due", "waits"
@@ -35,7 +36,8 @@ def node_keys(plan: Plan, digests: Mapping[str, Any]) -> tuple[dict[str, str], d
         read = dict(digests[node.name])
         held_out = read.pop(HELD_OUT, {})
         if not node.is_run:
-            own = [make.VERSION, plan.tables.of(node.name)]
+            version = VERSION if node.name == "scores" else recipe_of(node.name).version
+            own = [version, plan.tables.of(node.name)]
             keys[node.name] = _key(node.name, own, read, [keys[need] for need in node.needs])
             continue
         settings = load(node.words, must_exist=False)

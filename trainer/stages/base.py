@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from trainer.data.order import ScheduledItem
     from trainer.models import Backbone, Network
     from trainer.stages.losses import Term
+    from trainer.tables.recipes import Recipe
 
 
 class Stage(ABC):
@@ -56,8 +57,8 @@ class Stage(ABC):
     """numeric columns of its predictions, beside its keys"""
     probabilities: ClassVar[tuple[str, ...]] = ()
     """further columns, with values in [0, 1]"""
-    tables: ClassVar[tuple[str, ...]] = ()
-    """tables in RUNS/tables made from its held-out predictions, each from the previous one (trainer.tables.make)"""
+    tables: ClassVar[Mapping[str, Recipe]] = {}
+    """tables in RUNS/tables by name, the first made from its held-out predictions, each further one from the previous one"""
     measure: ClassVar[Measure]
     """its score and baseline"""
     seconds: ClassVar[float] = 3600

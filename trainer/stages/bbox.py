@@ -17,6 +17,7 @@ from trainer.scores.scores import Measure
 from trainer.scores.truth import box_truth, union_box
 from trainer.settings.settings import Settings
 from trainer.stages.base import Stage, backbone, counted, to_numpy
+from trainer.tables.recipes import OF_BBOX
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 class BoxStage(Stage):
     name, order, version = "bbox", 1, 3
     learns_from, items = "segmentations", "triplets"
-    columns, probabilities, tables = tuple(BOX), ("has_box",), ("study_boxes",)
+    columns, probabilities, tables = tuple(BOX), ("has_box",), OF_BBOX
     measure = Measure("iou", "training mean box", bbox_parts)
     truth = staticmethod(box_truth)
     legend = "yellow: the target box, augmented like the image; it is the union over the three slices"

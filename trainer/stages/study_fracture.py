@@ -14,6 +14,7 @@ from trainer.runs.files import MODEL_FILE
 from trainer.scores.score_terms import study_fracture_parts
 from trainer.scores.scores import Measure
 from trainer.stages.base import Stage, counted, to_numpy
+from trainer.tables.recipes import OF_STUDY_FRACTURE
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +30,7 @@ class StudyFractureStage(Stage):
     name, order, version = "study_fracture", 4, 3
     learns_from, items = "labels", "studies"
     needs_boxes, backbone = True, "slice_fracture"
-    columns, probabilities, tables = (), tuple(TARGETS), ("study_predictions",)
+    columns, probabilities, tables = (), tuple(TARGETS), OF_STUDY_FRACTURE
     measure = Measure("weighted_log_loss", "training constants", study_fracture_parts, len(TARGETS), TARGETS)
     legend = "labels of the study: red 1, grey 0, ?: unknown, not trained on"
 

@@ -15,6 +15,7 @@ from trainer.scores.truth import ratio_truth
 from trainer.settings.settings import Settings
 from trainer.stages.base import WindowStage, average, backbone, slice_rows, to_numpy
 from trainer.tables.ratios import vertebra_ratios
+from trainer.tables.recipes import OF_VERTEBRAE
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 class VertebraStage(WindowStage):
     name, order, version = "vertebrae", 2, 3
     learns_from = "segmentations"
-    columns, tables = ("windows", *LEVELS), ("vertebra_ratios", "pseudo_labels")
+    columns, tables = ("windows", *LEVELS), OF_VERTEBRAE
     measure = Measure("weighted_squared_error", "training curve", vertebra_parts)
     truth, pool = staticmethod(ratio_truth), staticmethod(vertebra_ratios)
     legend = "bars: target ratios of C1..C7 at this slice"

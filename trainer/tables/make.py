@@ -19,11 +19,8 @@ from trainer.scores.scores import read_scores, render, render_levels, write_scor
 from trainer.settings.stage_registry import stage_class, stage_names
 from trainer.tables import boxes, scoring, studies
 from trainer.tables.finished import FinishedRuns, Pool, seen_by
-from trainer.tables.recipes import RECIPES, Sources, inputs_of, labels_digest, pseudo_inputs
+from trainer.tables.recipes import Sources, inputs_of, labels_digest, made_by, recipe_of
 from trainer.tables.settings import TableSettings
-
-VERSION = "2"
-"""to be raised when a table is computed differently from the same inputs"""
 
 
 def is_made(name: str, sources: Sources) -> bool:
@@ -39,7 +36,7 @@ def is_made(name: str, sources: Sources) -> bool:
         by = " with the given thresholds, or the defaults" if name == "study_boxes" else ""
         warn_once(f"{error.where}: {error.what}: {name} is made again{by}")
         return False
-    return meta["made_by"] == f"{name} {VERSION}" and meta["inputs"] == inputs_of(name, sources)
+    return meta["made_by"] == made_by(name) and meta["inputs"] == inputs_of(name, sources)
 
 
 def make(
@@ -51,12 +48,13 @@ def make(
         return _scores(sources)
     made = not is_made(name, sources)
     if made:
-        path, frame = sources.path(name), RECIPES[name].frame(sources)
+        path, recipe = sources.path(name), recipe_of(name)
+        frame = recipe.frame(sources)
         path.parent.mkdir(parents=True, exist_ok=True)
         for id in cache.ids:  # predicting may have taken days
             cache.require_unchanged(id)
-        lineage.keep_for_table(path, content_digest(frame), RECIPES[name].exposure(name, sources))
-        write_table(path, frame, f"{name} {VERSION}", inputs_of(name, sources))
+        lineage.keep_for_table(path, content_digest(frame), recipe.exposure(name, sources))
+        write_table(path, frame, made_by(name), inputs_of(name, sources))
     if name == "study_predictions":
         submission = studies.submission(read_table(sources.path(name)))
         write_whole(out / "tables" / "submission.csv", submission.to_csv(index=False).encode())
@@ -151,8 +149,7 @@ def _is_of(name: str, sources: Sources) -> bool:
     """Whether a table is undamaged and made from these runs' predictions, or from the current table before it."""
     try:
         made_from, seen = own_meta(sources.path(name))["inputs"], lineage.kept_for_table(sources.path(name))
-        now = pseudo_inputs(sources) if name == "pseudo_labels" else sources.prediction_digests()
-        now |= sources.thresholds(name)
+        now = recipe_of(name).inputs_without_exposure(sources) | sources.thresholds(name)
     except CspineError:
         return False
     return seen is not None and now.items() <= made_from.items()

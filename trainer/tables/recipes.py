@@ -1,4 +1,4 @@
-"""What each table is made from, and how: its inputs, its content and its exposure."""
+"""What each table is made from, and how: its inputs, its content and its exposure. A stage names its tables with their recipes."""
 
 import json
 from collections.abc import Callable
@@ -15,9 +15,13 @@ from trainer.runs.files import PREDICTIONS
 from trainer.runs.inputs import labels_of
 from trainer.runs.run_names import run_name
 from trainer.runs.sources import digest_rows
+from trainer.settings.stage_registry import stage_class, stage_names
 from trainer.tables import boxes, pseudo, ratios, studies
 from trainer.tables.finished import seen_by
 from trainer.tables.settings import TableSettings
+
+VERSION = "2"
+"""of this project's tables; to be raised when one is computed differently from the same inputs"""
 
 
 @dataclass(frozen=True)
@@ -55,15 +59,32 @@ def _exposure_of_runs(name: str, sources: Sources) -> pd.DataFrame:
 
 
 class Recipe(NamedTuple):
+    """How a table is made from the pooled runs of its stage, or from an earlier table of it."""
+
     frame: Callable[[Sources], pd.DataFrame]
     inputs: Callable[[Sources], dict[str, str]] = Sources.run_digests
     """name -> digest of what the table is made from"""
     exposure: Callable[[str, Sources], pd.DataFrame] = _exposure_of_runs
+    version: str = VERSION
+    """another package's own; to be raised as VERSION is"""
+
+    def inputs_without_exposure(self, sources: Sources) -> dict[str, str]:
+        """The part of `inputs` that is known even if a run's exposure is not."""
+        return sources.prediction_digests() if self.inputs is Sources.run_digests else self.inputs(sources)
 
 
-def inputs_of(name: str, sources: Sources) -> dict[str, str]:
+def recipe_of(table: str) -> Recipe:
+    return next(stage.tables[table] for stage in map(stage_class, stage_names()) if table in stage.tables)
+
+
+def made_by(table: str) -> str:
+    """The `made_by` of a table that is up to date."""
+    return f"{table} {recipe_of(table).version}"
+
+
+def inputs_of(table: str, sources: Sources) -> dict[str, str]:
     """The `inputs` of a table."""
-    return RECIPES[name].inputs(sources) | sources.thresholds(name)
+    return recipe_of(table).inputs(sources) | sources.thresholds(table)
 
 
 def labels_digest(cache: Cache) -> str:
@@ -71,7 +92,7 @@ def labels_digest(cache: Cache) -> str:
     return digest_rows(labels.itertuples(index=False))
 
 
-def pseudo_inputs(sources: Sources) -> dict[str, str]:
+def _pseudo_inputs(sources: Sources) -> dict[str, str]:
     path = sources.path("vertebra_ratios")
     return {
         "vertebra_ratios": table_meta(path)["digest"],
@@ -103,9 +124,10 @@ def _study_predictions(sources: Sources) -> pd.DataFrame:
     return studies.study_predictions(sources.predictions(), labels_of(sources.cache))
 
 
-RECIPES = {
-    "study_boxes": Recipe(_study_boxes),
+OF_BBOX = {"study_boxes": Recipe(_study_boxes)}
+OF_VERTEBRAE = {
     "vertebra_ratios": Recipe(lambda sources: ratios.vertebra_ratios(sources.predictions())),
-    "pseudo_labels": Recipe(_pseudo_labels, pseudo_inputs, _pseudo_exposure),
-    "study_predictions": Recipe(_study_predictions),
+    "pseudo_labels": Recipe(_pseudo_labels, _pseudo_inputs, _pseudo_exposure),
 }
+OF_STUDY_FRACTURE = {"study_predictions": Recipe(_study_predictions)}
+"""the tables of this project's stages"""

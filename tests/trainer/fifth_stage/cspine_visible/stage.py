@@ -13,6 +13,8 @@ from trainer.data.items import triplets
 from trainer.scores.score_terms import by_study, matched
 from trainer.scores.scores import Measure
 from trainer.stages.base import Stage, backbone, counted, to_numpy
+from trainer.tables.pooling import mean_over_runs
+from trainer.tables.recipes import Recipe, Sources
 
 
 def shows(study: Study, z_index: int) -> float:
@@ -41,10 +43,20 @@ def log_losses(predictions: pd.DataFrame, truth: pd.DataFrame, training: pd.Data
     return by_study(rows["id"], loss(rows["visible"].to_numpy()), loss(constant), np.ones((len(rows), 1)))
 
 
+def visible_ranges(sources: Sources) -> pd.DataFrame:
+    """id, z_from, z_to: the slices between which a study is likelier than its median to show a vertebra, the end exclusive."""
+    mean = mean_over_runs(sources.predictions(), ["id", "z_index"])
+    seen = mean[mean["visible"] >= mean.groupby("id")["visible"].transform("median")].groupby("id")["z_index"]
+    return pd.DataFrame({"z_from": seen.min(), "z_to": seen.max() + 1}).reset_index()
+
+
+TABLES = {"visible_ranges": Recipe(visible_ranges, version="1")}
+
+
 class VisibleStage(Stage):
     name, version, config = "visible", 1, Path(__file__).with_name("visible.yaml")
     learns_from, items = "segmentations", "triplets"
-    columns, probabilities = (), ("visible",)
+    columns, probabilities, tables = (), ("visible",), TABLES
     measure = Measure("log_loss", "training constant", log_losses)
     truth = staticmethod(truth)
     legend = "visible: 1 where the middle slice shows a vertebra"
