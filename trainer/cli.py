@@ -5,7 +5,6 @@ Imports nothing that takes time: help and a mistyped command are answered in a m
 
 import runpy
 import sys
-from collections.abc import Iterable
 
 from trainer.process.ending import answer_at_once
 
@@ -40,14 +39,10 @@ def main(words: list[str] | None = None) -> int:
         return 0 if words else 2
     command, *rest = words
     if command not in COMMANDS:
-        return _wrong(f"no command {command}", command, COMMANDS)
+        from trainer.settings.keyvalue import nearest
+
+        print(f"error: no command {command}; {nearest(command, COMMANDS)}", file=sys.stderr)
+        return 2
     sys.argv = [f"trainer {command}", *rest]
     runpy.run_module(f"trainer.{command}", run_name="__main__", alter_sys=True)
     return 0
-
-
-def _wrong(line: str, word: str, choices: Iterable[str]) -> int:
-    from trainer.settings.keyvalue import nearest
-
-    print(f"error: {line}; {nearest(word, choices)}", file=sys.stderr)
-    return 2

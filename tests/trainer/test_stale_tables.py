@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from changes import other_pixels, other_segmentation, reseal
+from planting import planted
 
 from cache_schema import LEVELS, Cache, CacheWriter
 from cache_schema.tables import read_table, write_table
@@ -176,6 +177,18 @@ def test_a_run_with_a_damaged_file_is_named_and_no_table_is_made_of_the_rest(nam
     assert file in stale(said.out)[name] and "Traceback" not in said.err
     assert f"no current run replaces {name}" in said.err
     assert tables_of(runs) == before
+
+
+def test_a_read_error_names_the_run_and_keeps_its_tables_and_all_that_follow(runs, tiny_cache, capfd):
+    """Its run may be up to date: if it were left out, all that was made from its tables would count as stale."""
+    before, config = tables_of(runs), runs / "vertebrae-04A/fold0-seed1/config.yaml"
+    (runs / "tables/study_boxes.parquet").unlink()
+    with planted([config], 1):
+        assert main([str(runs), f"cache={tiny_cache}"]) == 2
+    said = capfd.readouterr()
+    assert said.err == f"error: {config}: input/output error\n" and not stale(said.out)
+    assert tables_of(runs) == before, "the stage before it has its table again"
+    assert main([str(runs), f"cache={tiny_cache}"]) == 0 and tables_of(runs) == before
 
 
 def test_runs_of_another_version_are_stale_whatever_else_is_gone(runs, tiny_cache, capfd):

@@ -8,6 +8,7 @@ from cache_schema.errors import CacheError, CspineError
 from cache_schema.tables import own_meta, write_table
 from trainer.leakage import lineage
 from trainer.process.command import warn_once
+from trainer.runs.damaged import is_read_error
 from trainer.runs.files import EXPOSURE_FILE, MODEL_FILE, PREDICTIONS
 from trainer.runs.identity import exposure_of, model_key
 from trainer.runs.inputs import Inputs
@@ -84,8 +85,8 @@ def kept(run_dir: Path) -> pd.DataFrame:
     try:
         return of_finished(run_dir)
     except CspineError as error:
-        if isinstance(error.__context__, OSError) and not isinstance(error.__context__, FileNotFoundError):
-            raise  # a temporary read error: not to be recorded as unknown
+        if is_read_error(error):
+            raise  # not to be recorded as unknown
         warn_once(str(error))
         return lineage.unknown(run_name(run_dir), MODEL_FILE)
 

@@ -8,9 +8,8 @@ if __name__ == "__main__":
 import sys
 from pathlib import Path
 
-from cache_schema.errors import UsageError
 from trainer.process.command import one_of, serve, split_words
-from trainer.settings.keyvalue import nearest, split_files
+from trainer.settings.keyvalue import require_known, split_files
 from trainer.settings.paths import check_folder, refuse_folders
 from trainer.settings.settings import Settings
 
@@ -62,8 +61,8 @@ def _main(words: list[str]) -> None:
         check_folder(out / name)
     plan = read_plan(path, cache_path, out, [f"{key}={value}" for key, value in given.items()])
     refuse_folders(table for node in plan.nodes if not node.is_run for table in (node.output, table_file(node.output)))
-    if "only" in own and own["only"] not in (names := [node.name for node in plan.nodes]):
-        raise UsageError(f"the plan has no {own['only']}", where=path, do=nearest(own["only"], names))
+    if "only" in own:
+        require_known(own["only"], [node.name for node in plan.nodes], f"the plan has no {own['only']}", path)
     costs = read_costs(plan, Path(own["costs"]) if "costs" in own else None)
     cache = Cache(cache_path)
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from cache_schema.errors import UsageError
 from trainer.plan.graph import Node, Plan
-from trainer.settings.keyvalue import nearest, read_yaml
+from trainer.settings.keyvalue import nearest, read_yaml, require_known
 from trainer.settings.stage_registry import CONFIGS, stage_class
 
 DEFAULT_COSTS = CONFIGS / "costs.yaml"
@@ -45,8 +45,7 @@ def read_costs(plan: Plan, path: Path | None = None) -> dict[str, float]:
     if not path:  # a file may serve several plans
         known = dict.fromkeys(name for node in plan.nodes for name in _names(node))
         for name in given:
-            if name not in known:
-                raise UsageError(f"the plan makes no {name}", where=where, do=nearest(name, known))
+            require_known(name, known, f"the plan makes no {name}", where)
     found = {}
     for node in plan.nodes:
         own = [given[name] for name in _names(node) if name in given]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from cache_schema.errors import CspineError, UsageError
 from trainer.runs.run_names import RunName, run_name, split_kind
-from trainer.settings.keyvalue import assignments, given_twice, nearest, read_yaml, split_files, whole
+from trainer.settings.keyvalue import assignments, given_twice, read_yaml, require_known, split_files, whole
 from trainer.settings.layers import full_name, load, stage_layer
 from trainer.settings.paths import beside
 from trainer.settings.settings import is_path
@@ -116,8 +116,7 @@ def plan_file(word: str) -> Path:
     packaged = packaged_plans()
     if Path(word).name != word or Path(word).suffix or Path(word).exists():
         return Path(word)
-    if word not in packaged:
-        raise UsageError(f"no plan {word}, neither a file nor one of the package's", do=nearest(word, packaged))
+    require_known(word, packaged, f"no plan {word}, neither a file nor one of the package's")
     return packaged[word]
 
 
@@ -160,8 +159,7 @@ def read_plan(path: Path, cache: Path, out: Path, extra: Iterable[str] = ()) -> 
 
 def _check_keys(given: Iterable[str], known: Sequence[str], what: str, where: object) -> None:
     for key in given:
-        if key not in known:
-            raise UsageError(f"{what} has no {key}", where=where, do=nearest(key, known))
+        require_known(key, known, f"{what} has no {key}", where)
 
 
 def _refuse_chosen(key: str, where: object, chosen: Iterable[str] = CHOSEN) -> None:
@@ -193,9 +191,8 @@ def _runs(row: Mapping[str, Any], shared: Shared, out: Path, tables: Path, where
         if not isinstance(value, str):
             raise UsageError(f"set: {key} takes one value", where=where, expected=f"{key}: VALUE")
     _check_keys(row, RUN_KEYS, "a run", where)
-    stage = row.get("stage")
-    if stage not in stage_names():
-        raise UsageError(f"no stage {stage}", where=where, do=nearest(str(stage), stage_names()))
+    stage = str(row.get("stage"))
+    require_known(stage, stage_names(), f"no stage {stage}", where)
     facts, nodes, boxes = stage_class(stage), [], f"boxes={tables / 'study_boxes.parquet'}"
     for fold, seed in product(row.get("folds", ["0"]), row.get("seeds", ["1"])):
         words, needs = [f"stage={stage}", f"fold={fold}", f"seed={seed}"], []

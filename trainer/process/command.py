@@ -10,12 +10,12 @@ from functools import cache
 from pathlib import Path
 from typing import TextIO
 
-from cache_schema.errors import UsageError
+from cache_schema.errors import UsageError, did_you_mean
 from cache_schema.output import OUTPUT, drop_output, lost_output, open_output
 from cache_schema.places import check_place
 from trainer.process.ending import answered
 from trainer.process.faults import in_one_line, quiet_threads
-from trainer.settings.keyvalue import assignments, expand_user, nearest
+from trainer.settings.keyvalue import assignments, expand_user, require_known
 
 INTERRUPTED, READER_GONE = 130, 1
 ADDRESSES = ("scheduler",)
@@ -123,9 +123,8 @@ def split_words(
     given = assignments(word for word in words if ASSIGNMENT.match(word))
     for key in given:
         section = key.partition(".")[0] + "." if "." in key else None
-        if key not in known and section not in known and not (section and "." in known):
-            names = [name for name in known if not name.endswith(".")]
-            raise UsageError(f"no setting {key}", do=nearest(key, names))
+        if section not in known and not (section and "." in known):
+            require_known(key, [name for name in known if not name.endswith(".")], f"no setting {key}")
     for key in needed:
         if key not in given:
             raise UsageError(f"no {key} given", expected=f"{key}={key.upper()}", do="see --help")
@@ -136,7 +135,6 @@ def one_of(given: dict[str, str], key: str, choices: tuple[str, ...]) -> str:
     """given[key]; the first choice if it is not given. Raises UsageError for a value that is not a choice."""
     value = given.get(key, choices[0])
     if value not in choices:
-        near = nearest(value, choices)
-        do = near if near.startswith("did") else None
+        do = did_you_mean(value, choices)
         raise UsageError(f"{key}={value} does not fit", expected=" or ".join(choices), do=do)
     return value

@@ -22,7 +22,7 @@ from cache_schema.documents import canonical_json, digest_of, sync, write_whole
 from trainer.models import load_strictly
 from trainer.runs import random_states
 from trainer.runs.damaged import Damaged, set_aside
-from trainer.runs.files import CHECKPOINT, MODEL_FILE, POSITION
+from trainer.runs.files import CHECKPOINT, CHECKPOINT_NEW, CHECKPOINT_OLD, MODEL_FILE, POSITION
 from trainer.runs.weights import DIGEST, reading, require_whole, sealed, weights_metadata
 
 OPTIMISER = "optimizer.safetensors"
@@ -32,7 +32,7 @@ STEP = "step"
 
 def save(accelerator: Accelerator, model: nn.Module, run_dir: Path, step: int, key: str) -> None:
     """Writes model, optimiser, gradient scaler, RNG states and step into a new folder, then renames it. Call on all processes."""
-    new, now, old = (run_dir / name for name in (f"{CHECKPOINT}.new", CHECKPOINT, f"{CHECKPOINT}.old"))
+    new, now, old = (run_dir / name for name in (CHECKPOINT_NEW, CHECKPOINT, CHECKPOINT_OLD))
     if accelerator.is_main_process:
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
@@ -81,7 +81,7 @@ def position(run_dir: Path, key: str) -> int:
 
 def set_damaged_aside(run_dir: Path) -> Iterator[str]:
     """Renames checkpoints that are damaged or of an older format; yields a message for each."""
-    for folder in _folders(run_dir):
+    for folder in (run_dir / CHECKPOINT, run_dir / CHECKPOINT_OLD):
         try:
             _held_by(folder)
         except Damaged as error:
@@ -114,13 +114,9 @@ def _of_process(folder: Path, index: int) -> Path:
     return folder / f"random_states_{index}.safetensors"
 
 
-def _folders(run_dir: Path) -> tuple[Path, Path]:
-    return run_dir / CHECKPOINT, run_dir / f"{CHECKPOINT}.old"
-
-
 def _found(run_dir: Path, key: str) -> tuple[Path | None, dict[str, Any]]:
     """The last complete checkpoint of this run and its position.json; (None, step 0) if there is none."""
-    for folder in _folders(run_dir):
+    for folder in (run_dir / CHECKPOINT, run_dir / CHECKPOINT_OLD):
         with suppress(Damaged):
             held = _held_by(folder)
             if held is not None and held["key"] == key:

@@ -2,13 +2,18 @@
 
 from pathlib import Path
 
-from cache_schema.errors import CacheError, UsageError
+from cache_schema.errors import CacheError, CspineError, UsageError
 
 
 class Damaged(CacheError, UsageError):
     """A file of a run is not as it was written. All processes raise it, and the main one prints it."""
 
     exit_status = 1
+
+
+def is_read_error(error: CspineError) -> bool:
+    """Whether a file could not be read, perhaps only for a while: it is not known to be missing or damaged."""
+    return isinstance(error.__context__, OSError) and not isinstance(error.__context__, FileNotFoundError)
 
 
 def free_name(path: Path) -> Path:

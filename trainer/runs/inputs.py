@@ -13,7 +13,7 @@ from cache_schema.errors import UsageError
 from cache_schema.tables import read_table
 from cache_schema.values import misfit
 from trainer.runs.sources import boxes_digest, digest_rows, source_digest, source_files
-from trainer.settings.keyvalue import nearest
+from trainer.settings.keyvalue import require_known
 from trainer.settings.settings import Settings
 
 FROM_RUNS = "make it from {} runs of this cache that hold all its folds out: python -m trainer.tables RUNS cache=CACHE"
@@ -253,6 +253,5 @@ class Inputs:
 def _read(path: Path, columns: list[str]) -> pd.DataFrame:
     table = read_table(path)
     for column in columns:
-        if column not in table.columns:
-            raise UsageError(f"has no column {column}", where=path, do=nearest(column, map(str, table.columns)))
+        require_known(column, map(str, table.columns), f"has no column {column}", path)
     return table

@@ -12,6 +12,8 @@ from cache_schema.tables import table_meta
 from trainer.runs.damaged import Damaged, free_name, set_aside
 from trainer.runs.files import (
     CHECKPOINT,
+    CHECKPOINT_NEW,
+    CHECKPOINT_OLD,
     CONFIG_FILE,
     EXPOSURE_FILE,
     METRICS_FILE,
@@ -61,7 +63,7 @@ def make_room(run_dir: Path, key: str) -> Iterator[str]:
 
 def _keys_of_checkpoints(run_dir: Path) -> Iterator[str | None]:
     """Of the readable checkpoints; damaged ones are never restored."""
-    for name in (CHECKPOINT, f"{CHECKPOINT}.old"):
+    for name in (CHECKPOINT, CHECKPOINT_OLD):
         with suppress(FileNotFoundError, ValueError, KeyError, TypeError):
             yield json.loads((run_dir / name / POSITION).read_bytes())["key"]
 
@@ -82,7 +84,7 @@ def write_config_again(run_dir: Path, key: str) -> None:
 
 def remove_checkpoints(run_dir: Path) -> None:
     """Removes the checkpoints of a finished run, which are three times as large as its weights."""
-    for name in (CHECKPOINT, f"{CHECKPOINT}.old", f"{CHECKPOINT}.new"):
+    for name in (CHECKPOINT, CHECKPOINT_OLD, CHECKPOINT_NEW):
         shutil.rmtree(run_dir / name, ignore_errors=True)
 
 

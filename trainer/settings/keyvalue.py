@@ -17,6 +17,13 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     return did_you_mean(word, choices) or "choose from " + ", ".join(choices)
 
 
+def require_known(word: str, choices: Iterable[str], what: str, where: object = None) -> None:
+    """Raises UsageError `what`, with the closest choice, if the word is none of the choices."""
+    choices = list(choices)
+    if word not in choices:
+        raise UsageError(what, where=where, do=nearest(word, choices))
+
+
 def assignments(words: Iterable[str]) -> dict[str, str]:
     """['a.b=1', '--c=2'] -> {'a.b': '1', 'c': '2'}. Raises UsageError for other words and for a repeated key."""
     given: dict[str, str] = {}

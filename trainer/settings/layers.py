@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from cache_schema.errors import UsageError
-from trainer.settings.keyvalue import given_twice, merge, nearest, parse_assignments, read_yaml, split_files
+from trainer.settings.keyvalue import given_twice, merge, parse_assignments, read_yaml, require_known, split_files
 from trainer.settings.needs import check_paths
 from trainer.settings.paths import beside, check_folder
 from trainer.settings.settings import PLACEHOLDERS, SOURCES, Settings, check_keys, map_paths, validate
@@ -44,8 +44,7 @@ def load(words: Iterable[str], *, must_exist: bool = True, places: Mapping[str, 
         given = merge(given, {"train": {"micro_batch": micro_batch}})
     variant = given.get("variant") or next((layer["variant"] for layer in reversed(extra) if "variant" in layer), None)
     variant = variant or next(iter(variants))
-    if variant not in variants:
-        raise UsageError(f"no variant {variant} of stage {stage}", do=nearest(variant, variants))
+    require_known(variant, variants, f"no variant {variant} of stage {stage}")
     for needed in ("cache", "out"):
         if not any(needed in layer for layer in (given, *extra, places or {})):
             raise UsageError(f"no {needed} given", expected="cache=CACHE out=RUNS", do="see --help")
@@ -77,8 +76,7 @@ def stage_layer(path: Path, stage: str) -> dict[str, Any]:
     if not isinstance(per_stage, dict) or not all(isinstance(value, dict) for value in per_stage.values()):
         raise UsageError("stages does not hold settings", where=path, expected="stages: {<stage>: {section: {...}}}")
     for name in per_stage:
-        if name not in stage_names():
-            raise UsageError(f"no stage {name}", where=path, do=nearest(name, stage_names()))
+        require_known(name, stage_names(), f"no stage {name}", path)
     layer = merge(content, per_stage.get(stage) or {})
     check_keys(layer, where=path)
     return map_paths(layer, lambda value: beside(path, value))

@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 
 from cache_schema.errors import UsageError
 from cache_schema.places import check_place
-from trainer.settings.keyvalue import nearest
+from trainer.settings.keyvalue import require_known
 from trainer.settings.needs import check_needs
 from trainer.settings.stage_registry import stage_class
 
@@ -195,9 +195,7 @@ def check_keys(
     """Raises UsageError for unknown keys, and where a section is given as a value or a value as a section."""
     for key, value in given.items():
         name = prefix + key
-        if key not in model.model_fields:
-            names = [prefix + each for each in model.model_fields]
-            raise UsageError(f"no setting {name}", where=where, do=nearest(name, names))
+        require_known(name, [prefix + each for each in model.model_fields], f"no setting {name}", where)
         section = _section(model.model_fields[key])
         if section is None and isinstance(value, Mapping):
             raise UsageError(f"{name} is a value, not a section", where=where)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cache_schema.errors import UsageError
-from trainer.settings.keyvalue import nearest, read_yaml
+from trainer.settings.keyvalue import read_yaml, require_known
 
 if TYPE_CHECKING:
     from trainer.stages.base import Stage
@@ -33,8 +33,7 @@ def stage_class(name: str) -> "type[Stage]":
     if _is_own(name):
         module = importlib.import_module(f"trainer.stages.{name}")
         return next(each for each in vars(module).values() if getattr(each, "name", None) == name)
-    if name not in _installed():
-        raise UsageError(f"no stage {name}", do=nearest(name, stage_names()))
+    require_known(name, stage_names(), f"no stage {name}")
     found, *others = _installed()[name]
     where, do = f"stage {name}, {found.value}", "repair or remove the package"
     if others:

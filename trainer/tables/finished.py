@@ -11,6 +11,7 @@ from cache_schema import Cache
 from cache_schema.errors import CspineError
 from cache_schema.tables import read_table, table_meta
 from trainer.leakage import exposure, lineage
+from trainer.runs.damaged import is_read_error
 from trainer.runs.files import CONFIG_FILE, EXPOSURE_FILE, MODEL_FILE, PREDICTIONS
 from trainer.runs.identity import prediction_settings, run_key
 from trainer.runs.inputs import Inputs, folds_in, labels_of
@@ -116,8 +117,8 @@ class FinishedRuns:
             gone = tuple(digests_of_missing(dict(settings), recorded.inputs))
             return Found(run_dir, self._why(run_dir, settings, recorded, footer, ids), ids=ids, gone=gone)
         except CspineError as error:
-            if isinstance(error.__context__, OSError) and not isinstance(error.__context__, FileNotFoundError):
-                raise  # a temporary read error: the run may be up to date
+            if is_read_error(error):
+                raise  # the run may be up to date
             return Found(run_dir, _in_short(error))
 
     def _why(
