@@ -2,8 +2,8 @@
 
 Each folder holds `cache` and `runs`, as `make demo` leaves them in work/demo. Compared are all files of the caches byte for byte,
 but for cache/.build, which holds file times; and of the runs all model.safetensors tensor by tensor, all parquet tables value by
-value, scores.json and CSV files byte for byte. Each difference is one line. Exit status: 0 the same, 1 something differs or is in
-one folder only, 2 a folder without cache or runs.
+value, scores.json, calibration.json and CSV files byte for byte. Each difference is one line. Exit status: 0 the same,
+1 something differs or is in one folder only, 2 a folder without cache or runs.
 """
 
 import argparse
@@ -25,7 +25,8 @@ def kind_of(path: Path) -> str | None:
         return "tensors"
     if path.suffix == ".parquet":
         return "tables"
-    return "scores and CSV files" if path.name == "scores.json" or path.suffix == ".csv" else None
+    named = path.name in ("scores.json", "calibration.json")
+    return "scores and CSV files" if named or path.suffix == ".csv" else None
 
 
 def results(folder: Path) -> dict[Path, str]:

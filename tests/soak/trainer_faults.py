@@ -124,7 +124,7 @@ class Places:
         for name in ("runs", "bare"):
             copytree(self.folder / "whole", made[name])
         for path in (made["bare"] / "tables").iterdir():
-            if path.name.startswith(("study_predictions", "submission", "scores")):
+            if path.name.startswith(("study_predictions", "submission", "scores", "calibration")):
                 path.unlink()
         return made | {
             "cache": self.cache,
@@ -208,7 +208,7 @@ def results_of(folder: Path) -> dict[str, str]:
         elif path.suffix == ".safetensors":  # its metadata come in any order
             tensors = sorted((key, value.tobytes()) for key, value in load_file(path).items())
             found[name] = hashlib.sha256(repr(tensors).encode()).hexdigest()
-        elif path.suffix in (".csv", ".gz", ".png") or path.name == "scores.json":
+        elif path.suffix in (".csv", ".gz", ".png") or path.name in ("scores.json", "calibration.json"):
             found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
 

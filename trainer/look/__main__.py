@@ -34,7 +34,8 @@ items of an epoch, in training's order and with its augmentation, boxes and targ
 A backbone is not needed: it shapes no image.
 
 With tables=: figures (PNG) of the tables under RUNS, into RUNS/look unless out= is given: ratio and fracture curves over z and, with
-cache=, boxes on slices, of `items` studies; the histogram of the kept z-range; learning curves of all runs.
+cache=, boxes on slices, of `items` studies; the histogram of the kept z-range; reliability and ROC of the study models; learning curves
+of all runs.
 
 Exit status: 0 drawn, 1 a check failed, 2 a wrong setting or nothing to draw."""
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -10,16 +11,19 @@ from cache_schema import Cache
 from cache_schema.columns import FRACTURES
 from cache_schema.errors import CacheError
 from cache_schema.tables import read_table
-from trainer.look import boxes
+from trainer.look import boxes, reliability
 from trainer.look import curves_over_z as curves
 from trainer.look import learning_curves as learning
 from trainer.runs.files import PREDICTIONS
 from trainer.runs.predictions import held_out_runs
 from trainer.runs.run_names import RunName
+from trainer.scores.calibration import Calibration
 from trainer.settings.stage_registry import stage_class
+from trainer.tables.calibration import FILE as CALIBRATION_FILE
 from trainer.tables.pooling import mean_over_runs
 
 Pages = Iterator[Figure]
+Read = TypeVar("Read")
 TABLES = ("study_boxes", "vertebra_ratios", "pseudo_labels", "study_predictions")
 
 
@@ -30,7 +34,7 @@ def figures(runs: Path, cache: Cache | None, count: int) -> Iterator[tuple[str, 
     """
     damaged: list[CacheError] = []
 
-    def whole(read: Callable[[Path], pd.DataFrame | None], path: Path) -> pd.DataFrame | None:
+    def whole(read: Callable[[Path], Read], path: Path) -> Read | None:
         try:
             return read(path)
         except CacheError as error:
@@ -53,6 +57,9 @@ def figures(runs: Path, cache: Cache | None, count: int) -> Iterator[tuple[str, 
     lengths = slices_of(cache, ratios)
     if study_boxes is not None and lengths is not None:
         yield "z-range", boxes.z_range_histogram(study_boxes, lengths)
+    file = runs / "tables" / CALIBRATION_FILE
+    if file.is_file() and (calibration := whole(Calibration.read, file)) is not None:
+        yield "reliability", reliability.pages(calibration)
     histories = learning.histories(runs)
     if histories:
         yield "learning", learning.pages(histories)

@@ -154,7 +154,7 @@ def render(scores: Iterable[Score]) -> str:
         ">95 % of ratio",
     ]
     legend = "iou: better above a ratio of 1; losses and errors: better below. n: held-out studies."
-    return "\n".join([*_lines(columns, rows), legend])
+    return "\n".join([*table_lines(columns, rows), legend])
 
 
 def render_levels(scores: Iterable[Score]) -> str:
@@ -165,10 +165,10 @@ def render_levels(scores: Iterable[Score]) -> str:
             known = not math.isnan(s.ratio)
             by_split.setdefault(s[:3], []).append(f"{s.ratio:.2f} {s.low:.2f}-{s.high:.2f}" if known else "-")
     columns = ("ratio by level", "variant", "split", "overall", *LEVELS)
-    return "\n".join(_lines(columns, ((*key, *cells) for key, cells in by_split.items()))) if by_split else ""
+    return "\n".join(table_lines(columns, ((*key, *cells) for key, cells in by_split.items()))) if by_split else ""
 
 
-def _lines(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
+def table_lines(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
     """A text table. Columns whose name starts with `>` are right-aligned."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in columns:

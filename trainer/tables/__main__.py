@@ -15,7 +15,7 @@ from trainer.settings.paths import check_folder
 HELP = """usage: python -m trainer.tables RUNS cache=CACHE [export=rsna22] [tables.key=value ...]
 
 Makes RUNS/tables from the held-out predictions of the runs under RUNS: study_boxes, vertebra_ratios, pseudo_labels,
-study_predictions, submission.csv and scores.json, and prints the scores.
+study_predictions, submission.csv, calibration.json and scores.json, and prints the scores and the calibration.
 export=rsna22 also writes them in the reference's formats, into RUNS/tables/rsna22.
 tables.over_seeds=mean|extreme, tables.presence, tables.z_presence, tables.rolling_rows, tables.box_margin: how to make study_boxes
 [default: as the existing table was made].

@@ -15,9 +15,12 @@ from trainer.process.command import warn_once
 from trainer.runs.inputs import labels_of
 from trainer.runs.predictions import without_stage
 from trainer.runs.run_names import RunName
+from trainer.scores import calibration
 from trainer.scores.scores import read_scores, render, render_levels, write_scores
 from trainer.settings.stage_registry import stage_class, stage_names
 from trainer.tables import boxes, scoring, studies
+from trainer.tables.calibration import FILE as CALIBRATION_FILE
+from trainer.tables.calibration import make_calibration
 from trainer.tables.finished import FinishedRuns, Pool, seen_by
 from trainer.tables.recipes import Sources, inputs_of, labels_digest, made_by, recipe_of
 from trainer.tables.settings import TableSettings
@@ -58,6 +61,7 @@ def make(
     if name == "study_predictions":
         submission = studies.submission(read_table(sources.path(name)))
         write_whole(out / "tables" / "submission.csv", submission.to_csv(index=False).encode())
+        make_calibration(sources)
     return made
 
 
@@ -163,11 +167,13 @@ def made_with(out: Path) -> TableSettings:
 
 
 def summary(out: Path) -> str:
-    """A report: scores, scores by level, outlying boxes, and scored studies whose segmentation a run has seen."""
+    """A report: scores, scores by level, the calibration, outlying boxes, and scored studies whose segmentation a run has seen."""
     tables, parts = out / "tables", []
     if (tables / "scores.json").is_file():
         rows = read_scores(tables / "scores.json")
         parts += [render(rows), render_levels(rows)]
+    if (tables / CALIBRATION_FILE).is_file():
+        parts.append(calibration.render(calibration.Calibration.read(tables / CALIBRATION_FILE)))
     if (tables / "study_boxes.parquet").is_file():
         parts.append(boxes.report(read_table(tables / "study_boxes.parquet")))
     if (tables / scoring.EXPOSED_FILE).is_file():
