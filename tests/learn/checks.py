@@ -1,14 +1,19 @@
 """What must hold on a phantom's truth. Pure functions, but for reading the truth's label volumes."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from disorders import is_found, planted
 
-from cache_schema import LEVELS
-from cache_schema.columns import BOX
+from cache_schema import LEVELS, Study, StudyRecord
+from cache_schema.columns import BOX, FULL_FRAME
 from cache_schema.study import Box, square_around
+from trainer.answers.anatomy import check_levels
+from trainer.answers.answer import Flag
+from trainer.answers.flags import DISORDERS
 from trainer.data.items import whole_studies
 from trainer.scores.scores import HELD_OUT, Score
 from trainer.settings.stage_registry import stage_names
@@ -136,3 +141,37 @@ def _labels(truth: Path, id: str) -> np.ndarray:
 def _count(neck: np.ndarray, box: Box, z_from: int, z_to: int) -> int:
     x0, y0, x1, y1 = box
     return int(neck[z_from:z_to, y0:y1, x0:x1].sum())
+
+
+def levels_raise_no_alarm(curves: Mapping[str, pd.DataFrame], studies: Mapping[str, Study]) -> Check:
+    """No sound study is flagged for its levels' order, or for a level that is missing, doubled or far from the next.
+
+    curves: id -> z_index, C1..C7, out of fold. studies: by id.
+    """
+    alarms = [f"{id}: {flag.message}" for id, own in curves.items() for flag in _alarms(own, studies[id])]
+    found = f"{len(alarms)} alarms on {len(curves)} studies" + (f", first {alarms[0]}" if alarms else "")
+    return Check("the levels of sound studies raise no alarm", found, not alarms)
+
+
+def _alarms(curves: pd.DataFrame, study: Study) -> list[Flag]:
+    return [flag for flag in _levels(curves, study.z, study.record)[0] if flag.reason in DISORDERS]
+
+
+def disorders_are_found(
+    curves: Mapping[str, pd.DataFrame], studies: Mapping[str, Study], count: int = 200, seed: int = 0
+) -> Check:
+    """Levels swapped, missing or doubled, and cut fields of view, planted in sound curves: all are named."""
+    z, record = {id: study.z for id, study in studies.items()}, next(iter(studies.values())).record
+    found = missed = 0
+    first = ""
+    for plant in planted(curves, z, count, seed):
+        flags, outside = _levels(plant.curves, plant.z, record)
+        if is_found(plant, flags, outside):
+            found += 1
+        else:
+            missed, first = missed + 1, first or f", first {plant.kind} {' '.join(plant.levels)}"
+    return Check("planted disorders of the levels are found", f"{found} of {found + missed}{first}", not missed)
+
+
+def _levels(curves: pd.DataFrame, z: np.ndarray, record: StudyRecord) -> tuple[tuple[Flag, ...], dict[str, str]]:
+    return check_levels(curves, z, (0, 0, record.columns, record.rows), (0, len(z)), FULL_FRAME, record)

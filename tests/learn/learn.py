@@ -16,7 +16,9 @@ from checks import (
     Check,
     beats_baselines,
     boxes_keep_the_neck,
+    disorders_are_found,
     levels_are_found,
+    levels_raise_no_alarm,
     permuted_labels_teach_nothing,
     suspects_lie_on_their_level,
     twins_rank,
@@ -75,6 +77,10 @@ def checks(asked: argparse.Namespace) -> Iterator[Check]:
     yield levels_are_found(read_table(runs / "tables/vertebra_ratios.parquet"), truth)
     own = [read_table(path) for path in sorted(runs.glob("slice_fracture-*/*/predictions.parquet"))]
     yield suspects_lie_on_their_level(suspected_slices(own), Cache(cache).labels, truth)
+    curves = dict(iter(pd.concat(own).groupby(["id", "z_index"], as_index=False).mean(numeric_only=True).groupby("id")))
+    studies = {id: Cache(cache).study(id) for id in curves}
+    yield levels_raise_no_alarm(curves, studies)
+    yield disorders_are_found(curves, studies)
 
     twins = asked.out / "twins"
     write_twins(twins, asked.twins, first=asked.studies, slices=asked.slices)
