@@ -13,6 +13,7 @@ from torch import nn
 from cache_schema.documents import write_whole
 from cache_schema.errors import UsageError
 from cache_schema.tables import write_table
+from trainer.answers.unlike import RANGE, training_range
 from trainer.inference import predict
 from trainer.leakage import exposure
 from trainer.runs import checkpoint
@@ -118,6 +119,7 @@ class RunOutput(Session):
             "inputs": json.dumps(self.inputs.training_digests(), sort_keys=True),
             "fold": str(settings.fold),
             "seed": str(settings.seed),
+            RANGE: training_range(self.inputs).to_json(),
         }
 
     def _log(self, values: dict[str, float], step: int, last: int) -> None:
