@@ -8,10 +8,9 @@ if __name__ == "__main__":
 import sys
 from pathlib import Path
 
-from cache_schema.errors import UsageError
 from trainer.process.command import say, serve, split_words
 from trainer.process.ending import leave
-from trainer.settings.keyvalue import nearest
+from trainer.settings.keyvalue import require_known
 from trainer.settings.paths import check_folder, refuse_folders
 from trainer.settings.stage_registry import stage_names
 from trainer.trained.models import USED
@@ -40,8 +39,7 @@ def _main(words: list[str]) -> None:
     check_folder(out.parent)
     stages = given["stages"].split(",") if "stages" in given else list(USED)
     for stage in stages:
-        if stage not in stage_names():
-            raise UsageError(f"no stage {stage}", do=nearest(stage, stage_names()))
+        require_known(stage, stage_names(), f"no stage {stage}")
     choose = {part: given[key].split(",") for key, part in CHOICES.items() if key in given}
 
     from trainer.trained.of_runs import models_of_runs

@@ -27,7 +27,8 @@ from trainer.predictor.job import Job
 from trainer.predictor.scans import Scans, check_source
 from trainer.process.command import one_of, say, serve
 from trainer.process.ending import leave
-from trainer.settings.keyvalue import nearest, parse_assignments, whole
+from trainer.scores.calibration import SUFFIX
+from trainer.settings.keyvalue import parse_assignments, require_known, whole
 from trainer.settings.paths import check_folder, is_inside
 from trainer.tables.boxes import COLUMNS, report
 from trainer.tables.studies import submission
@@ -70,8 +71,7 @@ def main(words: list[str]) -> int:
 def _main(words: list[str]) -> int:
     given, known = parse_assignments(words), (*FOLDERS, *SWITCHES, "processes", *COMPUTING)
     for key in given:
-        if key not in known:
-            raise UsageError(f"no setting {key}", do=nearest(key, known))
+        require_known(key, known, f"no setting {key}")
     for key, example in FOLDERS.items():
         if not isinstance(given.get(key) or None, str):
             raise UsageError(f"no {key} given", expected=example, do="see --help")
@@ -83,8 +83,8 @@ def _main(words: list[str]) -> int:
         raise UsageError("prediction starts its own processes", do="start it without a launcher; see processes=")
     check_computing(given)
     table, status = predict_studies(source, models, out, given, processes=processes, **switches)
-    shown = table[["id", *TARGETS]].head(MOST_SHOWN)
-    say(shown.to_string(index=False, float_format="{:.3f}".format))
+    shown = pd.read_csv(out / CSV, dtype={"id": str}, nrows=MOST_SHOWN)[["id", *TARGETS, "flags"]].fillna({"flags": ""})
+    say(shown.to_string(index=False, float_format="{:.3f}".format, na_rep="-"))
     say(f"{len(table)} studies{f' (the first {MOST_SHOWN} above)' * (len(table) > MOST_SHOWN)}: {out / CSV}")
     return status
 
@@ -171,7 +171,7 @@ def _write(
     folds = pd.Series(dtype="Int64") if labels is None else labels.set_index("id")["fold"].astype("Int64")
     table.insert(1, "fold", folds.reindex(table["id"]).array)
     write_table(out / PREDICTIONS, table, "trainer.predict", made_from)
-    write_whole(out / CSV, table[["id", *TARGETS]].to_csv(index=False, float_format="%.4f").encode())
+    write_whole(out / CSV, _shown(answers).to_csv(index=False, float_format="%.4f").encode())
     write_whole(out / SUBMISSION, submission(table).to_csv(index=False).encode())
     if slices:
         named = [(each.id, *place) for each in answers for place in each.slices]
@@ -179,6 +179,22 @@ def _write(
         where = where[["id", "level", "slice_number", "z_index", "fracture"]]
         write_whole(out / SLICES_CSV, where.to_csv(index=False, float_format="%.4f").encode())
     return table
+
+
+def _shown(answers: Sequence[Answer]) -> pd.DataFrame:
+    """id, the probabilities (null for levels outside the field of view), `<target>_calibrated` where known, flags."""
+    rows = []
+    for each in answers:
+        calibrated = {
+            f"{target}{SUFFIX}": value
+            for target, value in (each.calibrated or {}).items()
+            if target not in each.outside
+        }
+        flags = " ".join(f"{flag.reason}:{flag.level}" if flag.level else flag.reason for flag in each.flags)
+        rows.append({"id": each.id, **each.probabilities, **calibrated, "flags": flags})
+    frame = pd.DataFrame(rows)
+    columns = [f"{target}{SUFFIX}" for target in TARGETS if f"{target}{SUFFIX}" in frame]
+    return frame[["id", *TARGETS, *columns, "flags"]].astype(dict.fromkeys((*TARGETS, *columns), "float64"))
 
 
 def _timing(answers: Sequence[Answer]) -> str:

@@ -38,7 +38,7 @@ class Job:
         """Raises UsageError for settings that do not fit the models."""
         from trainer.session import on_gpu
 
-        for model in self._models():
+        for model in self.models.every:
             model.settings(self.given, gpu=on_gpu())
 
     def check_pixels(self, source: Path) -> None:
@@ -50,7 +50,7 @@ class Job:
 
     def answer(self, id: str, digest: str) -> Answer | None:
         """The answer of an earlier job for this state of the study; None if it must be made."""
-        if self.keep_runs and not all(self._rows(model, id).is_file() for model in self._models()):
+        if self.keep_runs and not all(self._rows(model, id).is_file() for model in self.models.every):
             return None
         return load_answer(self._path(id), self._made_from(digest))
 
@@ -78,7 +78,7 @@ class Job:
     def runs_tables(self, ids: Collection[str]) -> dict[Path, pd.DataFrame]:
         """Writes each run's predictions of these studies as one table, and removes their parts."""
         found = {}
-        for model in self._models():
+        for model in self.models.every:
             parts = [self._rows(model, id) for id in sorted(ids)]
             path = self.out / RUNS / model.name / PREDICTIONS_OF_ALL
             found[path] = pd.concat([read_table(part) for part in parts], ignore_index=True)
@@ -115,9 +115,6 @@ class Job:
 
     def _made_from(self, digest: str) -> dict[str, Any]:
         return {"study": digest, "models": self.models.digest, "settings": dict(self.given)}
-
-    def _models(self) -> list[TrainedModel]:
-        return [model for models in self.models.by_stage.values() for model in models]
 
 
 def _share(job: Job, scans: Scans, ids: Collection[str], number: int, found: Any) -> None:

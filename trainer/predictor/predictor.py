@@ -16,6 +16,7 @@ from cache_schema.columns import FRACTURES, FULL_FRAME
 from cache_schema.errors import UsageError
 from cache_schema.memory import MemoryCache, held
 from trainer.answers.answer import Answer, SuspectedSlice
+from trainer.answers.flagged import flagged
 from trainer.data.chunk_reader import Recent
 from trainer.inference import predict
 from trainer.models import Network, load_strictly
@@ -48,11 +49,11 @@ class Predictor:
         check_computing(settings)
         self.models = models if isinstance(models, Models) else open_models(Path(models))
         self._given, self._gpu = settings, on_gpu()
-        for each in self.models.by_stage.values():
-            for model in each:
-                model.settings(settings, gpu=self._gpu)  # a wrong value is an error before anything is decoded
+        for model in self.models.every:
+            model.settings(settings, gpu=self._gpu)  # a wrong value is an error before anything is decoded
+        self._range = self.models.range
         self._networks = Recent(_memory(self._gpu) // SHARE, _bytes)
-        weights = sum(model.bytes for each in self.models.by_stage.values() for model in each)
+        weights = sum(model.bytes for model in self.models.every)
         self.together = 1 if weights <= self._networks.budget else TOGETHER
         """number of studies that are answered at the same time"""
 
@@ -99,13 +100,17 @@ class Predictor:
         ended, count = time.perf_counter(), len(studies)
         seconds = {"boxes": boxed - started, "slices": sliced - boxed, "study": ended - sliced}
         return [
-            self._answer(
+            flagged(
                 study,
-                boxes.set_index("id").loc[study.id],
-                outputs.loc[study.id],
-                None if curves is None else curves[curves["id"] == study.id],
-                None if where is None else where[where["id"] == study.id],
-                {name: value / count for name, value in seconds.items()},
+                self._answer(
+                    study,
+                    boxes.set_index("id").loc[study.id],
+                    outputs.loc[study.id],
+                    None if curves is None else curves[curves["id"] == study.id],
+                    None if where is None else where[where["id"] == study.id],
+                    {name: value / count for name, value in seconds.items()},
+                ),
+                self._range,
             )
             for study in studies
         ]
@@ -160,15 +165,18 @@ class Predictor:
                 for each in where.itertuples()
             )
         )
+        values = {target: float(outputs[target]) for target in TARGETS}
+        calibration = self.models.calibration
         columns = ["z_index", *LEVELS, *FRACTURES, "any_frac"]
         return Answer(
             record=study.record,
             z=study.z,
-            outputs={target: float(outputs[target]) for target in TARGETS},
+            outputs=values,
             box=(int(box["x0"]), int(box["y0"]), int(box["x1"]), int(box["y1"])),
             z_range=(int(box["z_from"]), int(box["z_to"])),
             box_source=str(box["source"]),
             models=self.models.names,
+            calibrated=None if calibration is None else calibration.apply(values),
             curves=None if curves is None else curves[columns].reset_index(drop=True),
             slices=slices,
             seconds={"decode": getattr(study.pixels, "seconds", 0.0), **seconds},

@@ -10,6 +10,7 @@ from cache_schema.errors import CspineError
 from trainer.leakage import exposure, lineage
 from trainer.runs.files import PREDICTIONS
 from trainer.runs.run_names import RunName
+from trainer.scores.calibration import Calibration, TargetCalibration
 from trainer.scores.scores import Score, read_scores
 from trainer.settings.stage_registry import stage_class
 from trainer.trained.models import Models, TrainedModel
@@ -29,7 +30,7 @@ LIMITS = """\
 
 def model_card(manifest: Mapping[str, Any], models: Models, studies: Mapping[str, int]) -> str:
     """manifest: of the packed file, without its list of files. studies: model -> number of studies that it has seen."""
-    every = [model for each in models.by_stage.values() for model in each]
+    every = models.every
     parts = {
         "Intended use": USE,
         "Models": _models(every, studies),
@@ -110,8 +111,26 @@ def _exposed(model: TrainedModel) -> str:
     return f"has not seen the truth of the {len(ids)} studies that it holds out"
 
 
-def _calibration(calibration: Mapping[str, Any] | None) -> str:
-    return "None: no out-of-fold predictions to learn it from." if calibration is None else "In `cspine-models.json`."
+def _calibration(calibration: Calibration | None) -> str:
+    """Of each target the method, and how far its probabilities are to be believed before and after."""
+    if calibration is None:
+        return "None: no out-of-fold predictions to learn it from."
+    columns = ("target", "studies", "positives", "method", "log loss", "calibrated", "Brier", "ECE", "calibrated")
+    rows = [(name, *_calibrated(target)) for name, target in calibration.targets.items()]
+    about = (
+        "Cross-fitted: each study by the others' folds. ECE: expected calibration error, 10 bins of equal count, with 95 % "
+        "bounds. Thresholds for 90 % and 95 % sensitivity are in `cspine-models.json`."
+    )
+    return f"{_table(columns, rows)}\n\n{about}"
+
+
+def _calibrated(target: TargetCalibration) -> tuple[Any, ...]:
+    before, after = target.before, target.after
+    if before is None or after is None:
+        return target.n, target.positives, target.missing, "", "", "", "", ""
+    losses = (f"{each.log_loss:.4f}" for each in (before, after))
+    errors = (f"{each.ece.value:.3f} ({each.ece.low:.3f} to {each.ece.high:.3f})" for each in (before, after))
+    return target.n, target.positives, target.method, *losses, f"{before.brier.value:.4f}", *errors
 
 
 def _leave_out(names: Iterable[str]) -> str:

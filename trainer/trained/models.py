@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from cache_schema.documents import digest_of
 from cache_schema.errors import UsageError
+from trainer.answers.unlike import RANGE, TrainingRange, merged
 from trainer.runs.weights import TRAIN_AGAIN
+from trainer.scores.calibration import Calibration
 from trainer.settings.keyvalue import merge
 from trainer.settings.settings import Settings, check_keys, validate
 from trainer.settings.stage_registry import stage_class
@@ -81,16 +83,28 @@ class Models:
     """of the caches that they were trained on"""
     seen: Callable[[Collection[str]], set[str]]
     """ids -> those of studies that the models were trained on"""
-    calibration: Mapping[str, Any] | None = None
-    """a document of `trainer.scores.calibration`"""
+    calibration: Calibration | None = None
+    """of the mean of the study models; None if there is none"""
     notes: tuple[str, ...] = field(default_factory=tuple)
     """lines about runs that are left out, and what is missing"""
 
     @property
     def digest(self) -> str:
         """Of all that decides an answer."""
-        models = [(model.name, model.digest) for models in self.by_stage.values() for model in models]
-        return digest_of([models, self.thresholds.model_dump(mode="json"), self.calibration])
+        models = [(model.name, model.digest) for model in self.every]
+        return digest_of(
+            [models, self.thresholds.model_dump(mode="json"), self.calibration and self.calibration.document()]
+        )
+
+    @property
+    def every(self) -> list[TrainedModel]:
+        """All models, by stage."""
+        return [model for models in self.by_stage.values() for model in models]
+
+    @property
+    def range(self) -> TrainingRange:
+        """The image statistics of all studies that the models were trained on, as far as they are recorded."""
+        return merged(TrainingRange.from_json(each.metadata[RANGE]) for each in self.every if RANGE in each.metadata)
 
     @property
     def names(self) -> dict[str, tuple[str, ...]]:

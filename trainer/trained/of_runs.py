@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cache_schema.errors import UsageError
+from cache_schema.tables import table_meta
 from trainer.leakage import exposure
 from trainer.runs.files import CONFIG_FILE, MODEL_FILE
 from trainer.runs.identity import recorded_config, weights_config
 from trainer.runs.recorded import changed_since
 from trainer.runs.run_names import RunName, run_name
 from trainer.runs.weights import require_whole, weights_digest
+from trainer.scores.calibration import Calibration
+from trainer.tables.calibration import FILE as CALIBRATION
 from trainer.tables.make import made_with
 from trainer.trained.models import BOXES, STUDIES, USED, Models, TrainedModel, check_models
 
@@ -46,6 +49,7 @@ def models_of_runs(
         made_with(runs),
         pixel_hash,
         partial(_seen, [model.where for model in every]),
+        _calibration(runs / "tables", notes),
         notes=tuple(notes),
     )
 
@@ -104,6 +108,18 @@ def trained_model(run: Path) -> TrainedModel:
     return TrainedModel(
         run_name(run), config, metadata, weights_digest(path), path.stat().st_size, partial(_tensors, path), run
     )
+
+
+def _calibration(tables: Path, notes: list[str]) -> Calibration | None:
+    """None if there is none, or if it is not of the predictions that lie beside it. Raises CacheError if it is damaged."""
+    path, predictions = tables / CALIBRATION, tables / "study_predictions.parquet"
+    if not path.is_file():
+        return None
+    found = Calibration.read(path)
+    if predictions.is_file() and table_meta(predictions)["digest"] == found.inputs["study_predictions"]:
+        return found
+    notes.append(f"{path}: stale, left out: made from other study_predictions")
+    return None
 
 
 def _tensors(path: Path) -> "dict[str, Tensor]":

@@ -8,8 +8,10 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
 from cache_schema.documents import canonical_json, digest_of, sync
+from trainer.answers.unlike import RANGE
 from trainer.leakage import exposure
 from trainer.runs.weights import DIGEST
+from trainer.scores.calibration import Calibration
 from trainer.settings.settings import is_path
 from trainer.trained.model_card import model_card
 from trainer.trained.models import BOXES, SLICES, STUDIES, Models, TrainedModel
@@ -18,7 +20,7 @@ from trainer.trained.pack_file import CARD, MANIFEST, VERSION, salted, write_ent
 if TYPE_CHECKING:
     from torch import Tensor
 
-METADATA = ("key", "version", "pixel_hash", "fold", "seed", "range", DIGEST)
+METADATA = ("key", "version", "pixel_hash", "fold", "seed", RANGE, DIGEST)
 """metadata of the weights that go along: no paths, no ids of studies"""
 
 
@@ -49,7 +51,7 @@ def leave_out_order(models: Mapping[str, Collection[TrainedModel]]) -> list[str]
 
 def _entries(models: Models) -> Iterator[tuple[str, bytes]]:
     """The manifest first, which lists the digests of all that follows: so the weights are read twice, and kept never."""
-    every = [model for each in models.by_stage.values() for model in each]
+    every = models.every
     shared = _shared_backbones(every)
     listed: list[dict[str, Any]] = []
     files: dict[str, str] = {}
@@ -65,7 +67,7 @@ def _entries(models: Models) -> Iterator[tuple[str, bytes]]:
         "pixel_hash": models.pixel_hash,
         "models": listed,
         "thresholds": models.thresholds.model_dump(mode="json"),
-        "calibration": models.calibration,
+        "calibration": None if models.calibration is None else models.calibration.document(),
         "priors": None if models.calibration is None else _priors(models.calibration),
         "leave_out": leave_out_order(models.by_stage),
         "seen": {"salt": salt, "studies": sorted(salted(salt, id) for id in set().union(*seen.values()))},
@@ -106,9 +108,9 @@ def _without_paths(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any
     return kept
 
 
-def _priors(calibration: Mapping[str, Any]) -> dict[str, float]:
+def _priors(calibration: Calibration) -> dict[str, float | None]:
     """Each target's prevalence among the studies with out-of-fold predictions."""
-    return {target: found["prevalence"] for target, found in calibration["targets"].items()}
+    return {name: target.prevalence for name, target in calibration.targets.items()}
 
 
 def _shared_backbones(models: Collection[TrainedModel]) -> set[str]:

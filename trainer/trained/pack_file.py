@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from cache_schema.errors import CacheError, UsageError
+from trainer.scores.calibration import Calibration
 from trainer.tables.settings import TableSettings
 from trainer.trained.models import Models, TrainedModel, check_models
 
@@ -126,7 +127,7 @@ def models_of_pack(path: Path) -> Models:
         TableSettings.model_validate(held["thresholds"]),
         check_models(every),
         partial(_seen, held["seen"]["salt"], frozenset(held["seen"]["studies"])),
-        held["calibration"],
+        None if held["calibration"] is None else Calibration.from_document(held["calibration"]),
     )
 
 
