@@ -1,8 +1,9 @@
 """What must hold on a phantom's truth. Pure functions, but for reading the truth's label volumes."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,8 @@ from trainer.settings.stage_registry import stage_names
 
 KEPT_AT_LEAST = 0.999
 STUDY_AIM = 0.85
-ON_LEVEL_AT_LEAST = 0.9
+IN_VERTEBRA_AT_LEAST = 0.95
+NEAR_MM, NEAR_AT_LEAST = 10, 0.8
 
 
 class Check(NamedTuple):
@@ -87,7 +89,7 @@ def levels_are_found(ratios: pd.DataFrame, truth: Path) -> Check:
     )
 
 
-def suspects_lie_on_their_level(where: pd.DataFrame, labels: pd.DataFrame, truth: Path) -> Check:
+def named_slices_lie_in_the_vertebra(where: pd.DataFrame, labels: pd.DataFrame, truth: Path) -> Check:
     """Among fractured levels: how often the slice that stage 3 points at shows the level.
 
     where: suspected_slices, out of fold. labels: id, C1..C7.
@@ -100,8 +102,43 @@ def suspects_lie_on_their_level(where: pd.DataFrame, labels: pd.DataFrame, truth
                 right += int(true[row.z_index, LEVELS.index(row.level)] > 0)
                 shown += 1
     return Check(
-        "the slice to look at shows the fractured level", f"{right} of {shown}", right >= ON_LEVEL_AT_LEAST * shown
+        f"the named slice lies in the fractured vertebra in at least {IN_VERTEBRA_AT_LEAST:.0%}",
+        f"{right} of {shown}",
+        right >= IN_VERTEBRA_AT_LEAST * shown,
     )
+
+
+def heat_maps_point_at_the_fracture(peaks: pd.DataFrame, truth: Path) -> Iterator[Check]:
+    """How often a fractured level's heat map has its peak near the fracture, on its level; and two controls that must not.
+
+    peaks: id, level, z_index, x, y (native pixels, pixel i covers [i, i + 1)), made_by: `heat map`, `random points` or
+    `shuffled weights`.
+    """
+    for made_by, own in peaks.groupby("made_by"):
+        near = [
+            is_near_the_fracture(row, json.loads((truth / f"{row.id}.json").read_text())) for row in own.itertuples()
+        ]
+        share = float(np.mean(near))
+        found, within = f"{share:.1%} of {len(near)}", f"within {NEAR_MM} mm of the fracture"
+        if made_by == "heat map":
+            yield Check(
+                f"peaks of heat maps lie {within} in at least {NEAR_AT_LEAST:.0%}", found, share >= NEAR_AT_LEAST
+            )
+        else:
+            well = share < NEAR_AT_LEAST / 2
+            yield Check(f"control, {made_by}: {within} in less than {NEAR_AT_LEAST / 2:.0%}", found, well)
+
+
+def is_near_the_fracture(peak: Any, described: dict) -> bool:
+    """Whether a peak lies on a slice of its level, and near the level's fracture plane. described: preprocess.phantom.truth."""
+    level, pixel = described["levels"][peak.level], described["pixel_mm"]
+    if not level["z_from"] <= peak.z_index < level["z_to"]:
+        return False
+    first_x, first_y = described["first_pixel_mm"]
+    at = np.array([first_x + (peak.x - 0.5) * pixel, first_y + (peak.y - 0.5) * pixel, described["z_mm"][peak.z_index]])
+    normal = np.array(level["fracture"]["normal"])
+    away = abs(normal @ (at - level["fracture"]["point_mm"])) / np.linalg.norm(normal)
+    return bool(away <= NEAR_MM)
 
 
 def true_ratios(labels: np.ndarray) -> np.ndarray:

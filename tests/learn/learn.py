@@ -17,13 +17,15 @@ from checks import (
     beats_baselines,
     boxes_keep_the_neck,
     disorders_are_found,
+    heat_maps_point_at_the_fracture,
     levels_are_found,
     levels_raise_no_alarm,
+    named_slices_lie_in_the_vertebra,
     permuted_labels_teach_nothing,
-    suspects_lie_on_their_level,
     twins_rank,
 )
 from control import PERMUTED, hardlinks, permuted
+from peaks import peaks
 from twins import CACHE, predict_twins, write_twins
 
 from cache_schema import Cache
@@ -76,11 +78,12 @@ def checks(asked: argparse.Namespace) -> Iterator[Check]:
     yield boxes_keep_the_neck(boxes, truth, Cache(cache).index)
     yield levels_are_found(read_table(runs / "tables/vertebra_ratios.parquet"), truth)
     own = [read_table(path) for path in sorted(runs.glob("slice_fracture-*/*/predictions.parquet"))]
-    yield suspects_lie_on_their_level(suspected_slices(own), Cache(cache).labels, truth)
     curves = dict(iter(pd.concat(own).groupby(["id", "z_index"], as_index=False).mean(numeric_only=True).groupby("id")))
     studies = {id: Cache(cache).study(id) for id in curves}
     yield levels_raise_no_alarm(curves, studies)
     yield disorders_are_found(curves, studies)
+    yield named_slices_lie_in_the_vertebra(suspected_slices(own), Cache(cache).labels, truth)
+    yield from heat_maps_point_at_the_fracture(peaks(Cache(cache), runs, boxes), truth)
 
     twins = asked.out / "twins"
     write_twins(twins, asked.twins, first=asked.studies, slices=asked.slices)

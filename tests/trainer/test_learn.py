@@ -1,5 +1,6 @@
 """The learning checks themselves, on truth small enough to work out by hand."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -16,9 +17,10 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "learn"))
 from checks import (
     beats_baselines,
     boxes_keep_the_neck,
+    heat_maps_point_at_the_fracture,
     levels_are_found,
+    named_slices_lie_in_the_vertebra,
     permuted_labels_teach_nothing,
-    suspects_lie_on_their_level,
     twins_rank,
 )
 from control import permuted
@@ -72,8 +74,29 @@ def test_the_slice_to_look_at_must_show_the_level(z_index, well, truth):
     where = pd.DataFrame(
         [("a", "C1", 11, 0.9), ("a", "C2", z_index, 0.4)], columns=["id", "level", "z_index", "fracture"]
     )
-    check = suspects_lie_on_their_level(where, labels, truth)
+    check = named_slices_lie_in_the_vertebra(where, labels, truth)
     assert check.well == well and check.found == f"{int(well)} of 1"
+
+
+def test_a_peak_must_lie_near_the_plane_and_on_a_slice_of_the_level(tmp_path):
+    fracture = {"point_mm": [10.0, 0.0, -4.0], "normal": [2.0, 0.0, 0.0]}
+    level = {"z_from": 3, "z_to": 6, "fracture": fracture}
+    described = {
+        "levels": {"C2": level},
+        "pixel_mm": 0.5,
+        "first_pixel_mm": [0.0, 0.0],
+        "z_mm": list(range(0, -12, -1)),
+    }
+    (tmp_path / "a.json").write_text(json.dumps(described))
+    near, far = 20.5 + 19, 20.5 + 21  # pixels: the plane is at 10 mm, which is the centre of pixel 20
+    rows = [("heat map", 3, near, 0), ("heat map", 5, near, 99), ("heat map", 6, near, 0), ("heat map", 5, far, 0)]
+    rows += [("random points", 4, near, 0), ("shuffled weights", 4, far, 0)]
+    peaks = pd.DataFrame(rows, columns=["made_by", "z_index", "x", "y"]).assign(id="a", level="C2")
+    found = list(heat_maps_point_at_the_fracture(peaks, tmp_path))
+    assert [check.found for check in found] == ["50.0% of 4", "100.0% of 1", "0.0% of 1"]
+    assert [check.well for check in found] == [False, False, True]
+    good = heat_maps_point_at_the_fracture(peaks[peaks["x"] == near].query("z_index < 6"), tmp_path)
+    assert next(good).well
 
 
 def score(stage: str, metric: str, low: float, high: float) -> Score:

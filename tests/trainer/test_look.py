@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
+from PIL import Image
 
 from cache_schema import LEVELS, TARGETS, Cache, CacheWriter, Study
 from cache_schema.tables import write_table
@@ -21,9 +22,11 @@ from trainer.look import curves_over_z as curves
 from trainer.look import learning_curves as learning
 from trainer.look.__main__ import main
 from trainer.look.page import GREY, LEVEL_COLOURS, YELLOW, drawing
+from trainer.look.run_report import worst_first
 from trainer.look.sheets import sheet
 from trainer.look.shown import Shown, shown
 from trainer.runs.inputs import Inputs
+from trainer.scores.scores import Score, write_scores
 from trainer.scores.truth import ratio_truth, union_box
 from trainer.settings.layers import load
 from trainer.settings.stage_registry import stage_class
@@ -223,6 +226,49 @@ def test_tables_become_figures(tiny_cache, true_boxes, pseudo, tmp_path, capsys)
     assert main([f"tables={runs}", f"out={without}", "items=1"]) == 0
     assert not (without / "boxes-01.png").exists() and (without / "z-range-01.png").is_file()
     assert len(truth.ids) > 1 and (without / "curves-01.png").stat().st_size < len(first["curves-01.png"])
+
+
+def test_the_report_of_a_plan_is_one_file_with_its_worst_studies_first(tiny_cache, true_boxes, tmp_path, capsys):
+    runs, cache = tmp_path / "runs", Cache(tiny_cache)
+    (runs / "tables").mkdir(parents=True)
+    (runs / "tables" / true_boxes.name).write_bytes(true_boxes.read_bytes())
+    labels = cache.labels.sort_values("id")
+    sure = labels[["id", "fold", *TARGETS]].astype(dict.fromkeys(TARGETS, float))
+    sure[list(TARGETS)] = sure[list(TARGETS)].clip(0.1, 0.9)
+    wrong = sure["id"].iloc[3]
+    sure.loc[sure["id"] == wrong, list(TARGETS)] = 1 - sure.loc[sure["id"] == wrong, list(TARGETS)]
+    write_table(runs / "tables/study_predictions.parquet", sure, made_by="test", inputs={})
+    numbers = [0.7, "training constants", 1.0, 0.7, 0.6, 0.8]
+    write_scores(runs / "tables/scores.json", [Score("bbox", "<b>", "held_out", 6, "iou", *numbers)])
+    table = worst_first(sure, cache.labels)
+    assert [row[0].text for row in table.rows][0] == wrong and len(table.rows) == len(labels)
+    losses = [row[2].value for row in table.rows]
+    assert losses == sorted(losses, reverse=True) and losses[0] > 2 > 0.2 > losses[1]
+
+    assert main([f"tables={runs}", f"cache={tiny_cache}", "report=true", f"walk={wrong}", "items=2"]) == 0
+    assert f"report.html, walk-{wrong}.webp in " in capsys.readouterr().out
+    text = (runs / "look/report.html").read_text()
+    assert "&lt;b&gt;" in text and "<b>" not in text and text.count("data:image/webp;base64") == 2
+    with Image.open(runs / f"look/walk-{wrong}.webp") as walk:
+        assert walk.n_frames == cache.record(wrong).slices
+        walk.seek(walk.n_frames // 2)
+        away = np.abs(np.asarray(walk.convert("RGB"), float) - 255 * np.array(to_rgb(YELLOW))).max(-1)
+        assert (away < 60).sum() > 100
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("walk=9", "walk= needs the study's slices; add cache=CACHE"),
+        ("walk=9 cache", "no study 9"),
+        ("report=yes", "report=yes does not fit; expected false or true"),
+    ],
+)
+def test_a_mistake_in_what_is_asked_of_tables_is_one_line(words, line, tiny_cache, tmp_path, capsys):
+    words = words.replace("cache", f"cache={tiny_cache}")
+    assert main([f"tables={tmp_path}", *words.split()]) == 2
+    error = capsys.readouterr().err
+    assert line in error and error.count("\n") == 1
 
 
 def test_lines_lie_at_their_values_and_break_where_unknown():

@@ -22,7 +22,7 @@ from trainer.settings.stage_registry import stage_names
 HELP = f"""usage: python -m trainer.look stage={"|".join(stage_names())} [variant=NAME] cache=CACHE out=FOLDER
            [boxes=TABLE|cache] [pseudo=TABLE] [fold=0|all] [seed=1] [config=FILE] [section.key=value ...]
            [draw=train|still] [epoch=0] [items=12] [slices=6] [tile=256]
-       python -m trainer.look tables=RUNS [cache=CACHE] [out=FOLDER] [items=12]
+       python -m trainer.look tables=RUNS [cache=CACHE] [out=FOLDER] [items=12] [report=true] [walk=ID]
 
 With stage=: contact sheets (PNG) of what that stage's model is shown under these settings, out of the training loader: the first
 items of an epoch, in training's order and with its augmentation, boxes and targets drawn in.
@@ -36,6 +36,8 @@ A backbone is not needed: it shapes no image.
 With tables=: figures (PNG) of the tables under RUNS, into RUNS/look unless out= is given: ratio and fracture curves over z and, with
 cache=, boxes on slices, of `items` studies; the histogram of the kept z-range; reliability and ROC of the study models; learning curves
 of all runs.
+  report=true    also report.html: these figures and the scores in one file and, with cache=, held-out studies, worst first
+  walk=ID        also walk-ID.webp, with cache=: all slices of a study one after the other, with its box, ratios and fractures
 
 Exit status: 0 drawn, 1 a check failed, 2 a wrong setting or nothing to draw."""
 
@@ -81,7 +83,7 @@ def _sheets(given: dict[str, str]) -> tuple[Path, list[str]]:
 
 
 def _tables(given: dict[str, str]) -> tuple[Path, list[str]]:
-    names = ("tables", "cache", "out", "items")
+    names = ("tables", "cache", "out", "items", "report", "walk")
     for key in given:
         if key not in names:
             raise UsageError(f"tables= takes no {key}", do=nearest(key, names))
@@ -89,6 +91,11 @@ def _tables(given: dict[str, str]) -> tuple[Path, list[str]]:
     if not runs.is_dir():
         raise UsageError("no such folder", where=f"tables={runs}", expected="the out= of runs")
     cache = Cache(Path(given["cache"])) if "cache" in given else None
+    report, walk = one_of(given, "report", ("false", "true")) == "true", given.get("walk")
+    if walk is not None and cache is None:
+        raise UsageError("walk= needs the study's slices", do="add cache=CACHE")
+    if walk is not None and cache is not None and walk not in cache.ids:
+        raise UsageError(f"no study {walk}", where=cache.path)
     out = Path(given.get("out", runs / "look"))
     check_folder(out)
     if cache is not None:
@@ -100,6 +107,16 @@ def _tables(given: dict[str, str]) -> tuple[Path, list[str]]:
     made = []
     for name, pages in figures(runs, cache, _whole(given, "items", 12)):
         made += save(out, name, pages)
+    if report and made:
+        from trainer.look.run_report import write_run_report
+
+        made.append(write_run_report(out, runs, cache, made))
+    if walk is not None and cache is not None:
+        from trainer.look.figures import all_tables
+        from trainer.look.walk import write_walk
+
+        out.mkdir(parents=True, exist_ok=True)
+        made.append(write_walk(out, cache.study(walk), all_tables(runs)))
     if not made:
         raise UsageError("no table and no training to draw", where=runs)
     return out, made

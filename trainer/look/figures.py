@@ -67,6 +67,15 @@ def figures(runs: Path, cache: Cache | None, count: int) -> Iterator[tuple[str, 
         raise damaged[0]
 
 
+def all_tables(runs: Path) -> dict[str, pd.DataFrame]:
+    """`TABLES` and `slice_fractures`, those that there are. Raises CacheError for a damaged one."""
+    paths = {name: runs / "tables" / f"{name}.parquet" for name in TABLES}
+    found = {name: read_table(path) for name, path in paths.items() if path.is_file()} | {
+        "slice_fractures": slice_fractures(runs)
+    }
+    return {name: table for name, table in found.items() if table is not None}
+
+
 def slice_fractures(runs: Path) -> pd.DataFrame | None:
     """Held-out predictions of fractures by slice, averaged over seeds and variants; None where there are none."""
     own = [run for run in held_out_runs(runs) if set(FRACTURES) <= set(stage_class(RunName.of(run).stage).columns)]

@@ -1,19 +1,33 @@
-"""Where in a slice the stage-3 network sees a level's fracture."""
+"""Where in a slice the stage-3 network sees a level's fracture.
+
+A heat map integrates gradients (Sundararajan et al. 2017) of the level's fracture output along the line from the blurred
+image to the image itself: a pixel is hot where the detail that the blur takes away raises the output. Class activation maps
+of the last CNN layers are too coarse for this: see docs/howto.md.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import cv2
 import numpy as np
 
+from cache_schema import LEVELS
 from cache_schema.study import Box
 from trainer.answers.answer import SuspectedSlice
 from trainer.data.items import Item, windows
 
 if TYPE_CHECKING:
+    from torch import Tensor
 
-    pass
+    from trainer.models import SliceFractureModel
+
+STEPS = 8
+"""points of the line at which the gradient is taken, in one pass of the CNN"""
+BLUR, SMOOTH = 1 / 8, 1 / 20
+"""of the image's side: the width of the mean filter that takes detail away, and the deviation of the Gaussian that joins
+single pixels to an area"""
 
 
 @dataclass(frozen=True)
@@ -55,3 +69,60 @@ def window_around(id: str, slices: int, frames: int, stride: int, z_index: int) 
     if not shown:
         raise ValueError(f"z_index {z_index} is no triplet's middle in windows of {frames} slices, {stride} apart")
     return min(shown, key=lambda each: (abs(each[1] - (frames // 3 - 1) / 2), each[0].start))
+
+
+def heat_map(
+    stage_network: SliceFractureModel, images: np.ndarray, step: int, level: str, relative: np.ndarray | None = None
+) -> np.ndarray:
+    """(S, S) float32 in [0, 1], of one level's fracture at one step of a window, in the image's own coordinates.
+
+    images: (T, 3, S, S) float16, one window as the loader gives it without augmentation. step: the triplet, from 0. level:
+    C1..C7. relative: (3T,) in [0, 1] for positional=`relative` only. All zeros where no detail raises the output. The network
+    is set to eval mode, and its parameters get no gradients. Takes one pass of the CNN over the window and one over STEPS images.
+    """
+    import torch
+
+    network = stage_network.eval()
+    device = next(network.parameters()).device
+    with torch.inference_mode(False), torch.autocast(device.type, enabled=False):
+        window = torch.from_numpy(np.asarray(images)).to(device).float()
+        places = None if relative is None else torch.from_numpy(np.asarray(relative, np.float32)).to(device)[None]
+        with torch.no_grad():
+            features = network.backbone(window)
+        gained = _integrated(network, features, window[step], step, LEVELS.index(level), places)
+    return _normalised(gained.sum(0).cpu().numpy())
+
+
+def _integrated(
+    network: SliceFractureModel, features: Tensor, image: Tensor, step: int, level: int, relative: Tensor | None
+) -> Tensor:
+    """(3, S, S): what each pixel's detail adds to the output. features: (T, width) of the whole window."""
+    import torch
+
+    blurred = _blurred(image)
+    share = (torch.arange(STEPS, device=image.device) + 0.5) / STEPS
+    with torch.enable_grad():
+        along = (blurred + share[:, None, None, None] * (image - blurred)).requires_grad_()
+        sequences = features.expand(STEPS, -1, -1).clone()
+        sequences[:, step] = network.backbone(along)
+        every = None if relative is None else relative.expand(STEPS, -1)
+        # cuDNN's LSTM has a backward pass in train mode only, and train mode would draw dropout
+        with torch.backends.cudnn.flags(enabled=False):
+            output = network.sequence(sequences, every)["fracture"][:, step, level]
+        (gradient,) = torch.autograd.grad(output.sum(), along)
+    return gradient.mean(0) * (image - blurred)
+
+
+def _blurred(image: Tensor) -> Tensor:
+    """(3, S, S) -> the same shape: the mean of BLUR of the side, with the border repeated."""
+    from torch.nn import functional as F
+
+    reach = max(1, round(image.shape[-1] * BLUR / 2))
+    return F.avg_pool2d(F.pad(image[None], (reach,) * 4, mode="replicate"), 2 * reach + 1, 1)[0]
+
+
+def _normalised(gained: np.ndarray) -> np.ndarray:
+    """(S, S) -> float32 in [0, 1], smooth: only what raises the output."""
+    smooth = cv2.GaussianBlur(np.maximum(gained, 0).astype(np.float32), (0, 0), SMOOTH * gained.shape[-1])
+    most = float(smooth.max())
+    return smooth / most if most > 0 else smooth
