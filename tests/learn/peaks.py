@@ -22,6 +22,8 @@ from trainer.runs.files import MODEL_FILE, PREDICTIONS
 from trainer.runs.identity import weights_config
 from trainer.tables.studies import suspected_slices
 
+SHUFFLES = 4
+"""of each network: one alone may by chance look where bone is"""
 COLUMNS = ["made_by", "id", "level", "z_index", "x", "y"]
 
 
@@ -35,10 +37,11 @@ def peaks(cache: Cache, runs: Path, boxes: pd.DataFrame) -> pd.DataFrame:
 def _peaks(run: Path, cache: Cache, boxes: pd.DataFrame) -> Iterator[tuple]:
     _, config = weights_config(run)
     model, data, rng = config["model"], config["data"], np.random.default_rng(0)
-    network, shuffled = (SliceFractureModel(Backbone(model["name"]), 0, model["positional"]).eval() for _ in range(2))
-    weights = load_file(run / MODEL_FILE)
-    network.load_state_dict(weights)
-    shuffled.load_state_dict({name: shuffle(tensor, rng) for name, tensor in weights.items()})
+    weights, networks = load_file(run / MODEL_FILE), []
+    for number in range(1 + SHUFFLES):
+        network = SliceFractureModel(Backbone(model["name"]), 0, model["positional"])
+        network.load_state_dict({name: shuffle(each, rng) for name, each in weights.items()} if number else weights)
+        networks.append(("shuffled weights" if number else "heat map", network))
     broken, own_boxes = cache.labels.set_index("id"), boxes.set_index("id")[BOX].astype(int)
     for row in suspected_slices([read_table(run / PREDICTIONS)]).itertuples():
         if broken.at[row.id, row.level] != 1:
@@ -49,7 +52,7 @@ def _peaks(run: Path, cache: Cache, boxes: pd.DataFrame) -> Iterator[tuple]:
         source = Source(cache, Evaluation([item], 1), Augmentation(data["size"]), box, data["intensity"])
         images = make_image(source.read(0), data["size"], data["interpolation"])
         square, suspected = source.squares[row.id], SuspectedSlice(row.level, row.z_index, 0, row.fracture)
-        for made_by, each in (("heat map", network), ("shuffled weights", shuffled)):
+        for made_by, each in networks:
             heat = HeatMap(suspected, heat_map(each, images, step, row.level), square)
             yield made_by, row.id, row.level, row.z_index, *heat.peak()
         x0, y0, x1, y1 = square

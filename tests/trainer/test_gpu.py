@@ -21,6 +21,9 @@ from trainer.data.order import Training
 from trainer.data.resident import Crops
 from trainer.data.source import Source
 from trainer.loop import Run
+from trainer.models import SliceFractureModel
+from trainer.models.backbone import Backbone
+from trainer.report.heat_maps import heat_map
 from trainer.runs.identity import recorded_config
 from trainer.runs.metrics_log import MetricsLog
 from trainer.settings.settings import AugmentSettings, DataSettings
@@ -223,3 +226,11 @@ def test_a_feature_bank_stands_for_the_images(given, tmp_path):
     settings = dict(given["study_fracture"], backbone=backbone, **{"train.precision": "no"})
     plain, banked = (losses(train(out=tmp_path / str(count), **settings, **{"data.bank": count})) for count in (0, 1))
     assert np.allclose(plain, banked, rtol=1e-3)
+
+
+def test_a_heat_map_is_that_of_a_cpu():
+    torch.manual_seed(0)
+    network = SliceFractureModel(Backbone("test_efficientnet_gn"))
+    window = np.random.default_rng(0).normal(size=(4, 3, 64, 64)).astype(np.float16)
+    expected = heat_map(network, window, 2, "C4")
+    assert np.abs(heat_map(network.to(GPU), window, 2, "C4") - expected).max() < 0.05

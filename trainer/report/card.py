@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
 from cache_schema import LEVELS, TARGETS, Study
 from cache_schema.columns import FRACTURES, FULL_FRAME
@@ -117,9 +118,9 @@ def _level_names(axes: Axes, answer: Answer, width_mm: float) -> None:
         ratios = answer.curves[level].to_numpy(float)
         if np.isfinite(ratios).any() and np.nanmax(ratios) > 0:
             z = answer.z[int(answer.curves["z_index"].iloc[int(np.nanargmax(ratios))])]
-            ground = {"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.85}
-            words: dict[str, Any] = {"color": LEVEL_COLOURS[level], "weight": "bold", "size": 10}
-            axes.text(width_mm * 0.985, z, level, ha="right", va="center", bbox=ground, **words)
+            words: dict[str, Any] = {"color": LEVEL_COLOURS[level], "weight": "bold"}
+            seen = [withStroke(linewidth=3, foreground="white")]
+            axes.text(width_mm * 0.985, z, level, ha="right", va="center", path_effects=seen, **words)
 
 
 def _curves(figure: Figure, answer: Answer, left: float, height: float) -> None:

@@ -2,7 +2,7 @@
 
 A heat map integrates gradients (Sundararajan et al. 2017) of the level's fracture output along the line from the blurred
 image to the image itself: a pixel is hot where the detail that the blur takes away raises the output. Class activation maps
-of the last CNN layers are too coarse for this: see docs/howto.md.
+of the CNN's layers found half as many fractures (docs/howto.md).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 STEPS = 8
 """points of the line at which the gradient is taken, in one pass of the CNN"""
-BLUR, SMOOTH = 1 / 8, 1 / 20
+BLUR, SMOOTH = 1 / 12, 1 / 14
 """of the image's side: the width of the mean filter that takes detail away, and the deviation of the Gaussian that joins
 single pixels to an area"""
 
