@@ -41,7 +41,8 @@ WORDS = {
     "predict": "source models out slices keep timing processes section.key data.loader data.workers train.eval_batch train.precision fold",
     "pack": "out stages variants folds seeds models",
     "inspect": "",
-    "look": "stage variant cache out boxes pseudo fold seed config draw epoch items slices tile tables mode split section.key",
+    "look": "stage variant cache out boxes pseudo fold seed config draw epoch items slices tile tables mode split report walk "
+    "section.key",
 }
 """every `key=` that a command's --help names"""
 
