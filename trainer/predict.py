@@ -30,21 +30,23 @@ from trainer.process.ending import leave
 from trainer.scores.calibration import SUFFIX
 from trainer.settings.keyvalue import parse_assignments, require_known, whole
 from trainer.settings.paths import check_folder, is_inside
-from trainer.tables.boxes import COLUMNS, report
+from trainer.tables import boxes as box_table
 from trainer.tables.studies import submission
 from trainer.trained.models import BOXES as BBOX
 from trainer.trained.models import COMPUTING, SLICES, STUDIES, check_computing
 from trainer.trained.open_models import open_models
 
-HELP = """usage: trainer predict source=SOURCE models=MODELS out=DIR [slices=true] [keep=true] [timing=true] [processes=N]
-           [section.key=value ...]
+HELP = """usage: trainer predict source=SOURCE models=MODELS out=DIR [report=false] [slices=true] [keep=true] [timing=true]
+           [processes=N] [section.key=value ...]
 
 Writes DIR/predictions.csv: for each study the probability of any fracture (patient_overall) and of one in each of C1..C7;
-and the same in the competition's format, DIR/submission.csv.
+calibrated ones where the models have a calibration, and flags; and the competition's values in its format, DIR/submission.csv.
+Draws an exam card of each study, DIR/cards/<id>.png, and all of them in one page, DIR/report.html.
 source=   a folder or a zip of DICOM files, or a cache. Labels are not needed.
 models=   the out= of a plan, or a file made by trainer pack. Averages its study_fracture models, on boxes of its bbox models
           with fold=all or, without those, of all its bbox models. Skips and names stale runs, made from other tables than RUNS
           holds now.
+report=false draws no cards and writes no report.html, which saves time.
 slices=true also writes DIR/slices.csv, by all slice_fracture models: for each study and level the slice most likely to show a
           fracture.
 keep=true keeps the decoded studies in DIR/cache, and each model's own predictions in DIR/runs.
@@ -59,7 +61,7 @@ Exit status: 0 done, 1 something is damaged, 2 a wrong setting or nothing to pre
 FOLDERS = {"source": "source=SOURCE", "models": "models=MODELS", "out": "out=DIR"}
 SWITCHES = ("slices", "keep", "timing")
 MOST_SHOWN = 20
-CACHE, CSV, SUBMISSION, SLICES_CSV = "cache", "predictions.csv", "submission.csv", "slices.csv"
+CACHE, CSV, SUBMISSION, SLICES_CSV, REPORT = "cache", "predictions.csv", "submission.csv", "slices.csv", "report.html"
 BOXES, PREDICTIONS = "study_boxes.parquet", "study_predictions.parquet"
 MOST_PROCESSES = 64
 
@@ -69,7 +71,7 @@ def main(words: list[str]) -> int:
 
 
 def _main(words: list[str]) -> int:
-    given, known = parse_assignments(words), (*FOLDERS, *SWITCHES, "processes", *COMPUTING)
+    given, known = parse_assignments(words), (*FOLDERS, "report", *SWITCHES, "processes", *COMPUTING)
     for key in given:
         require_known(key, known, f"no setting {key}")
     for key, example in FOLDERS.items():
@@ -77,8 +79,9 @@ def _main(words: list[str]) -> int:
             raise UsageError(f"no {key} given", expected=example, do="see --help")
     source, models, out = (Path(given.pop(key)) for key in FOLDERS)
     switches = {name: one_of(given, name, ("false", "true")) == "true" for name in SWITCHES}
+    switches["report"] = one_of(given, "report", ("true", "false")) == "true"
     processes = whole(given.pop("processes"), "processes", 1, MOST_PROCESSES) if "processes" in given else None
-    given = {key: value for key, value in given.items() if key not in SWITCHES}
+    given = {key: value for key, value in given.items() if key not in switches}
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("prediction starts its own processes", do="start it without a launcher; see processes=")
     check_computing(given)
@@ -86,6 +89,8 @@ def _main(words: list[str]) -> int:
     shown = pd.read_csv(out / CSV, dtype={"id": str}, nrows=MOST_SHOWN)[["id", *TARGETS, "flags"]].fillna({"flags": ""})
     say(shown.to_string(index=False, float_format="{:.3f}".format, na_rep="-"))
     say(f"{len(table)} studies{f' (the first {MOST_SHOWN} above)' * (len(table) > MOST_SHOWN)}: {out / CSV}")
+    if switches["report"]:
+        say(f"report: {out / REPORT}")
     return status
 
 
@@ -98,6 +103,7 @@ def predict_studies(
     slices: bool = False,
     keep: bool = False,
     timing: bool = False,
+    report: bool = False,
     processes: int | None = None,
 ) -> tuple[pd.DataFrame, int]:
     """Predicts every study in the source. Returns the `study_predictions` table, and 3 if studies were refused, else 0.
@@ -115,7 +121,7 @@ def predict_studies(
         say(line)
     if slices and SLICES not in trained.by_stage:
         raise UsageError(f"no finished {SLICES} run", where=f"models={models}", do="leave slices=true out")
-    job = Job(trained, out, given, keep_runs=keep)
+    job = Job(trained, out, given, keep_runs=keep, cards=report)
     job.check()
     job.check_pixels(source)
     out.mkdir(parents=True, exist_ok=True)
@@ -133,6 +139,8 @@ def predict_studies(
     table = _write(out, list(answers.values()), job, labels, slices=slices)
     if keep:
         job.runs_tables(answers)
+    if report:
+        _write_report(job, list(answers.values()), [f"{each.id}: {each.message}" for each in refused.values()])
     if timing:
         say(_timing(list(answers.values())))
     return table, 3 if refused else 0
@@ -163,9 +171,9 @@ def _write(
     made_from = {"models": job.models.digest}
     runs = {stage: len(models) for stage, models in job.models.by_stage.items()}
     rows = [(each.id, *each.box, *each.z_range, each.box_source, runs[BBOX]) for each in answers]
-    boxes = pd.DataFrame(rows, columns=COLUMNS)
+    boxes = pd.DataFrame(rows, columns=box_table.COLUMNS)
     write_table(out / BOXES, boxes, "trainer.predict", made_from)
-    if lines := report(boxes):
+    if lines := box_table.report(boxes):
         say(lines)
     table = pd.DataFrame([{"id": each.id, **each.outputs, "runs": runs[STUDIES]} for each in answers])
     folds = pd.Series(dtype="Int64") if labels is None else labels.set_index("id")["fold"].astype("Int64")
@@ -179,6 +187,16 @@ def _write(
         where = where[["id", "level", "slice_number", "z_index", "fracture"]]
         write_whole(out / SLICES_CSV, where.to_csv(index=False, float_format="%.4f").encode())
     return table
+
+
+def _write_report(job: Job, answers: Sequence[Answer], refused: Sequence[str]) -> None:
+    """report.html: all cards, and what was refused."""
+    from trainer.report.html import summary, write_report
+
+    counts = ", ".join(f"{len(models)} {stage}" for stage, models in job.models.by_stage.items())
+    about = [f"{len(answers)} studies; models: {counts}", *(f"refused: {line}" for line in refused)]
+    entries = ((summary(answer), job.card(answer.id)) for answer in answers)
+    write_report(job.out / REPORT, entries, about=about)
 
 
 def _shown(answers: Sequence[Answer]) -> pd.DataFrame:
@@ -215,7 +233,7 @@ def _processes() -> int:
 
 def _remove_results(out: Path) -> None:
     """Removes the results of an earlier command, which may be of other studies."""
-    for name in (CSV, SUBMISSION, PREDICTIONS, BOXES, SLICES_CSV):
+    for name in (CSV, SUBMISSION, PREDICTIONS, BOXES, SLICES_CSV, REPORT):
         (out / name).unlink(missing_ok=True)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from disorders import is_found, planted
 
-from cache_schema import LEVELS, Study, StudyRecord
+from cache_schema import LEVELS, Study
 from cache_schema.columns import BOX, FULL_FRAME
 from cache_schema.study import Box, square_around
 from trainer.answers.anatomy import check_levels
@@ -191,18 +191,18 @@ def levels_raise_no_alarm(curves: Mapping[str, pd.DataFrame], studies: Mapping[s
 
 
 def _alarms(curves: pd.DataFrame, study: Study) -> list[Flag]:
-    return [flag for flag in _levels(curves, study.z, study.record)[0] if flag.reason in DISORDERS]
+    return [flag for flag in _levels(curves, study.z)[0] if flag.reason in DISORDERS]
 
 
 def disorders_are_found(
     curves: Mapping[str, pd.DataFrame], studies: Mapping[str, Study], count: int = 200, seed: int = 0
 ) -> Check:
     """Levels swapped, missing or doubled, and cut fields of view, planted in sound curves: all are named."""
-    z, record = {id: study.z for id, study in studies.items()}, next(iter(studies.values())).record
+    z = {id: study.z for id, study in studies.items()}
     found = missed = 0
     first = ""
     for plant in planted(curves, z, count, seed):
-        flags, outside = _levels(plant.curves, plant.z, record)
+        flags, outside = _levels(plant.curves, plant.z)
         if is_found(plant, flags, outside):
             found += 1
         else:
@@ -210,5 +210,5 @@ def disorders_are_found(
     return Check("planted disorders of the levels are found", f"{found} of {found + missed}{first}", not missed)
 
 
-def _levels(curves: pd.DataFrame, z: np.ndarray, record: StudyRecord) -> tuple[tuple[Flag, ...], dict[str, str]]:
-    return check_levels(curves, z, (0, 0, record.columns, record.rows), (0, len(z)), FULL_FRAME, record)
+def _levels(curves: pd.DataFrame, z: np.ndarray) -> tuple[tuple[Flag, ...], dict[str, str]]:
+    return check_levels(curves, z, (0, len(z)), FULL_FRAME)

@@ -11,7 +11,7 @@ from cache_schema import LEVELS, StudyRecord
 from preprocess.phantom.anatomy import make_person
 from preprocess.phantom.raster import vertebra_patch
 from preprocess.phantom.scanner import make_scan
-from trainer.answers.anatomy import check_levels
+from trainer.answers.anatomy import LevelsFound, box_flags, check_levels
 from trainer.answers.flags import DISORDERS, REASONS
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "learn"))
@@ -77,9 +77,11 @@ def predicted(z: np.ndarray, truth: pd.DataFrame, seed: int) -> pd.DataFrame:
 
 
 def check(curves: pd.DataFrame, z: np.ndarray, box=FULL, z_range=None, source="full_frame"):
-    flags, outside = check_levels(curves, z, box, z_range or (0, len(z)), source, RECORD)
+    flags, outside = check_levels(curves, z, z_range or (0, len(z)), source)
+    flags = (*box_flags(box, source, RECORD), *flags)
     assert {flag.reason for flag in flags} <= REASONS.keys()
-    assert set(outside) == {flag.level for flag in flags if flag.reason == "outside_field"}
+    named = {flag.level for flag in flags if flag.reason == "outside_field"}
+    assert set(outside) == (set(LEVELS) if "no level is found" in {flag.message for flag in flags} else named)
     return flags, outside
 
 
@@ -139,7 +141,7 @@ def test_disorder_keeps_every_probability(necks):
 
 @pytest.mark.parametrize("spacing", [0.5, 2, 5])
 @pytest.mark.parametrize("kind", ["zero", "constant", "quiet", "loud", "uniform", "smooth"])
-def test_noise_is_flagged_and_declares_nothing_outside(kind, spacing):
+def test_noise_is_flagged_and_no_level_of_it_lies_beyond_the_others(kind, spacing):
     rng, z = np.random.default_rng(1), -np.arange(0, 220, spacing)
     index = np.arange(1, len(z), 3)
     for _ in range(50):
@@ -153,7 +155,21 @@ def test_noise_is_flagged_and_declares_nothing_outside(kind, spacing):
             "smooth": 0.5 * np.cumsum(noise, axis=0) / np.abs(np.cumsum(noise, axis=0)).max(),
         }[kind]
         flags, outside = check(pd.DataFrame(drawn, columns=list(LEVELS)).assign(z_index=index), z)
-        assert reasons(flags) and not outside
+        assert reasons(flags) and len(outside) in (0, 7)
+
+
+def test_models_find_levels_or_not(necks):
+    _, truth = sampled(necks[0], 1)
+    sound, weak = truth.assign(id="a"), truth.assign(id="b", **{level: 0.4 * truth[level] for level in LEVELS})
+    assert LevelsFound.of([]) is None
+    assert LevelsFound.of([sound, weak]) == (1, 2) and LevelsFound.of([sound, weak]).in_most
+    assert not LevelsFound.of([weak]).in_most
+
+
+def test_where_no_level_is_found_none_gets_a_probability(necks):
+    z, truth = sampled(necks[0], 1)
+    flags, outside = check(truth.assign(**dict.fromkeys(LEVELS, 0.1)), z)
+    assert reasons(flags) == {"no_box", "level_missing"} and set(outside.values()) == {"no level is found"}
 
 
 def test_slices_that_belong_to_no_level_are_a_gap(necks):

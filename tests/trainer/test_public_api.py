@@ -38,7 +38,8 @@ WORDS = {
     "section.key",
     "plan": "cache out dry_run scheduler format costs only config tables.key section.key",
     "tables": "cache export tables.over_seeds tables.key",
-    "predict": "source models out slices keep timing processes section.key data.loader data.workers train.eval_batch train.precision fold",
+    "predict": "source models out report slices keep timing processes section.key "
+    "data.loader data.workers train.eval_batch train.precision fold",
     "pack": "out stages variants folds seeds models",
     "inspect": "",
     "look": "stage variant cache out boxes pseudo fold seed config draw epoch items slices tile tables mode split report walk "

@@ -4,9 +4,10 @@ Nothing here is fitted to data: the constants are lengths of the adult neck and 
 not show clearly is flagged, and never declared outside.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -49,6 +50,32 @@ GAP_STEPS = 2.5
 """And longer than this many steps between the curves' slices, so that a single slice is no gap."""
 
 
+NONE = "no level is found"
+
+LEAST_LEVELS = 4
+"""A study's levels count as found where more than half of the seven reach SURE."""
+
+
+class LevelsFound(NamedTuple):
+    """In how many of the studies that slice models hold out they find levels."""
+
+    found: int
+    studies: int
+
+    @property
+    def in_most(self) -> bool:
+        return 2 * self.found >= self.studies
+
+    @classmethod
+    def of(cls, predictions: Iterable[pd.DataFrame]) -> "LevelsFound | None":
+        """predictions: id, C1..C7 (ratios) by slice, of each model. None without any."""
+        peaks = [frame.groupby("id")[list(LEVELS)].max() for frame in predictions]
+        if not peaks:
+            return None
+        levels = (pd.concat(peaks) >= SURE).sum(axis=1)
+        return cls(int((levels >= LEAST_LEVELS).sum()), len(levels))
+
+
 @dataclass(frozen=True)
 class _Level:
     """A level that is seen. mass: (n,) squared ratios around its peak, which say where it lies."""
@@ -67,24 +94,19 @@ class _Level:
 
 
 def check_levels(
-    curves: pd.DataFrame,
-    z: np.ndarray,
-    box: Box,
-    z_range: tuple[int, int],
-    box_source: str,
-    record: StudyRecord,
+    curves: pd.DataFrame, z: np.ndarray, z_range: tuple[int, int], box_source: str
 ) -> tuple[tuple[Flag, ...], dict[str, str]]:
     """Flags of one study, and the levels outside its field of view with the reason.
 
     curves: z_index (increasing), C1..C7: ratios of one study, as `Answer.curves`. z: (slices,) mm, strictly decreasing.
-    box: native pixels; z_range: z_index; exclusive ends.
+    z_range: z_index, exclusive end, of the study box. Where no level is found, none counts as within the field of view.
     """
     place = np.asarray(z, np.float64)[curves["z_index"].to_numpy()]
     ratios = smoothed(curves[list(LEVELS)].to_numpy(np.float64), place)
     seen = list(_seen(ratios, place))
-    flags = list(_box_flags(box, box_source, record))
     if not seen:
-        return (*flags, Flag("level_missing", "no level is found")), {}
+        return (Flag("level_missing", NONE),), dict.fromkeys(LEVELS, NONE)
+    flags: list[Flag] = []
     if box_source != FULL_FRAME:
         flags += _outside_z_range(seen, z, z_range)
     disorder = [*_order(seen), *_inner_missing(seen), *_twice(seen, ratios, place), *_gaps(seen, ratios, place)]
@@ -117,7 +139,8 @@ def _mass(ratio: np.ndarray, place: np.ndarray, top: int) -> np.ndarray:
     return np.where(np.abs(place - place[top]) < NEIGHBOUR_MM, np.clip(ratio, 0, None) ** 2, 0)
 
 
-def _box_flags(box: Box, source: str, record: StudyRecord) -> Iterator[Flag]:
+def box_flags(box: Box, source: str, record: StudyRecord) -> Iterator[Flag]:
+    """Flags about a study box in native pixels."""
     if source == FULL_FRAME:
         yield Flag("no_box", "no box was found: the models saw the full frame and all slices")
         return

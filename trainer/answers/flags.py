@@ -11,6 +11,7 @@ REASONS = {
     "box_at_frame": "the box touches the edge of the image",
     "outside_box": "a level is found in slices outside the box: the study models did not see it",
     "unlike_training": "the image is far from all that the models were trained on",
+    "weak_slice_model": "the slice models do not find levels in most studies that they hold out: levels are not checked",
     "no_slice_model": "no slice model answered: no curves, slices or heat maps",
 }
 """reason -> what it means"""

@@ -2,16 +2,18 @@
 
 import os
 import signal
+import time
 from collections.abc import Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from cache_schema import read_table, write_table
+from cache_schema import Study, read_table, write_table
+from cache_schema.documents import write_whole
 from cache_schema.errors import CspineError, UsageError
 from trainer.answers.answer import Answer
 from trainer.answers.kept import load_answer, save_answer
@@ -19,7 +21,10 @@ from trainer.predictor.scans import Refused, Scans, pixel_hash
 from trainer.runs.files import PREDICTIONS_OF_ALL
 from trainer.trained.models import Models, TrainedModel
 
-ANSWERS, RUNS = "answers", "runs"
+if TYPE_CHECKING:
+    from trainer.predictor.predictor import Predictor
+
+ANSWERS, CARDS, RUNS = "answers", "cards", "runs"
 POLL_SECONDS = 0.5
 
 
@@ -33,6 +38,8 @@ class Job:
     """settings by section that override those of the training"""
     keep_runs: bool = False
     """keep each run's own predictions as well"""
+    cards: bool = False
+    """draw an exam card of each study"""
 
     def check(self) -> None:
         """Raises UsageError for settings that do not fit the models."""
@@ -50,6 +57,8 @@ class Job:
 
     def answer(self, id: str, digest: str) -> Answer | None:
         """The answer of an earlier job for this state of the study; None if it must be made."""
+        if self.cards and not self.card(id).is_file():
+            return None
         if self.keep_runs and not all(self._rows(model, id).is_file() for model in self.models.every):
             return None
         return load_answer(self._path(id), self._made_from(digest))
@@ -86,8 +95,8 @@ class Job:
         return found
 
     def remove_others(self, ids: Collection[str]) -> None:
-        """Removes answers for studies that the source no longer holds."""
-        for path in (self.out / ANSWERS).glob("*.json"):
+        """Removes answers and cards of studies that the source no longer holds."""
+        for path in (*(self.out / ANSWERS).glob("*.json"), *(self.out / CARDS).glob("*.png")):
             if path.stem not in ids:
                 path.unlink()
 
@@ -99,7 +108,19 @@ class Job:
         others = set(scans.ids) - set(ids)
         rows = self._keep_rows if self.keep_runs else None
         for study, answer in predictor.with_studies(scans.studies(without=others), rows):
+            if self.cards:
+                started = time.perf_counter()
+                self._draw(predictor, study, answer)
+                answer = replace(answer, seconds={**answer.seconds, "report": time.perf_counter() - started})
             save_answer(self._path(study.id), answer, self._made_from(scans.digests[study.id]))
+
+    def _draw(self, predictor: "Predictor", study: Study, answer: Answer) -> None:
+        from trainer.predictor.heat import heat_maps
+        from trainer.report.card import exam_card
+
+        path = self.card(study.id)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, exam_card(answer, study, heat_maps(predictor, study, answer)))
 
     def _keep_rows(self, model: TrainedModel, table: pd.DataFrame) -> None:
         for id, rows in table.groupby("id"):
@@ -109,6 +130,10 @@ class Job:
 
     def _rows(self, model: TrainedModel, id: str) -> Path:
         return self.out / RUNS / model.name / "studies" / f"{id}.parquet"
+
+    def card(self, id: str) -> Path:
+        """Where a study's exam card lies."""
+        return self.out / CARDS / f"{id}.png"
 
     def _path(self, id: str) -> Path:
         return self.out / ANSWERS / f"{id}.json"

@@ -111,6 +111,7 @@ class Predictor:
                     {name: value / count for name, value in seconds.items()},
                 ),
                 self._range,
+                self.models.levels_found,
             )
             for study in studies
         ]

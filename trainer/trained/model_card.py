@@ -7,6 +7,7 @@ from typing import Any
 
 from cache_schema import read_table
 from cache_schema.errors import CspineError
+from trainer.answers.anatomy import LevelsFound
 from trainer.leakage import exposure, lineage
 from trainer.runs.files import PREDICTIONS
 from trainer.runs.run_names import RunName
@@ -35,7 +36,7 @@ def model_card(manifest: Mapping[str, Any], models: Models, studies: Mapping[str
         "Intended use": USE,
         "Models": _models(every, studies),
         "How they were made": _graph(every),
-        "Scores on held-out studies": _scores(models.where, {model.name for model in every}),
+        "Scores on held-out studies": _scores(models.where, {model.name for model in every}, models.levels_found),
         "Exposure and leakage": _leakage(every, manifest),
         "Calibration": _calibration(models.calibration),
         "When time is short": _leave_out(manifest["leave_out"]),
@@ -69,7 +70,7 @@ def _graph(models: Collection[TrainedModel]) -> str:
     return "\n".join([*lines, "", thresholds])
 
 
-def _scores(runs: Path, names: set[str]) -> str:
+def _scores(runs: Path, names: set[str], found: LevelsFound | None) -> str:
     path = runs / "tables/scores.json"
     if not path.is_file():
         return f"{UNKNOWN.capitalize()}: the runs hold no scores."
@@ -77,6 +78,8 @@ def _scores(runs: Path, names: set[str]) -> str:
     rows = [row for row in read_scores(path) if (row.stage, row.variant) in kinds]
     columns = ("stage", "split", "studies", "metric", "value", "baseline", "value / baseline", "95 % bounds")
     about = "Out of fold: each study by the runs that hold it out. `iou` is better above 1, all others below."
+    if found is not None:
+        about += f" The slice models find levels in {found.found} of {found.studies} held-out studies."
     return f"{_table(columns, map(_score_row, rows))}\n\n{about}" if rows else f"{UNKNOWN.capitalize()}."
 
 

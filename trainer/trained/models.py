@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from cache_schema.documents import digest_of
 from cache_schema.errors import UsageError
+from trainer.answers.anatomy import LevelsFound
 from trainer.answers.unlike import RANGE, TrainingRange, merged
 from trainer.runs.weights import TRAIN_AGAIN
 from trainer.scores.calibration import Calibration
@@ -85,6 +86,8 @@ class Models:
     """ids -> those of studies that the models were trained on"""
     calibration: Calibration | None = None
     """of the mean of the study models; None if there is none"""
+    levels_found: LevelsFound | None = None
+    """by the slice models; None if they hold nothing out"""
     notes: tuple[str, ...] = field(default_factory=tuple)
     """lines about runs that are left out, and what is missing"""
 

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cache_schema.errors import UsageError
-from cache_schema.tables import table_meta
+from cache_schema.tables import read_table, table_meta
+from trainer.answers.anatomy import LevelsFound
 from trainer.leakage import exposure
-from trainer.runs.files import CONFIG_FILE, MODEL_FILE
+from trainer.runs.files import CONFIG_FILE, MODEL_FILE, PREDICTIONS
 from trainer.runs.identity import recorded_config, weights_config
 from trainer.runs.recorded import changed_since
 from trainer.runs.run_names import RunName, run_name
@@ -16,7 +17,7 @@ from trainer.runs.weights import require_whole, weights_digest
 from trainer.scores.calibration import Calibration
 from trainer.tables.calibration import FILE as CALIBRATION
 from trainer.tables.make import made_with
-from trainer.trained.models import BOXES, STUDIES, USED, Models, TrainedModel, check_models
+from trainer.trained.models import BOXES, SLICES, STUDIES, USED, Models, TrainedModel, check_models
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,6 +51,9 @@ def models_of_runs(
         pixel_hash,
         partial(_seen, [model.where for model in every]),
         _calibration(runs / "tables", notes),
+        LevelsFound.of(
+            read_table(path) for model in by_stage.get(SLICES, ()) if (path := model.where / PREDICTIONS).is_file()
+        ),
         notes=tuple(notes),
     )
 

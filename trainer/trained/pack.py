@@ -69,6 +69,7 @@ def _entries(models: Models) -> Iterator[tuple[str, bytes]]:
         "thresholds": models.thresholds.model_dump(mode="json"),
         "calibration": None if models.calibration is None else models.calibration.document(),
         "priors": None if models.calibration is None else _priors(models.calibration),
+        "levels_found": models.levels_found,
         "leave_out": leave_out_order(models.by_stage),
         "seen": {"salt": salt, "studies": sorted(salted(salt, id) for id in set().union(*seen.values()))},
     }

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from cache_schema.errors import CacheError, UsageError
+from trainer.answers.anatomy import LevelsFound
 from trainer.scores.calibration import Calibration
 from trainer.tables.settings import TableSettings
 from trainer.trained.models import Models, TrainedModel, check_models
@@ -128,6 +129,7 @@ def models_of_pack(path: Path) -> Models:
         check_models(every),
         partial(_seen, held["seen"]["salt"], frozenset(held["seen"]["studies"])),
         None if held["calibration"] is None else Calibration.from_document(held["calibration"]),
+        None if held["levels_found"] is None else LevelsFound(*held["levels_found"]),
     )
 
 
