@@ -19,9 +19,10 @@ $(SETUP): requirements.lock pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	touch $@
 
-demo: $(SETUP) $(DEMO)/rsna  ## phantom -> cache -> four stages -> tables and scores, in work/demo
+demo: $(SETUP) $(DEMO)/rsna  ## phantom -> cache -> four stages -> tables, scores and a report, in work/demo
 	$(BIN)/python -m preprocess build-cache $(DEMO)/rsna $(DEMO)/cache --folds 2
 	$(BIN)/python -m trainer.plan configs/plan/demo.yaml cache=$(DEMO)/cache out=$(DEMO)/runs
+	$(BIN)/python -m trainer.predict source=$(DEMO)/cache models=$(DEMO)/runs out=$(DEMO)/answers held_out=true slices=true
 
 $(DEMO)/rsna: | $(SETUP)
 	$(BIN)/python -m preprocess phantom $@

@@ -12,6 +12,7 @@ if __name__ == "__main__":
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,8 @@ from trainer.trained.models import BOXES as BBOX
 from trainer.trained.models import COMPUTING, SLICES, STUDIES, check_computing
 from trainer.trained.open_models import open_models
 
-HELP = """usage: trainer predict source=SOURCE models=MODELS out=DIR [report=false] [slices=true] [keep=true] [timing=true]
-           [processes=N] [section.key=value ...]
+HELP = """usage: trainer predict source=SOURCE models=MODELS out=DIR [report=false] [slices=true] [held_out=true]
+           [keep=true] [timing=true] [processes=N] [section.key=value ...]
 
 Writes DIR/predictions.csv: for each study the probability of any fracture (patient_overall) and of one in each of C1..C7;
 calibrated ones where the models have a calibration, and flags; and the competition's values in its format, DIR/submission.csv.
@@ -49,6 +50,7 @@ models=   the out= of a plan, or a file made by trainer pack. Averages its study
 report=false draws no cards and writes no report.html, which saves time.
 slices=true also writes DIR/slices.csv, by all slice_fracture models: for each study and level the slice most likely to show a
           fracture.
+held_out=true answers for the studies of a cache that have a fold, each by the models that hold this fold out.
 keep=true keeps the decoded studies in DIR/cache, and each model's own predictions in DIR/runs.
 timing=true prints the seconds of each part.
 processes= how many processes share the studies; by default one for each GPU.
@@ -59,7 +61,7 @@ Not a medical device: for research only.
 Exit status: 0 done, 1 something is damaged, 2 a wrong setting or nothing to predict on, 3 some studies of the source were refused."""
 
 FOLDERS = {"source": "source=SOURCE", "models": "models=MODELS", "out": "out=DIR"}
-SWITCHES = ("slices", "keep", "timing")
+SWITCHES = ("slices", "keep", "timing", "held_out")
 MOST_SHOWN = 20
 CACHE, CSV, SUBMISSION, SLICES_CSV, REPORT = "cache", "predictions.csv", "submission.csv", "slices.csv", "report.html"
 BOXES, PREDICTIONS = "study_boxes.parquet", "study_predictions.parquet"
@@ -104,6 +106,7 @@ def predict_studies(
     keep: bool = False,
     timing: bool = False,
     report: bool = False,
+    held_out: bool = False,
     processes: int | None = None,
 ) -> tuple[pd.DataFrame, int]:
     """Predicts every study in the source. Returns the `study_predictions` table, and 3 if studies were refused, else 0.
@@ -127,7 +130,8 @@ def predict_studies(
     out.mkdir(parents=True, exist_ok=True)
     _remove_results(out)
     with Scans(source, out, keep=out / CACHE if keep else None) as scans:
-        answers = _answers(job, scans, processes or _processes())
+        jobs = _by_fold(job, scans) if held_out else [(job, scans.ids)]
+        answers = _answers(jobs, scans, processes or _processes())
         refused, labels = scans.refused, None if scans.cache is None else scans.cache.labels
         for each in refused.values():
             say(f"{each.id}: refused: {each.message}", sys.stderr)
@@ -146,22 +150,39 @@ def predict_studies(
     return table, 3 if refused else 0
 
 
-def _answers(job: Job, scans: Scans, processes: int) -> dict[str, Answer]:
+def _by_fold(job: Job, scans: Scans) -> list[tuple[Job, list[str]]]:
+    """For each fold the job of the models that hold it out, and its studies. Raises UsageError if the source has no folds."""
+    labels = None if scans.cache is None else scans.cache.labels
+    if labels is None or labels["fold"].isna().all():
+        raise UsageError(
+            "has no folds", where=scans.source, expected="a cache with labels", do="leave held_out=true out"
+        )
+    own = labels[labels["id"].isin(scans.ids) & labels["fold"].notna()]
+    return [
+        (replace(job, models=job.models.of_fold(int(fold))), sorted(rows["id"])) for fold, rows in own.groupby("fold")
+    ]
+
+
+def _answers(jobs: Sequence[tuple[Job, list[str]]], scans: Scans, processes: int) -> dict[str, Answer]:
     """id -> answer of every study that can be read; those of an earlier command are kept."""
-    ids = scans.ids
-    seen = sorted(job.models.seen(ids))
-    counts = ", ".join(f"{len(models)} {stage} models" for stage, models in job.models.by_stage.items())
-    say(f"{len(ids)} studies, {counts}")
-    if seen:
-        say(f"{len(seen)} of {len(ids)} studies were seen in training by these models, first {seen[0]}")
-    known = {id: answer for id in ids if (answer := job.answer(id, scans.digests[id])) is not None}
-    if known:
-        say(f"{len(known)} studies are answered already")
-    left = [id for id in ids if id not in known]
-    if left:
-        job.run(scans, left, min(processes, len(left)))
-    made = {id: answer for id in left if (answer := job.answer(id, scans.digests[id])) is not None}
-    return dict(sorted((known | made).items()))
+    every = [id for _, ids in jobs for id in ids]
+    counts: dict[str, int] = {}
+    for job, _ in jobs:
+        for stage, models in job.models.by_stage.items():
+            counts[stage] = counts.get(stage, 0) + len(models)
+    say(f"{len(every)} studies, {', '.join(f'{count} {stage} models' for stage, count in counts.items())}")
+    alone = len(jobs) == 1  # models that hold a study out have seen its segmentation at most
+    if alone and (seen := sorted(jobs[0][0].models.seen(every))):
+        say(f"{len(seen)} of {len(every)} studies were seen in training by these models, first {seen[0]}")
+    found = {id: answer for job, ids in jobs for id in ids if (answer := job.answer(id, scans.digests[id])) is not None}
+    if found:
+        say(f"{len(found)} studies are answered already")
+    for job, ids in jobs:
+        if left := [id for id in ids if id not in found]:
+            job.run(scans, left, min(processes, len(left)))
+            made = {id: job.answer(id, scans.digests[id]) for id in left}
+            found |= {id: answer for id, answer in made.items() if answer is not None}
+    return dict(sorted(found.items()))
 
 
 def _write(
@@ -169,13 +190,12 @@ def _write(
 ) -> pd.DataFrame:
     """Writes all tables. Returns study_predictions."""
     made_from = {"models": job.models.digest}
-    runs = {stage: len(models) for stage, models in job.models.by_stage.items()}
-    rows = [(each.id, *each.box, *each.z_range, each.box_source, runs[BBOX]) for each in answers]
+    rows = [(each.id, *each.box, *each.z_range, each.box_source, len(each.models[BBOX])) for each in answers]
     boxes = pd.DataFrame(rows, columns=box_table.COLUMNS)
     write_table(out / BOXES, boxes, "trainer.predict", made_from)
     if lines := box_table.report(boxes):
         say(lines)
-    table = pd.DataFrame([{"id": each.id, **each.outputs, "runs": runs[STUDIES]} for each in answers])
+    table = pd.DataFrame([{"id": each.id, **each.outputs, "runs": len(each.models[STUDIES])} for each in answers])
     folds = pd.Series(dtype="Int64") if labels is None else labels.set_index("id")["fold"].astype("Int64")
     table.insert(1, "fold", folds.reindex(table["id"]).array)
     write_table(out / PREDICTIONS, table, "trainer.predict", made_from)

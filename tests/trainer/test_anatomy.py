@@ -169,7 +169,7 @@ def test_models_find_levels_or_not(necks):
 def test_where_no_level_is_found_none_gets_a_probability(necks):
     z, truth = sampled(necks[0], 1)
     flags, outside = check(truth.assign(**dict.fromkeys(LEVELS, 0.1)), z)
-    assert reasons(flags) == {"no_box", "level_missing"} and set(outside.values()) == {"no level is found"}
+    assert reasons(flags) == {"level_missing"} and set(outside.values()) == {"no level is found"}
 
 
 def test_slices_that_belong_to_no_level_are_a_gap(necks):

@@ -12,6 +12,7 @@ import torch
 from cache_schema import TARGETS, Cache
 from cache_schema.errors import CacheError, UsageError
 from cache_schema.tables import read_table
+from preprocess.labels import replace_labels
 from preprocess.phantom.generate import write_phantom
 from trainer import Predictor
 from trainer.inspect import main as inspect
@@ -56,8 +57,10 @@ def test_it_names_no_path_host_or_study(models, packed, tiny_cache):
     words = [str(models), str(tiny_cache), str(tiny_cache.parent), *Cache(tiny_cache).ids]
     assert not [word for word in words if word.encode() in content]
     file = models_of_pack(packed)
-    seen = models_of_runs(models).seen(Cache(tiny_cache).ids)
-    assert seen and file.seen(Cache(tiny_cache).ids) == seen and not file.seen(["1.2.3"])
+    ids, runs = Cache(tiny_cache).ids, models_of_runs(models)
+    assert runs.seen(ids) and file.seen(ids) == runs.seen(ids) and not file.seen(["1.2.3"])
+    for one, other in zip(runs.every, file.every, strict=True):
+        assert one.seen(ids) == other.seen(ids) and one.name == other.name
 
 
 def test_the_card_says_what_is_known_and_what_is_not(packed, capsys):
@@ -166,3 +169,22 @@ def test_two_processes_answer_as_one(models, packed, tiny_cache, tmp_path):
         assert predict(words) == 0
     first, second = (pd.read_csv(tmp_path / name / "predictions.csv") for name in "12")
     assert np.allclose(first[list(TARGETS)], second[list(TARGETS)], atol=1.1e-4)
+
+
+def test_held_out_studies_are_answered_by_the_models_of_their_fold_only(chain, tiny_cache, tmp_path, capsys):
+    runs, file = chain[0], tmp_path / "models.cspine"
+    assert pack([str(runs), f"out={file}"]) == 0
+    expected = read_table(runs / "tables/study_predictions.parquet").set_index("id")
+    for number, own in enumerate((runs, file)):
+        out = tmp_path / str(number)
+        words = [f"source={tiny_cache}", f"models={own}", f"out={out}", "held_out=true", "report=false"]
+        assert predict(words) == 0, capsys.readouterr().err
+        found = read_table(out / "study_predictions.parquet").set_index("id")
+        assert found.index.equals(expected.index)
+        assert np.abs(found[list(TARGETS)] - expected[list(TARGETS)]).to_numpy().max() < 1e-6
+    cache = shutil.copytree(tiny_cache, tmp_path / "other_folds")
+    labels = Cache(cache).labels.rename(columns={"id": "StudyInstanceUID"})
+    labels.assign(fold=1 - labels["fold"]).to_csv(tmp_path / "other.csv", index=False)
+    replace_labels(cache, tmp_path / "other.csv", folds=tmp_path / "other.csv")
+    assert predict([f"source={cache}", f"models={file}", f"out={tmp_path / 'no'}", "held_out=true"]) == 2
+    assert "has seen the label of" in capsys.readouterr().err

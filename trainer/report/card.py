@@ -185,7 +185,8 @@ def _slices(figure: Figure, answer: Answer, study: Study, heat_maps: Sequence[He
     shown = [each for each in answer.slices if each.level not in answer.outside]
     shown = sorted(shown, key=lambda each: (-each.fracture, each.level))[:SHOWN]
     if not shown:
-        note(figure, 16, y, "No slice is pointed at: no slice model answered.", color=GREY)
+        why = "no level lies within the field of view" if answer.slices else "no slice model answered"
+        note(figure, 16, y, f"No slice is pointed at: {why}.", color=GREY)
     for place, suspected in enumerate(shown):
         left = 16 + place * step
         x = note(figure, left, y, suspected.level, weight="bold", color=LEVEL_COLOURS[suspected.level])

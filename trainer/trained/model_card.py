@@ -29,15 +29,16 @@ LIMITS = """\
 - Other findings than fractures, and other parts of the body, are not looked for."""
 
 
-def model_card(manifest: Mapping[str, Any], models: Models, studies: Mapping[str, int]) -> str:
-    """manifest: of the packed file, without its list of files. studies: model -> number of studies that it has seen."""
+def model_card(manifest: Mapping[str, Any], models: Models) -> str:
+    """manifest: of the packed file, without its list of files."""
     every = models.every
+    seen = {each["name"]: each["seen"] for each in manifest["models"]}
     parts = {
         "Intended use": USE,
-        "Models": _models(every, studies),
+        "Models": _models(every, seen),
         "How they were made": _graph(every),
         "Scores on held-out studies": _scores(models.where, {model.name for model in every}, models.levels_found),
-        "Exposure and leakage": _leakage(every, manifest),
+        "Exposure and leakage": _leakage(every, seen),
         "Calibration": _calibration(models.calibration),
         "When time is short": _leave_out(manifest["leave_out"]),
         "Limits": LIMITS,
@@ -48,12 +49,13 @@ def model_card(manifest: Mapping[str, Any], models: Models, studies: Mapping[str
     return f"# Models of cervical spine fractures\n\nResearch only, not a medical device.\n\n{body}\n"
 
 
-def _models(models: Iterable[TrainedModel], studies: Mapping[str, int]) -> str:
+def _models(models: Iterable[TrainedModel], seen: Mapping[str, Mapping[str, list[str]]]) -> str:
+    columns = ("model", "backbone", "pixels", "labels seen", "segmentations seen")
     rows = [
-        (model.name, model.config["model"]["name"], model.config["data"]["size"], studies[model.name] or UNKNOWN)
-        for model in models
+        (each.name, each.config["model"]["name"], each.config["data"]["size"], *map(len, seen[each.name].values()))
+        for each in models
     ]
-    return _table(("model", "backbone", "pixels", "studies seen in training"), rows)
+    return f"{_table(columns, rows)}\n\nSeen: studies whose label or segmentation reached the weights, directly or by a table."
 
 
 def _graph(models: Collection[TrainedModel]) -> str:
@@ -89,9 +91,10 @@ def _score_row(row: Score) -> tuple[Any, ...]:
     return kind, row.split, row.n, row.metric, f"{row.value:.4f}", baseline, f"{row.ratio:.3f}", bounds
 
 
-def _leakage(models: Iterable[TrainedModel], manifest: Mapping[str, Any]) -> str:
+def _leakage(models: Iterable[TrainedModel], seen: Mapping[str, Mapping[str, list[str]]]) -> str:
     lines = [f"- `{model.name}`: {_exposed(model)}" for model in models]
-    known = f"The file names {len(manifest['seen']['studies'])} studies seen in training, as salted hashes."
+    studies = {each for own in seen.values() for known in own.values() for each in known}
+    known = f"The file names {len(studies)} studies whose truth reached its models, as salted hashes."
     return "\n".join([*lines, "", known])
 
 

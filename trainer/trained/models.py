@@ -1,7 +1,7 @@
 """A set of trained models, wherever it is kept."""
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +51,8 @@ class TrainedModel:
     tensors: "Callable[[], dict[str, Tensor]]"
     """reads them. Raises CspineError if they are damaged"""
     where: Path
+    seen: Callable[[Collection[str]], dict[str, set[str]]]
+    """ids -> label, segmentation -> those of studies whose label or segmentation reached its weights"""
 
     @property
     def stage(self) -> str:
@@ -82,8 +84,6 @@ class Models:
     """of study boxes"""
     pixel_hash: str
     """of the caches that they were trained on"""
-    seen: Callable[[Collection[str]], set[str]]
-    """ids -> those of studies that the models were trained on"""
     calibration: Calibration | None = None
     """of the mean of the study models; None if there is none"""
     levels_found: LevelsFound | None = None
@@ -103,6 +103,20 @@ class Models:
     def every(self) -> list[TrainedModel]:
         """All models, by stage."""
         return [model for models in self.by_stage.values() for model in models]
+
+    def seen(self, ids: Collection[str]) -> set[str]:
+        """Those of studies whose label or segmentation reached the models."""
+        return set().union(*(each for model in self.every for each in model.seen(ids).values()))
+
+    def of_fold(self, fold: int) -> "Models":
+        """The models that hold this fold out. Raises UsageError if a stage has none."""
+        own = {
+            stage: tuple(model for model in models if model.metadata["fold"] == str(fold))
+            for stage, models in self.by_stage.items()
+        }
+        if missing := [stage for stage, models in own.items() if not models]:
+            raise UsageError(f"no {missing[0]} model holds fold {fold} out", where=self.where)
+        return replace(self, by_stage=own)
 
     @property
     def range(self) -> TrainingRange:

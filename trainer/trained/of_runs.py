@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from cache_schema.errors import UsageError
 from cache_schema.tables import read_table, table_meta
 from trainer.answers.anatomy import LevelsFound
-from trainer.leakage import exposure
+from trainer.leakage import exposure, lineage
 from trainer.runs.files import CONFIG_FILE, MODEL_FILE, PREDICTIONS
 from trainer.runs.identity import recorded_config, weights_config
 from trainer.runs.recorded import changed_since
@@ -49,7 +49,6 @@ def models_of_runs(
         {stage: models for stage, models in by_stage.items() if models},
         made_with(runs),
         pixel_hash,
-        partial(_seen, [model.where for model in every]),
         _calibration(runs / "tables", notes),
         LevelsFound.of(
             read_table(path) for model in by_stage.get(SLICES, ()) if (path := model.where / PREDICTIONS).is_file()
@@ -110,7 +109,14 @@ def trained_model(run: Path) -> TrainedModel:
         raise UsageError("no settings with its weights", where=run, expected=CONFIG_FILE)
     path = run / MODEL_FILE
     return TrainedModel(
-        run_name(run), config, metadata, weights_digest(path), path.stat().st_size, partial(_tensors, path), run
+        run_name(run),
+        config,
+        metadata,
+        weights_digest(path),
+        path.stat().st_size,
+        partial(_tensors, path),
+        run,
+        partial(_seen, run),
     )
 
 
@@ -132,5 +138,7 @@ def _tensors(path: Path) -> "dict[str, Tensor]":
     return read_tensors(path)
 
 
-def _seen(runs: Collection[Path], ids: Collection[str]) -> set[str]:
-    return set().union(*(exposure.kept(run)["study"] for run in runs)) & set(ids)
+def _seen(run: Path, ids: Collection[str]) -> dict[str, set[str]]:
+    seen = exposure.kept(run)
+    own = seen[(seen["row"] == lineage.WEIGHTS) & seen["study"].isin(list(ids))]
+    return {kind: set(own.loc[own["kind"] == kind, "study"]) for kind in (lineage.LABEL, lineage.SEGMENTATION)}

@@ -51,16 +51,14 @@ def leave_out_order(models: Mapping[str, Collection[TrainedModel]]) -> list[str]
 
 def _entries(models: Models) -> Iterator[tuple[str, bytes]]:
     """The manifest first, which lists the digests of all that follows: so the weights are read twice, and kept never."""
-    every = models.every
+    every, salt = models.every, digest_of([model.digest for model in models.every])
     shared = _shared_backbones(every)
     listed: list[dict[str, Any]] = []
     files: dict[str, str] = {}
     for model in every:
         own = [(name, hashlib.sha256(content).hexdigest()) for name, content in _files(model, shared)]
         files |= dict(own)
-        listed.append(_listed(model, own[0][0], own[1][0] if len(own) > 1 else None))
-    seen = {model.name: set(exposure.kept(model.where)["study"]) - {""} for model in every}
-    salt = digest_of([model.digest for model in every])
+        listed.append(_listed(model, own[0][0], own[1][0] if len(own) > 1 else None, salt))
     manifest = {
         "version": VERSION,
         "made_by": f"cspine {version('cspine')}",
@@ -71,9 +69,9 @@ def _entries(models: Models) -> Iterator[tuple[str, bytes]]:
         "priors": None if models.calibration is None else _priors(models.calibration),
         "levels_found": models.levels_found,
         "leave_out": leave_out_order(models.by_stage),
-        "seen": {"salt": salt, "studies": sorted(salted(salt, id) for id in set().union(*seen.values()))},
+        "salt": salt,
     }
-    card = model_card(manifest, models, {name: len(ids) for name, ids in seen.items()}).encode()
+    card = model_card(manifest, models).encode()
     files[CARD] = hashlib.sha256(card).hexdigest()
     yield MANIFEST, canonical_json(manifest | {"files": files})
     yield CARD, card
@@ -85,13 +83,15 @@ def _entries(models: Models) -> Iterator[tuple[str, bytes]]:
                 written.add(name)
 
 
-def _listed(model: TrainedModel, file: str, backbone: str | None) -> dict[str, Any]:
+def _listed(model: TrainedModel, file: str, backbone: str | None, salt: str) -> dict[str, Any]:
+    ids = set(exposure.kept(model.where)["study"]) - {""}
     return {
         "name": model.name,
         "file": file,
         "backbone": backbone,
         "bytes": model.bytes,
         "digest": model.digest,
+        "seen": {kind: sorted(salted(salt, id) for id in own) for kind, own in model.seen(ids).items()},
         "config": _without_paths(model.config),
         "metadata": {name: model.metadata[name] for name in METADATA if name in model.metadata},
     }

@@ -119,6 +119,7 @@ def models_of_pack(path: Path) -> Models:
             each["bytes"],
             partial(file.tensors, each),
             path,
+            partial(_seen, held["salt"], each["seen"]),
         )
         by_stage.setdefault(model.stage, []).append(model)
     every = [model for models in by_stage.values() for model in models]
@@ -127,7 +128,6 @@ def models_of_pack(path: Path) -> Models:
         {stage: tuple(models) for stage, models in by_stage.items()},
         TableSettings.model_validate(held["thresholds"]),
         check_models(every),
-        partial(_seen, held["seen"]["salt"], frozenset(held["seen"]["studies"])),
         None if held["calibration"] is None else Calibration.from_document(held["calibration"]),
         None if held["levels_found"] is None else LevelsFound(*held["levels_found"]),
     )
@@ -138,8 +138,9 @@ def salted(salt: str, id: str) -> str:
     return hashlib.sha256(f"{salt}:{id}".encode()).hexdigest()[:32]
 
 
-def _seen(salt: str, known: Collection[str], ids: Collection[str]) -> set[str]:
-    return {id for id in ids if salted(salt, id) in known}
+def _seen(salt: str, known: dict[str, list[str]], ids: Collection[str]) -> dict[str, set[str]]:
+    names = {salted(salt, id): id for id in ids}
+    return {kind: {names[each] for each in own if each in names} for kind, own in known.items()}
 
 
 def _is_pack(file: BinaryIO) -> bool:
