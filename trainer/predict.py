@@ -24,6 +24,7 @@ from cache_schema.errors import UsageError
 from cache_schema.layout import GROUP
 from cache_schema.tables import write_table
 from trainer.answers.answer import Answer
+from trainer.leakage.lineage import LABEL
 from trainer.predictor.job import Job
 from trainer.predictor.scans import Scans, check_source
 from trainer.process.command import one_of, say, serve
@@ -158,9 +159,15 @@ def _by_fold(job: Job, scans: Scans) -> list[tuple[Job, list[str]]]:
             "has no folds", where=scans.source, expected="a cache with labels", do="leave held_out=true out"
         )
     own = labels[labels["id"].isin(scans.ids) & labels["fold"].notna()]
-    return [
-        (replace(job, models=job.models.of_fold(int(fold))), sorted(rows["id"])) for fold, rows in own.groupby("fold")
-    ]
+    jobs = []
+    for fold, rows in own.groupby("fold"):
+        models = job.models.of_fold(int(fold))
+        for model in models.every:
+            if seen := model.seen(rows["id"])[LABEL]:
+                line = f"{model.name} has seen the label of {min(seen)}, which is in fold {fold}"
+                raise UsageError(line, where=scans.source, do="give the cache that it was trained on")
+        jobs.append((replace(job, models=models), sorted(rows["id"])))
+    return jobs
 
 
 def _answers(jobs: Sequence[tuple[Job, list[str]]], scans: Scans, processes: int) -> dict[str, Answer]:
