@@ -15,10 +15,14 @@ from cache_schema.study import Box, Study, blocks, value_range
 
 
 class HeldPixels:
-    """The pixels of a study in one array. pixels: uint8 (n, h, w). seconds: that reading and decoding them took."""
+    """The pixels of a study in one array.
 
-    def __init__(self, pixels: np.ndarray, seconds: float = 0):
-        self.pixels, self.seconds = pixels, seconds
+    pixels: uint8 (n, h, w). seconds: that reading and decoding them took. plan: of the files that they were read from, for
+    who writes results beside them; None for those of a cache.
+    """
+
+    def __init__(self, pixels: np.ndarray, seconds: float = 0, plan: Any = None):
+        self.pixels, self.seconds, self.plan = pixels, seconds, plan
         self.value_range = value_range(pixels)
         """uint8 (n, 2): min and max of each slice"""
 
@@ -42,7 +46,7 @@ def held(study: Study, since: float | None = None) -> Study:
         pixels[first : first + len(block)] = block
         first += len(block)
     record = study.record_after_reading()
-    kept = HeldPixels(pixels, time.perf_counter() - started)
+    kept = HeldPixels(pixels, time.perf_counter() - started, getattr(study.pixels, "plan", None))
     return Study(record, study.z, study.slice_number, kept, study.slice_box, study.vertebra_ratio)
 
 

@@ -96,7 +96,7 @@ class _Worker:
             found = pickle.load(process.stdout)
             if found[0] is None:
                 return found
-            record, z, slice_number, seconds, findings = found
+            record, z, slice_number, seconds, plan, findings = found
             pixels = np.empty(record.shape, np.uint8)
             _read_into(process.stdout, pixels.data.cast("B"))
         except (EOFError, OSError, pickle.UnpicklingError):
@@ -104,7 +104,7 @@ class _Worker:
             status = process.wait()
             how = f"{REASONS['worker_died']} ({_ended(status)})"
             return None, (Finding.of_study(plan.id, "refused", "worker_died", how),)
-        return Study(record, z, slice_number, HeldPixels(pixels, seconds)), findings
+        return Study(record, z, slice_number, HeldPixels(pixels, seconds, plan)), findings
 
     def _started(self) -> subprocess.Popen:
         command = [sys.executable, "-c", START.format(path=sys.path)]
@@ -150,7 +150,8 @@ def serve() -> None:
             if study is None:
                 pickle.dump((None, findings), answers)
             else:
-                seconds = getattr(study.pixels, "seconds", 0.0)
-                pickle.dump((study.record, study.z, study.slice_number, seconds, findings), answers)
-                answers.write(study.read(0, study.record.slices).data.cast("B"))
+                held = study.pixels
+                assert isinstance(held, HeldPixels)
+                pickle.dump((study.record, study.z, study.slice_number, held.seconds, held.plan, findings), answers)
+                answers.write(held.pixels.data.cast("B"))
             answers.flush()

@@ -26,7 +26,7 @@ from cache_schema.tables import write_table
 from trainer.answers.answer import Answer
 from trainer.leakage.lineage import LABEL
 from trainer.predictor.job import Job
-from trainer.predictor.scans import Scans, check_source
+from trainer.predictor.scans import Scans, check_source, require_dicom_results
 from trainer.process.command import one_of, say, serve
 from trainer.process.ending import leave
 from trainer.scores.calibration import SUFFIX
@@ -39,7 +39,7 @@ from trainer.trained.models import COMPUTING, SLICES, STUDIES, check_computing
 from trainer.trained.open_models import open_models
 
 HELP = """usage: trainer predict source=SOURCE models=MODELS out=DIR [report=false] [slices=true] [held_out=true]
-           [keep=true] [timing=true] [processes=N] [section.key=value ...]
+           [dicom=true] [keep=true] [timing=true] [processes=N] [section.key=value ...]
 
 Writes DIR/predictions.csv: for each study the probability of any fracture (patient_overall) and of one in each of C1..C7;
 calibrated ones where the models have a calibration, and flags; and the competition's values in its format, DIR/submission.csv.
@@ -52,6 +52,8 @@ report=false draws no cards and writes no report.html, which saves time.
 slices=true also writes DIR/slices.csv, by all slice_fracture models: for each study and level the slice most likely to show a
           fracture.
 held_out=true answers for the studies of a cache that have a fold, each by the models that hold this fold out.
+dicom=true also writes DIR/dicom/<id>: the most suspicious slices with heat maps as secondary captures, and a structured
+          report (TID 1500), with the patient's and the study's attributes, for an archive. Needs DICOM files and cspine[dicom].
 keep=true keeps the decoded studies in DIR/cache, and each model's own predictions in DIR/runs.
 timing=true prints the seconds of each part.
 processes= how many processes share the studies; by default one for each GPU.
@@ -62,7 +64,7 @@ Not a medical device: for research only.
 Exit status: 0 done, 1 something is damaged, 2 a wrong setting or nothing to predict on, 3 some studies of the source were refused."""
 
 FOLDERS = {"source": "source=SOURCE", "models": "models=MODELS", "out": "out=DIR"}
-SWITCHES = ("slices", "keep", "timing", "held_out")
+SWITCHES = ("slices", "keep", "timing", "held_out", "dicom")
 MOST_SHOWN = 20
 CACHE, CSV, SUBMISSION, SLICES_CSV, REPORT = "cache", "predictions.csv", "submission.csv", "slices.csv", "report.html"
 BOXES, PREDICTIONS = "study_boxes.parquet", "study_predictions.parquet"
@@ -108,6 +110,7 @@ def predict_studies(
     timing: bool = False,
     report: bool = False,
     held_out: bool = False,
+    dicom: bool = False,
     processes: int | None = None,
 ) -> tuple[pd.DataFrame, int]:
     """Predicts every study in the source. Returns the `study_predictions` table, and 3 if studies were refused, else 0.
@@ -120,12 +123,16 @@ def predict_studies(
     check_source(source)
     if is_inside(out, source) and not (source / GROUP).is_file():
         raise UsageError(f"is inside source={source}", where=f"out={out}", expected="a folder outside the source")
+    if dicom:
+        require_dicom_results(source)
+        if keep:
+            raise UsageError("keep=true reads a cache, dicom=true the DICOM files", do="leave one of them out")
     trained = open_models(models)
     for line in trained.notes:
         say(line)
     if slices and SLICES not in trained.by_stage:
         raise UsageError(f"no finished {SLICES} run", where=f"models={models}", do="leave slices=true out")
-    job = Job(trained, out, given, keep_runs=keep, cards=report)
+    job = Job(trained, out, given, keep_runs=keep, cards=report, dicom=dicom)
     job.check()
     job.check_pixels(source)
     out.mkdir(parents=True, exist_ok=True)

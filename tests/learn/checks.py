@@ -16,6 +16,7 @@ from trainer.answers.anatomy import check_levels
 from trainer.answers.answer import Flag
 from trainer.answers.flags import DISORDERS
 from trainer.data.items import whole_studies
+from trainer.scores.calibration import Calibration
 from trainer.scores.scores import HELD_OUT, Score
 from trainer.settings.stage_registry import stage_names
 
@@ -212,3 +213,15 @@ def disorders_are_found(
 
 def _levels(curves: pd.DataFrame, z: np.ndarray) -> tuple[tuple[Flag, ...], dict[str, str]]:
     return check_levels(curves, z, (0, len(z)), FULL_FRAME)
+
+
+def calibration_is_no_worse(calibration: Calibration) -> Check:
+    """Of each target the cross-fitted log loss, before and after."""
+    losses = {
+        name: (target.before.log_loss, target.after.log_loss)
+        for name, target in calibration.usable.items()
+        if target.before is not None and target.after is not None
+    }
+    found = ", ".join(f"{name} {before:.4f} to {after:.4f}" for name, (before, after) in losses.items())
+    well = bool(losses) and all(after <= before for before, after in losses.values())
+    return Check("log loss is not worse after calibration", found or "no target has a calibration", well)

@@ -16,6 +16,7 @@ from checks import (
     Check,
     beats_baselines,
     boxes_keep_the_neck,
+    calibration_is_no_worse,
     disorders_are_found,
     heat_maps_point_at_the_fracture,
     levels_are_found,
@@ -34,7 +35,9 @@ from cache_schema.tables import read_table
 from preprocess.build.build_cache import build_cache
 from preprocess.labels import replace_labels
 from preprocess.phantom.generate import write_phantom
+from trainer.look.__main__ import main as look
 from trainer.plan.graph import Plan, read_plan
+from trainer.scores.calibration import Calibration
 from trainer.scores.scores import read_scores
 from trainer.tables.studies import suspected_slices
 
@@ -84,6 +87,8 @@ def checks(asked: argparse.Namespace) -> Iterator[Check]:
     yield disorders_are_found(curves, studies)
     yield named_slices_lie_in_the_vertebra(suspected_slices(own), Cache(cache).labels, truth)
     yield from heat_maps_point_at_the_fracture(peaks(Cache(cache), runs, boxes), truth)
+    yield calibration_is_no_worse(Calibration.read(runs / "tables/calibration.json"))
+    look([f"tables={runs}", f"cache={cache}", "report=true"])  # RUNS/look: reliability diagrams, ROC and scores
 
     twins = asked.out / "twins"
     write_twins(twins, asked.twins, first=asked.studies, slices=asked.slices)

@@ -69,3 +69,8 @@ class Answer:
     def probabilities(self) -> dict[str, float | None]:
         """As `outputs`; None for a level outside the field of view."""
         return {target: None if target in self.outside else value for target, value in self.outputs.items()}
+
+    @property
+    def shown_calibrated(self) -> dict[str, float]:
+        """As `calibrated`, without levels outside the field of view."""
+        return {target: value for target, value in (self.calibrated or {}).items() if target not in self.outside}

@@ -1,6 +1,7 @@
 """Answers for all studies of a source, kept in a folder as they come: an interrupted job goes on where it was."""
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Collection, Mapping
@@ -17,14 +18,14 @@ from cache_schema.documents import write_whole
 from cache_schema.errors import CspineError, UsageError
 from trainer.answers.answer import Answer
 from trainer.answers.kept import load_answer, save_answer
-from trainer.predictor.scans import Refused, Scans, pixel_hash
+from trainer.predictor.scans import KeySlice, Refused, Scans, pixel_hash
 from trainer.runs.files import PREDICTIONS_OF_ALL
 from trainer.trained.models import Models, TrainedModel
 
 if TYPE_CHECKING:
     from trainer.predictor.predictor import Predictor
 
-ANSWERS, CARDS, RUNS = "answers", "cards", "runs"
+ANSWERS, CARDS, DICOM, RUNS = "answers", "cards", "dicom", "runs"
 POLL_SECONDS = 0.5
 
 
@@ -40,6 +41,8 @@ class Job:
     """keep each run's own predictions as well"""
     cards: bool = False
     """draw an exam card of each study"""
+    dicom: bool = False
+    """write the results as DICOM files"""
 
     def check(self) -> None:
         """Raises UsageError for settings that do not fit the models."""
@@ -57,7 +60,7 @@ class Job:
 
     def answer(self, id: str, digest: str) -> Answer | None:
         """The answer of an earlier job for this state of the study; None if it must be made."""
-        if self.cards and not self.card(id).is_file():
+        if (self.cards and not self.card(id).is_file()) or (self.dicom and not (self._dicom(id) / "SR.dcm").is_file()):
             return None
         if self.keep_runs and not all(self._rows(model, id).is_file() for model in self.models.every):
             return None
@@ -95,10 +98,13 @@ class Job:
         return found
 
     def remove_others(self, ids: Collection[str]) -> None:
-        """Removes answers and cards of studies that the source no longer holds."""
+        """Removes what was made of studies that the source no longer holds."""
         for path in (*(self.out / ANSWERS).glob("*.json"), *(self.out / CARDS).glob("*.png")):
             if path.stem not in ids:
                 path.unlink()
+        for path in (self.out / DICOM).glob("*"):
+            if path.name not in ids:
+                shutil.rmtree(path)
 
     def _work(self, scans: Scans, ids: Collection[str]) -> None:
         from trainer.predictor.predictor import Predictor
@@ -108,19 +114,30 @@ class Job:
         others = set(scans.ids) - set(ids)
         rows = self._keep_rows if self.keep_runs else None
         for study, answer in predictor.with_studies(scans.studies(without=others), rows):
-            if self.cards:
-                started = time.perf_counter()
-                self._draw(predictor, study, answer)
-                answer = replace(answer, seconds={**answer.seconds, "report": time.perf_counter() - started})
+            started = time.perf_counter()
+            if self.cards or self.dicom:
+                self._draw(predictor, scans, study, answer)
+            answer = replace(answer, seconds={**answer.seconds, "report": time.perf_counter() - started})
             save_answer(self._path(study.id), answer, self._made_from(scans.digests[study.id]))
 
-    def _draw(self, predictor: "Predictor", study: Study, answer: Answer) -> None:
+    def _draw(self, predictor: "Predictor", scans: Scans, study: Study, answer: Answer) -> None:
+        """The card and the DICOM results, both with heat maps."""
         from trainer.predictor.heat import heat_maps
         from trainer.report.card import exam_card
+        from trainer.report.heat_maps import painted
 
-        path = self.card(study.id)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, exam_card(answer, study, heat_maps(predictor, study, answer)))
+        heats = heat_maps(predictor, study, answer)
+        if self.cards:
+            path = self.card(study.id)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, exam_card(answer, study, heats))
+        if self.dicom:
+            keys = []
+            for heat in heats:
+                level, z, _, fracture = heat.suspected
+                image = painted(study.read(z, z + 1)[0], heat)
+                keys.append(KeySlice(level, z, min(1.0, max(0.0, fracture)), image))
+            scans.write_results(study, keys, answer, self.models.digest, self._dicom(study.id))
 
     def _keep_rows(self, model: TrainedModel, table: pd.DataFrame) -> None:
         for id, rows in table.groupby("id"):
@@ -134,6 +151,9 @@ class Job:
     def card(self, id: str) -> Path:
         """Where a study's exam card lies."""
         return self.out / CARDS / f"{id}.png"
+
+    def _dicom(self, id: str) -> Path:
+        return self.out / DICOM / id
 
     def _path(self, id: str) -> Path:
         return self.out / ANSWERS / f"{id}.json"

@@ -1,18 +1,20 @@
 """The studies of a source: a folder or zip of DICOM files, or a cache. The trainer's only door to `preprocess`."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
+import numpy as np
 import pandas as pd
 
 from cache_schema import Cache, Study
-from cache_schema.errors import UsageError, did_you_mean_path
+from cache_schema.errors import StudyRefused, UsageError, did_you_mean_path
 from cache_schema.layout import GROUP, PIXEL_HASH, REPORT
-from cache_schema.memory import held
+from cache_schema.memory import HeldPixels, held
+from trainer.answers.answer import Answer
 
 if TYPE_CHECKING:
     from preprocess.findings import Finding
@@ -25,6 +27,27 @@ class Refused(NamedTuple):
     """of the study; or `file` and its number in the source"""
     reason: str
     message: str
+
+
+class KeySlice(NamedTuple):
+    """A slice with its heat map drawn in."""
+
+    level: str
+    z_index: int
+    fracture: float
+    """in [0, 1]"""
+    image: np.ndarray
+    """(rows, columns, 3) uint8 RGB, the whole slice"""
+
+
+def require_dicom_results(source: Path) -> None:
+    """Raises UsageError where results cannot be written as DICOM: of a cache, and without highdicom."""
+    from preprocess.results.write import require_highdicom
+
+    if (source / GROUP).is_file():
+        what = "is a cache, which keeps nothing of the patient's files"
+        raise UsageError(what, where=f"source={source}", expected="DICOM files", do="leave dicom=true out")
+    require_highdicom()
 
 
 class Scans:
@@ -99,6 +122,23 @@ class Scans:
     def _read(self, id: str) -> Study:
         assert self.cache is not None
         return held(self.cache.study(id))
+
+    def write_results(
+        self, study: Study, key_slices: Sequence[KeySlice], answer: Answer, models_digest: str, out: Path
+    ) -> None:
+        """Writes a study's answer as DICOM files into `out`. A study whose files changed meanwhile counts as refused."""
+        from preprocess.results.write import KeySlice as Slice
+        from preprocess.results.write import write_results
+
+        notes = [f"{flag.level}: {flag.message}" if flag.level else flag.message for flag in answer.flags]
+        slices = [Slice(*each) for each in key_slices]
+        assert isinstance(study.pixels, HeldPixels)
+        try:
+            write_results(
+                study.pixels.plan, slices, answer.probabilities, answer.shown_calibrated, notes, models_digest, out
+            )
+        except StudyRefused as error:
+            self.refused[study.id] = Refused(study.id, error.reason, f"no DICOM results: {error.what}")
 
     def _report(self, finding: "Finding") -> None:
         if finding.refuses_study or (finding.severity == "refused" and not finding.id):

@@ -27,7 +27,7 @@ from trainer.look.page import (
     panel,
     shortened,
 )
-from trainer.report.heat_maps import HeatMap
+from trainer.report.heat_maps import LEAST_HEAT, HeatMap
 from trainer.report.planes import Plane, middle_planes, slice_edges
 from trainer.report.words import RESEARCH_ONLY, flag_lines, model_names, wrapped
 
@@ -41,8 +41,6 @@ TILE, SHOWN = 230, 3
 TILES_TOP, LINE = 610, 19
 HEIGHT = 860
 HEAT = "inferno"
-LEAST_HEAT = 0.25
-"""a heat map below this share of its maximum is not laid over the image"""
 
 
 def exam_card(answer: Answer, study: Study, heat_maps: Sequence[HeatMap] = ()) -> bytes:

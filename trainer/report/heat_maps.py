@@ -29,6 +29,11 @@ BLUR, SMOOTH = 1 / 12, 1 / 14
 """of the image's side: the width of the mean filter that takes detail away, and the deviation of the Gaussian that joins
 single pixels to an area"""
 
+LEAST_HEAT = 0.25
+"""a heat map below this share of its maximum is not laid over the image"""
+OPACITY = 0.6
+"""of a heat map at its maximum"""
+
 
 @dataclass(frozen=True)
 class HeatMap:
@@ -44,6 +49,18 @@ class HeatMap:
         """x, y of the middle of the hottest cell, in native pixels: pixel i covers [i, i + 1)."""
         row, column = np.unravel_index(int(self.values.argmax()), self.values.shape)
         return native_point(self.square, self.values.shape, float(column) + 0.5, float(row) + 0.5)
+
+
+def painted(image: np.ndarray, heat: HeatMap) -> np.ndarray:
+    """(rows, columns) uint8, a whole slice -> (rows, columns, 3) uint8 RGB with the heat map over its square."""
+    x0, y0, x1, y1 = heat.square
+    values = cv2.resize(heat.values, (x1 - x0, y1 - y0), interpolation=cv2.INTER_LINEAR)[..., None]
+    colours = cv2.applyColorMap((255 * values).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
+    found = np.repeat(image[..., None], 3, axis=2)
+    inside = found[y0:y1, x0:x1]
+    share = OPACITY * np.where(values < LEAST_HEAT, 0, values)
+    inside[:] = np.rint(inside * (1 - share) + colours * share)
+    return found
 
 
 def native_point(square: Box, shape: tuple[int, ...], x: float, y: float) -> tuple[float, float]:
