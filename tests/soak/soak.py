@@ -20,14 +20,14 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 from kills import kill_builds
 from machine import SourceAndCache
-from memory import peak_of_a_build
+from memory import peak_of_a_build, peaks_of_predictions
 from mutations import build_mutations
 from pytest import fail
 from tiny_rsna import write_rsna
 from trainer_faults import COMMANDS as TRAINER_COMMANDS
 from trainer_faults import Places as TrainerPlaces
 from trainer_faults import plant_trainer_faults
-from trainings import kill_all_stages, write_inputs
+from trainings import kill_all_stages, make_models, write_inputs
 
 from preprocess.build.build_cache import build_cache
 from preprocess.build.cluster import local_cluster
@@ -36,6 +36,7 @@ TRIALS = [
     "faults",
     "damage",
     "memory",
+    "predictions",
     "machine",
     "mutations",
     "deaths",
@@ -46,6 +47,7 @@ TRIALS = [
     "endings",
 ]
 SECONDS_AT_MOST, MB_AT_MOST, GROWTH_AT_MOST = 10, 1024, 1.10
+PREDICTION_GROWTH_AT_MOST = 1.05
 
 Row = tuple[str, str, bool]
 """what was tried, what was seen, whether that is all well"""
@@ -68,6 +70,7 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=20, help="of the state machine")
     parser.add_argument("--steps", type=int, default=30, help="of each of its runs")
     parser.add_argument("--slices", type=int, default=1000, help="of the longer study whose memory is measured")
+    parser.add_argument("--studies", type=int, default=200, help="of the longer prediction whose memory is measured")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", choices=TRIALS, default=TRIALS, metavar="TRIAL", help=", ".join(TRIALS))
     given = parser.parse_args()
@@ -79,6 +82,7 @@ def main() -> int:
             "faults": lambda: _faults(source, folder, scheduler, given),
             "damage": lambda: _damage(folder, given),
             "memory": lambda: _memory(folder, given.slices),
+            "predictions": lambda: _predictions(folder / "predictions", given.studies),
             "machine": lambda: _machine(scheduler, given),
             "mutations": lambda: _mutations(folder, scheduler, given),
             "deaths": lambda: _deaths(given),
@@ -131,6 +135,14 @@ def _memory(folder: Path, slices: int) -> list[Row]:
     return [
         (f"peak memory at {slices // 10} and {slices} slices, less than 10 % apart", seen, many < GROWTH_AT_MOST * few)
     ]
+
+
+def _predictions(folder: Path, studies: int) -> list[Row]:
+    folder.mkdir()
+    few, many = peaks_of_predictions(folder, make_models(folder / "models"), studies // 10, studies)
+    seen = f"{few:.0f} and {many:.0f} MB"
+    well = many < PREDICTION_GROWTH_AT_MOST * few
+    return [(f"peak memory of predict for {studies // 10} and {studies} studies, less than 5 % apart", seen, well)]
 
 
 def _machine(scheduler: str, given: argparse.Namespace) -> list[Row]:

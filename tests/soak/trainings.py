@@ -56,6 +56,25 @@ def kill_all_stages(folder: Path, count: int, seed: int = 0) -> dict[str, Killed
     return killed
 
 
+def make_models(folder: Path) -> Path:
+    """RUNS with a tiny run of each stage that prediction uses."""
+    inputs, out = write_inputs(folder / "inputs", count=6, slices=30), folder / "runs"
+    for stage in ("bbox", "slice_fracture", "study_fracture"):
+        words = [
+            f"stage={stage}",
+            *inputs,
+            *SMALL.split(),
+            *FIXED.split(),
+            f"out={out}",
+            "train.epochs=1",
+            "train.batch=2",
+        ]
+        if stage == "study_fracture":
+            words += [f"backbone={out / 'slice_fracture-04F/fold0-seed1'}"]
+        _finish([word for word in words if stage == "slice_fracture" or not word.startswith("pseudo=")])
+    return out
+
+
 def kill_trainings(words: Sequence[str], folder: Path, count: int, seed: int = 0) -> Killed:
     """Train once without interruption; then kill the same training `count` times, going on each time, and compare.
 
