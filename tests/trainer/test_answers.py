@@ -14,6 +14,7 @@ import pytest
 from pydicom import dcmread
 from test_privacy import SECRETS, plant
 
+from cache_schema import Cache
 from preprocess.phantom.generate import write_phantom
 from trainer import Predictor
 from trainer.answers.answer import Flag
@@ -117,3 +118,14 @@ def _serves(pid: int, parent: int) -> bool:
         )
     except OSError:
         return False
+
+
+def test_models_that_do_not_fit_in_memory_take_turns_over_several_studies(models, tiny_cache):
+    studies = [Cache(tiny_cache).study(id) for id in Cache(tiny_cache).ids[:3]]
+    at_once, in_turns = Predictor(models), Predictor(models)
+    in_turns.together, in_turns._networks.budget = 2, 1
+    expected, found = list(at_once.answers(studies)), list(in_turns.answers(studies))
+    assert [each.id for each in found] == [each.id for each in expected] == [study.id for study in studies]
+    for one, other in zip(expected, found, strict=True):
+        assert all(abs(one.outputs[name] - other.outputs[name]) < 1e-6 for name in one.outputs) and one.box == other.box
+    assert len(at_once._networks.values) == 4 and len(in_turns._networks.values) == 1
