@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from cache_schema.errors import UsageError
+from cache_schema.errors import UsageError, advice_on, reason_of
 
 
 def is_zip(source: str | Path) -> bool:
@@ -22,7 +22,7 @@ def unpacked(source: str | Path, beside: Path | None = None) -> Iterator[Path]:
     """The source itself, or for a zip a temporary folder with its files. beside: where to make it; by default the system's.
 
     The files' times are those of the archive, so that the same archive is recognised. Raises UsageError for a zip that is
-    damaged or encrypted, or needs more space than there is.
+    damaged or encrypted, needs more space than there is, or has names that the disk cannot hold.
     """
     if not is_zip(source):
         yield Path(source)
@@ -32,10 +32,10 @@ def unpacked(source: str | Path, beside: Path | None = None) -> Iterator[Path]:
         try:
             with zipfile.ZipFile(source) as archive:
                 _extract(archive, folder, Path(source))
-        except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError) as error:
-            # RuntimeError: encrypted; the messages name the archive's files, which may be named after patients
-            what = "is encrypted" if isinstance(error, RuntimeError) else "is a damaged zip"
-            raise UsageError(what, where=source, expected="a zip of DICOM files", do="unpack it") from None
+        except (UsageError, MemoryError):
+            raise
+        except Exception as error:  # zlib, lzma and others have their own
+            raise _one_line(error, Path(source)) from None
         yield folder
 
 
@@ -49,3 +49,12 @@ def _extract(archive: zipfile.ZipFile, folder: Path, source: Path) -> None:
         path = archive.extract(entry, folder)  # zipfile keeps it inside the folder, whatever its name
         when = time.mktime((*entry.date_time, 0, 0, -1))
         os.utime(path, (when, when))
+
+
+def _one_line(error: Exception, source: Path) -> UsageError:
+    """The error without its message, which names the archive's files: they may be named after patients."""
+    if isinstance(error, OSError) and error.errno is not None:
+        line, do = f"cannot be unpacked: {reason_of(error)}", advice_on(error)
+        return UsageError(line, where=source, do=do or "unpack it")
+    what = "is encrypted" if type(error) is RuntimeError else "is a damaged zip"
+    return UsageError(what, where=source, expected="a zip of DICOM files", do="unpack it")
