@@ -3,10 +3,12 @@
 import io
 import re
 import warnings
+from contextlib import suppress
 from typing import NamedTuple
 
 import pydicom
 from pydicom.dataset import Dataset
+from pydicom.valuerep import DA, TM
 
 from cache_schema.errors import StudyRefused
 from preprocess.headers.frames import unchanged
@@ -98,6 +100,13 @@ def _moment(texts: dict[str, str]) -> tuple[str, str]:
     """The first date of DATES, and its time; NO_DATE where there is none."""
     for each in DATES:
         date, time = texts.get(f"{each}Date", ""), texts.get(f"{each}Time", "")
-        if re.fullmatch(r"\d{8}", date):
-            return date, time if re.fullmatch(r"\d{2}(\d{2}(\d{2}(\.\d{1,6})?)?)?", time) else NO_DATE[1]
+        if _is_a(DA, r"\d{8}", date):
+            return date, time if _is_a(TM, r"\d{2}(\d{2}(\d{2}(\.\d{1,6})?)?)?", time) else NO_DATE[1]
     return NO_DATE
+
+
+def _is_a(kind: type[DA | TM], pattern: str, text: str) -> bool:
+    """The pattern alone lets 31 February pass."""
+    with suppress(ValueError):
+        return bool(re.fullmatch(pattern, text) and kind(text))
+    return False

@@ -235,6 +235,22 @@ def test_values_that_break_the_standard_go_along_as_they_are(tmp_path):
     assert (ds.ContentDate, ds.ContentTime) == ("20240102", "000000")
 
 
+@pytest.mark.parametrize(
+    ("date", "time", "expected"),
+    [
+        ("20240231", "10", ("19000101", "000000")),
+        ("99999999", "10", ("19000101", "000000")),
+        ("20240201", "996199", ("20240201", "000000")),
+        ("20240201", "10", ("20240201", "10")),
+    ],
+)
+def test_a_moment_that_never_was_is_no_moment(date, time, expected, tmp_path):
+    write_series(tmp_path / "in", StudyDate=date, StudyTime=time)
+    (path,) = results_of(tmp_path / "in", tmp_path / "out")
+    ds = pydicom.dcmread(path)
+    assert (ds.ContentDate, ds.ContentTime) == expected
+
+
 def test_a_file_that_changed_is_refused_and_its_name_is_not_told(tmp_path):
     write_series(tmp_path / "in")
     plan, _ = plan_one(tmp_path / "in")
