@@ -22,11 +22,11 @@ import pandas as pd
 from cache_schema import TARGETS
 from cache_schema.documents import write_whole
 from cache_schema.errors import UsageError
-from cache_schema.layout import GROUP
-from cache_schema.tables import write_table
+from cache_schema.layout import GROUP, LABELS
+from cache_schema.tables import read_table, write_table
 from trainer.answers.answer import Answer
 from trainer.leakage.lineage import LABEL
-from trainer.predictor.job import Job
+from trainer.predictor.job import ANSWERS, CARDS, DICOM, RUNS, Job
 from trainer.predictor.scans import Scans, check_source, require_dicom_results
 from trainer.process.command import one_of, say, serve
 from trainer.process.ending import leave
@@ -123,8 +123,12 @@ def predict_studies(
     """
     check_folder(out)
     check_source(source)
-    if is_inside(out, source) and not (source / GROUP).is_file():
+    is_cache = (source / GROUP).is_file()
+    if is_inside(out, source) and not is_cache:
         raise UsageError(f"is inside source={source}", where=f"out={out}", expected="a folder outside the source")
+    if held_out and not is_cache:
+        raise _no_folds(source)
+    _spare_others(source, models, out, keep)
     if dicom:
         require_dicom_results(source)
         if keep:
@@ -137,7 +141,7 @@ def predict_studies(
     job = Job(trained, out, given, keep_runs=keep, cards=report, dicom=dicom)
     job.check()
     job.check_pixels(source)
-    out.mkdir(parents=True, exist_ok=True)
+    (out / ANSWERS).mkdir(parents=True, exist_ok=True)
     _remove_results(out)
     with Scans(source, out, keep=out / CACHE if keep else None) as scans:
         jobs = _by_fold(job, scans) if held_out else [(job, scans.ids)]
@@ -166,9 +170,7 @@ def _by_fold(job: Job, scans: Scans) -> list[tuple[Job, list[str]]]:
     """For each fold the job of the models that hold it out, and its studies. Raises UsageError if the source has no folds."""
     labels = None if scans.cache is None else scans.cache.labels
     if labels is None or labels["fold"].isna().all():
-        raise UsageError(
-            "has no folds", where=scans.source, expected="a cache with labels", do="leave held_out=true out"
-        )
+        raise _no_folds(scans.source)
     own = labels[labels["id"].isin(scans.ids) & labels["fold"].notna()]
     jobs = []
     for fold, rows in own.groupby("fold"):
@@ -179,6 +181,25 @@ def _by_fold(job: Job, scans: Scans) -> list[tuple[Job, list[str]]]:
                 raise UsageError(line, where=scans.source, do="give the cache that it was trained on")
         jobs.append((replace(job, models=models), sorted(rows["id"])))
     return jobs
+
+
+def _no_folds(source: Path) -> UsageError:
+    return UsageError("has no folds", where=source, expected="a cache with labels", do="leave held_out=true out")
+
+
+def _spare_others(source: Path, models: Path, out: Path, keep: bool) -> None:
+    """Raises UsageError if results would replace or remove files that no earlier prediction made."""
+    own = [("source", source, out / name) for name in (ANSWERS, CARDS, DICOM)]
+    for key, place, folder in [*own, ("models", models, out / RUNS)] if keep else own:
+        if is_inside(place, folder):
+            raise UsageError(f"lies in {folder}, which holds results", where=f"{key}={place}", do="choose another out=")
+    if is_inside(out, models / "tables"):
+        raise UsageError("is where the plan keeps its tables", where=f"out={out}", do="choose another out=")
+    if keep and (out / CACHE).exists() and not (source / GROUP).is_file():
+        labels = out / CACHE / LABELS
+        labelled = labels.is_file() and read_table(labels)[list(TARGETS)].notna().any(axis=None)
+        if labelled or not (out / ANSWERS).is_dir():
+            raise UsageError("was not made by an earlier prediction", where=out / CACHE, do="choose another out=")
 
 
 def _answers(jobs: Sequence[tuple[Job, list[str]]], scans: Scans, processes: int) -> dict[str, Answer]:

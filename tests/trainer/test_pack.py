@@ -171,6 +171,13 @@ def test_two_processes_answer_as_one(models, packed, tiny_cache, tmp_path):
     assert np.allclose(first[list(TARGETS)], second[list(TARGETS)], atol=1.1e-4)
 
 
+def test_an_error_in_one_of_two_processes_is_one_line(packed, tiny_cache, tmp_path, capfd):
+    (tmp_path / "cards").write_bytes(b"")
+    assert predict([f"source={tiny_cache}", f"models={packed}", f"out={tmp_path}", "processes=2"]) == 2
+    told = capfd.readouterr().err
+    assert told.startswith("error: ") and "cards" in told and told.count("\n") == 1
+
+
 def test_held_out_studies_are_answered_by_the_models_of_their_fold_only(chain, tiny_cache, tmp_path, capsys):
     runs, file = chain[0], tmp_path / "models.cspine"
     assert pack([str(runs), f"out={file}"]) == 0

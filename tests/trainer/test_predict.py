@@ -15,6 +15,7 @@ from cache_schema.tables import read_table, write_table
 from preprocess.phantom.generate import write_phantom
 from trainer import train
 from trainer.predict import main
+from trainer.predictor.job import Job
 from trainer.runs.weights import weights_metadata
 from trainer.tables.settings import TableSettings
 
@@ -245,3 +246,42 @@ def test_a_mistake_is_one_line(words, line, models, tiny_cache, scans, tmp_path,
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1 and said[0].startswith("error: ") and line in said[0]
     assert not (tmp_path / "O").exists(), "before anything is decoded"
+
+
+@pytest.mark.parametrize("own", ["answers", "cards", "dicom"])
+def test_a_source_among_the_results_is_refused_and_stays(own, tmp_path, capsys):
+    scan = tmp_path / own / "by patient/1.dcm"
+    scan.parent.mkdir(parents=True)
+    scan.write_bytes(b"a scan")
+    assert main([f"source={tmp_path / own}", f"models={tmp_path}", f"out={tmp_path}"]) == 2
+    error = capsys.readouterr().err
+    assert f"lies in {tmp_path / own}, which holds results" in error and error.count("\n") == 1
+    assert scan.read_bytes() == b"a scan"
+
+
+def test_a_cache_runs_or_tables_of_others_are_not_replaced(tiny_cache, tmp_path, capsys):
+    runs, cache, scans = tmp_path / "runs", tmp_path / "cache", tmp_path / "scans"
+    shutil.copytree(tiny_cache, cache)
+    for folder in (scans, runs / "tables", tmp_path / "answers"):
+        folder.mkdir(parents=True)
+    (runs / "tables/study_boxes.parquet").write_bytes(b"of the plan")
+    before = sorted(tmp_path.rglob("*"))
+    for out, others, line in (
+        (tmp_path, tmp_path / "other", "was not made by an earlier prediction"),
+        (tmp_path, runs, f"lies in {runs}, which holds results"),
+        (runs / "tables", runs, "is where the plan keeps its tables"),
+    ):
+        assert main([f"source={scans}", f"models={others}", f"out={out}", "keep=true"]) == 2
+        error = capsys.readouterr().err
+        assert line in error and error.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_only_what_was_made_is_removed_from_the_results(tmp_path):
+    for name in ("old/SR.dcm", "old/SC/0001.dcm", "mixed/SR.dcm", "mixed/letter.txt", "kept/SR.dcm", "note.txt"):
+        path = tmp_path / "dicom" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    Job(None, tmp_path, {}).remove_others({"kept"})
+    left = [path.relative_to(tmp_path / "dicom").as_posix() for path in (tmp_path / "dicom").rglob("*")]
+    assert sorted(left) == ["kept", "kept/SR.dcm", "mixed", "mixed/letter.txt", "note.txt"]

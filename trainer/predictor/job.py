@@ -1,13 +1,12 @@
 """Answers for all studies of a source, kept in a folder as they come: an interrupted job goes on where it was."""
 
 import os
-import shutil
 import signal
 import time
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,8 @@ from cache_schema.errors import CspineError, UsageError
 from trainer.answers.answer import Answer
 from trainer.answers.kept import load_answer, save_answer
 from trainer.predictor.scans import KeySlice, Refused, Scans, pixel_hash
+from trainer.process.child import end_with_parent
+from trainer.process.faults import in_one_line
 from trainer.runs.files import PREDICTIONS_OF_ALL
 from trainer.trained.models import Models, TrainedModel
 
@@ -79,8 +80,13 @@ class Job:
             for number, share in enumerate(shares)
             if share
         ]
-        for worker in workers:
-            worker.start()
+        # they inherit it: on Ctrl-C the main process ends them, also while they still import
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            for worker in workers:
+                worker.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         for _ in workers:
             answered = _next(found, workers)
             if isinstance(answered, CspineError):
@@ -103,13 +109,16 @@ class Job:
             if path.stem not in ids:
                 path.unlink()
         for path in (self.out / DICOM).glob("*"):
-            if path.name not in ids:
-                shutil.rmtree(path)
+            if path.name not in ids and path.is_dir():  # file by file: what others keep there stays
+                for made in (path / "SR.dcm", *(path / "SC").glob("*.dcm")):
+                    made.unlink(missing_ok=True)
+                for folder in (path / "SC", path):
+                    with suppress(OSError):
+                        folder.rmdir()
 
     def _work(self, scans: Scans, ids: Collection[str]) -> None:
         from trainer.predictor.predictor import Predictor
 
-        (self.out / ANSWERS).mkdir(parents=True, exist_ok=True)
         predictor = Predictor(self.models, **self.given)
         others = set(scans.ids) - set(ids)
         rows = self._keep_rows if self.keep_runs else None
@@ -164,13 +173,18 @@ class Job:
 
 def _share(job: Job, scans: Scans, ids: Collection[str], number: int, found: Any) -> None:
     """One process's share, on the GPU of its number. Its result is what was refused, or the error."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends this one
+    parent = parent_process()
+    assert parent is not None and parent.pid is not None
+    end_with_parent(parent.pid, signal.SIGTERM)
     try:
         _use_gpu(number)
         job._work(scans, ids)
         found.put(scans.refused)
-    except CspineError as error:
-        found.put(error)
+    except Exception as error:
+        line = in_one_line(error, scans.source)
+        if line is None:
+            raise
+        found.put(line)
 
 
 def _use_gpu(number: int) -> None:

@@ -115,7 +115,8 @@ class Models:
             for stage, models in self.by_stage.items()
         }
         if missing := [stage for stage, models in own.items() if not models]:
-            raise UsageError(f"no {missing[0]} model holds fold {fold} out", where=self.where)
+            line = f"no {missing[0]} model holds fold {fold} out"
+            raise UsageError(line, where=self.where, do="give models of every fold, or leave held_out=true out")
         return replace(self, by_stage=own)
 
     @property
