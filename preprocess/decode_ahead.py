@@ -82,13 +82,28 @@ def refusal(id: str, error: Exception) -> Finding:
 
 
 class _Worker:
-    """A process that decodes one study at a time. Started again after it died."""
+    """A process that decodes one study at a time. Started again after it died: a study is tried twice."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen | None = None
+        self._closed = False
 
     def decode(self, plan: StudyPlan) -> tuple[Study | None, tuple[Finding, ...]]:
+        try:
+            return self._decoded(plan)
+        except ChildProcessError:
+            pass
+        try:
+            return self._decoded(plan)
+        except ChildProcessError as error:
+            how = f"{REASONS['worker_died']} ({error})"
+            return None, (Finding.of_study(plan.id, "refused", "worker_died", how),)
+
+    def _decoded(self, plan: StudyPlan) -> tuple[Study | None, tuple[Finding, ...]]:
+        """Raises ChildProcessError if the process ends."""
         process = self._process or self._started()
+        if self._closed:
+            process.kill()
         assert process.stdin is not None and process.stdout is not None
         try:
             pickle.dump(plan, process.stdin)
@@ -101,9 +116,7 @@ class _Worker:
             _read_into(process.stdout, pixels.data.cast("B"))
         except (EOFError, OSError, pickle.UnpicklingError):
             self._process = None
-            status = process.wait()
-            how = f"{REASONS['worker_died']} ({_ended(status)})"
-            return None, (Finding.of_study(plan.id, "refused", "worker_died", how),)
+            raise ChildProcessError(_ended(process.wait())) from None
         return Study(record, z, slice_number, HeldPixels(pixels, seconds, plan)), findings
 
     def _started(self) -> subprocess.Popen:
@@ -113,6 +126,7 @@ class _Worker:
         return self._process
 
     def close(self) -> None:
+        self._closed = True  # a thread may be about to start another one
         process, self._process = self._process, None
         if process is not None:
             process.kill()
