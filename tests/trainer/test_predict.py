@@ -282,6 +282,11 @@ def test_only_what_was_made_is_removed_from_the_results(tmp_path):
         path = tmp_path / "dicom" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"")
+    rows = tmp_path / "runs/bbox-01B/fold0-seed1/studies"
+    rows.mkdir(parents=True)
+    for name in ("old", "kept"):
+        (rows / f"{name}.parquet").write_bytes(b"")
     Job(None, tmp_path, {}).remove_others({"kept"})
+    assert [path.name for path in rows.iterdir()] == ["kept.parquet"]
     left = [path.relative_to(tmp_path / "dicom").as_posix() for path in (tmp_path / "dicom").rglob("*")]
     assert sorted(left) == ["kept", "kept/SR.dcm", "mixed", "mixed/letter.txt", "note.txt"]

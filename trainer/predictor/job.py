@@ -105,9 +105,10 @@ class Job:
 
     def remove_others(self, ids: Collection[str]) -> None:
         """Removes what was made of studies that the source no longer holds."""
-        for path in (*(self.out / ANSWERS).glob("*.json"), *(self.out / CARDS).glob("*.png")):
-            if path.stem not in ids:
-                path.unlink()
+        for pattern in (f"{ANSWERS}/*.json", f"{CARDS}/*.png", f"{RUNS}/*/*/studies/*.parquet"):
+            for path in self.out.glob(pattern):
+                if path.stem not in ids:
+                    path.unlink()
         for path in (self.out / DICOM).glob("*"):
             if path.name not in ids and path.is_dir():  # file by file: what others keep there stays
                 for made in (path / "SR.dcm", *(path / "SC").glob("*.dcm")):
