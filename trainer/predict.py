@@ -20,23 +20,19 @@ from typing import Any
 import pandas as pd
 
 from cache_schema import TARGETS
-from cache_schema.documents import write_whole
 from cache_schema.errors import UsageError
 from cache_schema.layout import GROUP, LABELS
-from cache_schema.tables import read_table, write_table
+from cache_schema.tables import read_table
 from trainer.answers.answer import Answer
 from trainer.leakage.lineage import LABEL
 from trainer.predictor.job import ANSWERS, CARDS, DICOM, RUNS, Job
+from trainer.predictor.results import CSV, REPORT, remove_results, timing_line, write_page, write_tables
 from trainer.predictor.scans import Scans, check_source, require_dicom_results
 from trainer.process.command import one_of, say, serve
 from trainer.process.ending import leave
-from trainer.scores.calibration import SUFFIX
 from trainer.settings.keyvalue import parse_assignments, require_known, whole
 from trainer.settings.paths import check_folder, is_inside
-from trainer.tables import boxes as box_table
-from trainer.tables.studies import submission
-from trainer.trained.models import BOXES as BBOX
-from trainer.trained.models import COMPUTING, SLICES, STUDIES, check_computing
+from trainer.trained.models import COMPUTING, SLICES, check_computing
 from trainer.trained.open_models import open_models
 
 HELP = """usage: trainer predict source=SOURCE models=MODELS out=DIR [report=false] [slices=true] [held_out=true]
@@ -67,10 +63,8 @@ Exit status: 0 done, 1 something is damaged, 2 a wrong setting or nothing to pre
 FOLDERS = {"source": "source=SOURCE", "models": "models=MODELS", "out": "out=DIR"}
 SWITCHES = ("slices", "keep", "timing", "held_out", "dicom")
 MOST_SHOWN = 20
-CACHE, CSV, SUBMISSION, SLICES_CSV, REPORT = "cache", "predictions.csv", "submission.csv", "slices.csv", "report.html"
-BOXES, PREDICTIONS = "study_boxes.parquet", "study_predictions.parquet"
+CACHE = "cache"
 MOST_PROCESSES = 64
-PARTS = ("decode", "boxes", "slices", "study", "report")
 
 
 def main(words: list[str]) -> int:
@@ -133,7 +127,7 @@ def predict_studies(
         require_dicom_results(source)
         if keep:
             raise UsageError("keep=true reads a cache, dicom=true the DICOM files", do="leave one of them out")
-    trained = open_models(models)
+    trained = open_models(models, of_folds=held_out)
     for line in trained.notes:
         say(line)
     if slices and SLICES not in trained.by_stage:
@@ -142,7 +136,7 @@ def predict_studies(
     job.check()
     job.check_pixels(source)
     (out / ANSWERS).mkdir(parents=True, exist_ok=True)
-    _remove_results(out)
+    remove_results(out)
     with Scans(source, out, keep=out / CACHE if keep else None) as scans:
         jobs = _by_fold(job, scans) if held_out else [(job, scans.ids)]
         started = time.perf_counter()
@@ -156,13 +150,13 @@ def predict_studies(
             "no study can be used", where=source, expected="DICOM files, a zip of them, or a cache of studies"
         )
     job.remove_others(answers)
-    table = _write(out, list(answers.values()), job, labels, slices=slices)
+    table = write_tables(out, list(answers.values()), job, labels, slices=slices)
     if keep:
         job.runs_tables(answers)
     if report:
-        _write_report(job, list(answers.values()), [f"{each.id}: {each.message}" for each in refused.values()])
+        write_page(job, list(answers.values()), [f"{each.id}: {each.message}" for each in refused.values()])
     if timing:
-        say(_timing(list(answers.values()), seconds))
+        say(timing_line(list(answers.values()), seconds))
     return table, 3 if refused else 0
 
 
@@ -224,63 +218,6 @@ def _answers(jobs: Sequence[tuple[Job, list[str]]], scans: Scans, processes: int
     return dict(sorted(found.items()))
 
 
-def _write(
-    out: Path, answers: Sequence[Answer], job: Job, labels: pd.DataFrame | None, *, slices: bool
-) -> pd.DataFrame:
-    """Writes all tables. Returns study_predictions."""
-    made_from = {"models": job.models.digest}
-    rows = [(each.id, *each.box, *each.z_range, each.box_source, len(each.models[BBOX])) for each in answers]
-    boxes = pd.DataFrame(rows, columns=box_table.COLUMNS)
-    write_table(out / BOXES, boxes, "trainer.predict", made_from)
-    if lines := box_table.report(boxes):
-        say(lines)
-    table = pd.DataFrame([{"id": each.id, **each.outputs, "runs": len(each.models[STUDIES])} for each in answers])
-    folds = pd.Series(dtype="Int64") if labels is None else labels.set_index("id")["fold"].astype("Int64")
-    table.insert(1, "fold", folds.reindex(table["id"]).array)
-    write_table(out / PREDICTIONS, table, "trainer.predict", made_from)
-    write_whole(out / CSV, _shown(answers).to_csv(index=False, float_format="%.4f").encode())
-    write_whole(out / SUBMISSION, submission(table).to_csv(index=False).encode())
-    if slices:
-        named = [(each.id, *place) for each in answers for place in each.slices]
-        where = pd.DataFrame(named, columns=["id", "level", "z_index", "slice_number", "fracture"])
-        where = where[["id", "level", "slice_number", "z_index", "fracture"]]
-        write_whole(out / SLICES_CSV, where.to_csv(index=False, float_format="%.4f").encode())
-    return table
-
-
-def _write_report(job: Job, answers: Sequence[Answer], refused: Sequence[str]) -> None:
-    """report.html: all cards, and what was refused."""
-    from trainer.report.html import summary, write_report
-
-    counts = ", ".join(f"{len(models)} {stage}" for stage, models in job.models.by_stage.items())
-    about = [f"{len(answers)} studies; models: {counts}", *(f"refused: {line}" for line in refused)]
-    entries = ((summary(answer), job.card(answer.id)) for answer in answers)
-    write_report(job.out / REPORT, entries, about=about)
-
-
-def _shown(answers: Sequence[Answer]) -> pd.DataFrame:
-    """id, the probabilities (null for levels outside the field of view), `<target>_calibrated` where known, flags."""
-    rows = []
-    for each in answers:
-        calibrated = {
-            f"{target}{SUFFIX}": value
-            for target, value in (each.calibrated or {}).items()
-            if target not in each.outside
-        }
-        flags = " ".join(f"{flag.reason}:{flag.level}" if flag.level else flag.reason for flag in each.flags)
-        rows.append({"id": each.id, **each.probabilities, **calibrated, "flags": flags})
-    frame = pd.DataFrame(rows)
-    columns = [f"{target}{SUFFIX}" for target in TARGETS if f"{target}{SUFFIX}" in frame]
-    return frame[["id", *TARGETS, *columns, "flags"]].astype(dict.fromkeys((*TARGETS, *columns), "float64"))
-
-
-def _timing(answers: Sequence[Answer], seconds: float) -> str:
-    """Seconds of each part, per study. A study is decoded while the networks work on the one before."""
-    mean = pd.DataFrame([each.seconds for each in answers]).mean()
-    parts = ", ".join(f"{name} {mean[name]:.2f}" for name in PARTS if name in mean)
-    return f"seconds per study, over {len(answers)} studies: {parts}; this command took {seconds:.1f} s for all, with its start"
-
-
 def _processes() -> int:
     """One for each GPU; one on a CPU."""
     import torch
@@ -288,12 +225,6 @@ def _processes() -> int:
     from trainer.session import on_gpu
 
     return max(1, torch.cuda.device_count()) if on_gpu() else 1
-
-
-def _remove_results(out: Path) -> None:
-    """Removes the results of an earlier command, which may be of other studies."""
-    for name in (CSV, SUBMISSION, PREDICTIONS, BOXES, SLICES_CSV, REPORT):
-        (out / name).unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from safetensors.numpy import save_file
 
 from cache_schema import TARGETS, Cache, CacheWriter
 from cache_schema.tables import read_table, write_table
+from preprocess.cli import run as preprocess
+from preprocess.crop import crop_cache
 from preprocess.phantom.generate import write_phantom
 from trainer import train
 from trainer.predict import main
@@ -290,3 +292,35 @@ def test_only_what_was_made_is_removed_from_the_results(tmp_path):
     assert [path.name for path in rows.iterdir()] == ["kept.parquet"]
     left = [path.relative_to(tmp_path / "dicom").as_posix() for path in (tmp_path / "dicom").rglob("*")]
     assert sorted(left) == ["kept", "kept/SR.dcm", "mixed", "mixed/letter.txt", "note.txt"]
+
+
+def test_a_damaged_study_of_a_cache_is_named_and_the_others_are_answered(models, tiny_cache, tmp_path, capfd):
+    cache = shutil.copytree(tiny_cache, tmp_path / "cache")
+    first, *others = Cache(cache).ids
+    chunk = next(path for path in (cache / first / "pixels/c").rglob("*") if path.is_file())
+    content = bytearray(chunk.read_bytes())
+    content[50] ^= 1
+    chunk.write_bytes(content)
+    assert main([f"source={cache}", f"models={models}", f"out={tmp_path / 'out'}", "report=false"]) == 3
+    assert f"{first}: refused: " in capfd.readouterr().err
+    assert pd.read_csv(tmp_path / "out/predictions.csv", dtype={"id": str})["id"].tolist() == others
+
+
+def test_a_cropped_cache_is_refused_before_anything_is_answered(models, tiny_cache, true_boxes, tmp_path, capfd):
+    boxed = shutil.copytree(tiny_cache, tmp_path / "boxed")
+    assert preprocess(["set-boxes", str(boxed), str(true_boxes)]) == 0
+    crop_cache(boxed, tmp_path / "cropped")
+    assert main([f"source={tmp_path / 'cropped'}", f"models={models}", f"out={tmp_path / 'out'}"]) == 2
+    assert "holds cropped studies; expected whole slices; give the cache" in capfd.readouterr().err
+
+
+def test_held_out_studies_have_boxes_of_their_fold_beside_runs_of_all_data(chain, tiny_cache, tiny_settings, tmp_path):
+    own = shutil.copytree(chain[0], tmp_path / "runs")
+    train(stage="bbox", cache=tiny_cache, out=own, config=tiny_settings, fold="all", seed=5)
+    words = [f"source={tiny_cache}", f"models={own}", f"out={tmp_path / 'out'}", "held_out=true", "keep=true"]
+    assert main([*words, "report=false"]) == 0
+    expected = read_table(own / "tables/study_predictions.parquet").set_index("id")
+    found = read_table(tmp_path / "out/study_predictions.parquet").set_index("id")
+    assert np.abs(found[list(TARGETS)] - expected[list(TARGETS)]).to_numpy().max() < 1e-6
+    tables = [read_table(path) for path in tmp_path.glob("out/runs/bbox-*/fold*/predictions-all.parquet")]
+    assert len(tables) == 2 and sorted({id for table in tables for id in table["id"]}) == Cache(tiny_cache).ids

@@ -97,7 +97,9 @@ class Job:
         """Writes each run's predictions of these studies as one table, and removes their parts."""
         found = {}
         for model in self.models.every:
-            parts = [self._rows(model, id) for id in sorted(ids)]
+            parts = [part for id in sorted(ids) if (part := self._rows(model, id)).is_file()]
+            if not parts:
+                continue
             path = self.out / RUNS / model.name / PREDICTIONS_OF_ALL
             found[path] = pd.concat([read_table(part) for part in parts], ignore_index=True)
             write_table(path, found[path], "trainer.predict", {"run": model.digest})

@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 
 from cache_schema import Cache, Study
-from cache_schema.errors import StudyRefused, UsageError, did_you_mean_path
+from cache_schema.errors import CacheError, StudyRefused, UsageError, did_you_mean_path
 from cache_schema.layout import GROUP, PIXEL_HASH, REPORT
 from cache_schema.memory import HeldPixels, held
+from cache_schema.store import ChangedStudy
 from trainer.answers.answer import Answer
 
 if TYPE_CHECKING:
@@ -67,6 +68,10 @@ class Scans:
         if self.cache is None:
             self._plan(beside)
         else:
+            index = self.cache.index
+            if (index["pixels"] < index[["slices", "rows", "columns"]].astype("int64").prod(axis=1)).any():
+                do = "give the cache that it was cropped from"
+                raise UsageError("holds cropped studies", where=source, expected="whole slices", do=do)
             self.digests = dict(zip(self.cache.ids, self.cache.index["content_digest"], strict=True))
 
     def _folder(self, beside: Path | None) -> Path:
@@ -116,12 +121,20 @@ class Scans:
             while coming:
                 study = coming.pop().result()
                 coming = [thread.submit(self._read, id) for id in islice(opened, 1)]
-                yield study
-                del study
+                if study is not None:
+                    yield study
+                    del study
 
-    def _read(self, id: str) -> Study:
+    def _read(self, id: str) -> Study | None:
+        """None for a damaged study, which counts as refused. Raises CacheError for one that was replaced."""
         assert self.cache is not None
-        return held(self.cache.study(id))
+        try:
+            return held(self.cache.study(id))
+        except ChangedStudy:
+            raise
+        except CacheError as error:
+            self.refused[id] = Refused(id, "damaged", error.what)
+            return None
 
     def write_results(
         self, study: Study, key_slices: Sequence[KeySlice], answer: Answer, models_digest: str, out: Path

@@ -29,15 +29,19 @@ NEEDED = (BOXES, STUDIES)
 
 
 def models_of_runs(
-    runs: Path, stages: Collection[str] = USED, choose: Mapping[str, Collection[str]] | None = None
+    runs: Path,
+    stages: Collection[str] = USED,
+    choose: Mapping[str, Collection[str]] | None = None,
+    *,
+    of_folds: bool = False,
 ) -> Models:
     """The finished runs of these stages under RUNS, of bbox those with fold=all if there are any (reference 9).
 
-    Stale runs are left out, and named in `notes`. choose: `variant`, `fold` or `seed` -> the values to use. Raises UsageError
-    if a stage other than slice_fracture has no run left.
+    Stale runs are left out, and named in `notes`. choose: `variant`, `fold` or `seed` -> the values to use. of_folds: only runs
+    that hold a fold out. Raises UsageError if a stage other than slice_fracture has no run left.
     """
     notes: list[str] = []
-    by_stage = {stage: _of_stage(runs, stage, notes, choose or {}) for stage in stages}
+    by_stage = {stage: _of_stage(runs, stage, notes, choose or {}, of_folds) for stage in stages}
     every = [model for models in by_stage.values() for model in models]
     if not (runs / "tables" / TABLE).is_file():
         notes.append(f"{runs} has no tables/{TABLE}, which records the thresholds of boxes: using the defaults")
@@ -74,11 +78,14 @@ def of_all_data(runs: list[Path]) -> list[Path]:
 
 
 def _of_stage(
-    runs: Path, stage: str, notes: list[str], choose: Mapping[str, Collection[str]]
+    runs: Path, stage: str, notes: list[str], choose: Mapping[str, Collection[str]], of_folds: bool
 ) -> tuple[TrainedModel, ...]:
     found = finished_runs(runs, stage, needed=stage in NEEDED)
     found = [run for run in found if all(getattr(RunName.of(run), part) in own for part, own in choose.items())]
-    found = of_all_data(found) if stage == BOXES else found
+    if of_folds:
+        found = [run for run in found if RunName.of(run).fold != "all"]
+    elif stage == BOXES:
+        found = of_all_data(found)
     if not found and stage in NEEDED:
         raise UsageError(f"no {stage} run is chosen", where=f"models={runs}", do="choose others")
     fit, why = [], ""
