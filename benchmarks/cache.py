@@ -27,13 +27,13 @@ from cache_schema import Cache
 from cache_schema.layout import CHUNK_SLICES, chunk_file, chunk_starts
 from cache_schema.study import Box
 from preprocess.build.build_cache import build_cache
-from preprocess.build.cluster import local_cluster
+from preprocess.build.dask_pool import local_cluster
+from preprocess.decoders import PLUGINS, decoder_names
 from preprocess.masks.names import find_segmentation
 from preprocess.masks.segmentation import read_segmentation
 from preprocess.pixels.study_pixels import DicomPixels
 from preprocess.series.planning import plan_studies
 from preprocess.series.study_plan import StudyPlan
-from preprocess.transfer_syntaxes import PLUGINS, decoder_names
 
 STUDIES, SLICES, ROUNDS = 4, 128, 5
 WINDOW, CROP = 96, (100, 110, 400, 410)

@@ -18,7 +18,7 @@ from trainer.models import Network
 from trainer.optimiser import learning_rate, optimiser_of, set_step
 from trainer.run_output import RunOutput
 from trainer.runs import checkpoint
-from trainer.runs.files import CONFIG_FILE, MODEL_FILE
+from trainer.runs.file_names import CONFIG_FILE, MODEL_FILE
 from trainer.runs.identity import check_weights, model_key, recorded_config
 from trainer.runs.run_folder import write_config_again
 from trainer.stages.losses import counts, total

@@ -43,7 +43,7 @@ def _main(words: list[str]) -> None:
     choose = {part: given[key].split(",") for key, part in CHOICES.items() if key in given}
 
     from trainer.trained.of_runs import models_of_runs
-    from trainer.trained.pack import write_pack
+    from trainer.trained.pack_content import write_pack
 
     models = models_of_runs(runs, stages, choose)
     for line in models.notes:

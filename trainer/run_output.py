@@ -17,7 +17,7 @@ from trainer.answers.unlike import RANGE, training_range
 from trainer.inference import predict
 from trainer.leakage import exposure
 from trainer.runs import checkpoint
-from trainer.runs.files import CONFIG_FILE, MODEL_FILE
+from trainer.runs.file_names import CONFIG_FILE, MODEL_FILE
 from trainer.runs.identity import config_file, model_key, prediction_inputs, predictions_path, recorded_config
 from trainer.runs.inputs import Inputs
 from trainer.runs.metrics_log import MetricsLog

@@ -8,7 +8,7 @@ from pathlib import Path
 from cache_schema.errors import UsageError
 from cache_schema.layout import is_valid_id
 from cache_schema.writer import CacheWriter
-from preprocess.build.cluster import Pool, check_address
+from preprocess.build.dask_pool import Pool, check_address
 from preprocess.build.job import BuildJob
 from preprocess.build.state import clear_finished, load_finished, options_digest, save_finished, studies_digest
 from preprocess.findings import TRANSIENT_REASONS, Finding

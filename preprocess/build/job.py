@@ -15,7 +15,7 @@ from cache_schema.store import read_cache_document
 from cache_schema.tables import content_digest, table_meta
 from cache_schema.verify import record_if_whole
 from cache_schema.writer import CacheWriter
-from preprocess.build.cluster import Pool
+from preprocess.build.dask_pool import Pool
 from preprocess.build.isolated_task import Died
 from preprocess.build.report import report_frame
 from preprocess.build.state import StudyState, decoders_digest, sources_digest, studies_digest, tree_digest

@@ -11,8 +11,8 @@ import google_crc32c
 from pydicom.encaps import generate_fragments, get_frame, parse_basic_offsets
 
 from cache_schema.errors import StudyRefused
+from preprocess.decoders import NATIVE_SYNTAXES
 from preprocess.headers.file_header import FileHeader
-from preprocess.transfer_syntaxes import NATIVE_SYNTAXES
 
 _BLOCK = 1 << 20
 

@@ -17,13 +17,13 @@ from pydicom import uid
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 
+from preprocess.decoders import NATIVE_SYNTAXES, PLUGINS, decoder_names
 from preprocess.findings import Finding
 from preprocess.headers.elements import HEAD_BYTES, META_BEGIN, UNDEFINED_LENGTH, Elements, walk
 from preprocess.headers.enhanced import frames_of
 from preprocess.headers.file_header import FileHeader
 from preprocess.headers.file_kinds import APPLE_DOUBLE, archive_kind, is_bare_dicom, other_kind
 from preprocess.headers.values import HEADER_TAGS, HU_WORDS, NOT_HU_WORDS, HeaderValues
-from preprocess.transfer_syntaxes import NATIVE_SYNTAXES, PLUGINS, decoder_names
 
 MAX_MM, MAX_HU = 1e6, 1e9
 """Beyond any table and any scanner, but small enough to compute with."""

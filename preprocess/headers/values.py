@@ -11,8 +11,8 @@ from typing import Any
 from pydicom import uid
 from pydicom.tag import Tag
 
+from preprocess.decoders import decoder_names
 from preprocess.headers.file_header import MAX_PIXELS, FileHeader, SeriesMarks, Vector
-from preprocess.transfer_syntaxes import decoder_names
 
 MAX_FRAMES = 20_000
 INT32 = range(-(2**31), 2**31)

@@ -7,9 +7,9 @@ from pydicom.encaps import encapsulate
 from pydicom.pixels import get_decoder
 
 from cache_schema.errors import StudyRefused
+from preprocess.decoders import NATIVE_SYNTAXES
 from preprocess.headers.file_header import FileHeader
 from preprocess.pixels.codestream import jpeg_precision
-from preprocess.transfer_syntaxes import NATIVE_SYNTAXES
 
 
 def decode_stored(frame: bytes | memoryview, header: FileHeader, plugin: str) -> np.ndarray:

@@ -8,6 +8,7 @@ import numpy as np
 from pydicom import uid
 
 from cache_schema.errors import StudyRefused
+from preprocess.decoders import LOSSY_SYNTAXES, NATIVE_SYNTAXES, decoder_names
 from preprocess.findings import REASONS, Finding
 from preprocess.headers.file_header import FileHeader
 from preprocess.pixels.codestream import check_frame
@@ -15,7 +16,6 @@ from preprocess.pixels.decode import decode_stored
 from preprocess.pixels.grey_tables import stored_values
 from preprocess.pixels.study_pixels import DicomPixels
 from preprocess.series.study_plan import SlicePlan, StudyPlan
-from preprocess.transfer_syntaxes import LOSSY_SYNTAXES, NATIVE_SYNTAXES, decoder_names
 
 LOSSY_TOLERANCE = 2
 """stored values: exact decoders of one lossy frame may round its inverse transform differently"""

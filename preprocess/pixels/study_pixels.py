@@ -14,6 +14,7 @@ import numpy as np
 
 from cache_schema.arrays import Scratch
 from cache_schema.errors import StudyRefused
+from preprocess.decoders import NATIVE_SYNTAXES, decoder_names
 from preprocess.findings import REASONS, Finding
 from preprocess.headers.file_header import FileHeader
 from preprocess.headers.frames import file_checksum, frame_bytes, frame_in, unchanged
@@ -23,7 +24,6 @@ from preprocess.pixels.grey_tables import AIR, WordTables, padding_at_the_edge, 
 from preprocess.pixels.plausibility import Sample, sample_of, why_implausible
 from preprocess.pixels.slice_continuity import jumps, thumbnail
 from preprocess.series.study_plan import StudyPlan
-from preprocess.transfer_syntaxes import NATIVE_SYNTAXES, decoder_names
 
 LEAST_OF_A_KIND = 6
 """slices of one rescaling that show air and tissue by themselves"""

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
+from preprocess.decoders import LOSSY_SYNTAXES
 from preprocess.findings import REASONS
 from preprocess.headers.file_header import FileHeader
 from preprocess.series.geometry import TILT_DEGREES, degrees_from_axial
 from preprocess.series.study_plan import StudyPlan
-from preprocess.transfer_syntaxes import LOSSY_SYNTAXES
 
 SAME_SPACING = 1e-3
 EVEN_SPACING = 0.05

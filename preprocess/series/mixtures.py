@@ -8,6 +8,7 @@ from itertools import combinations
 
 import numpy as np
 
+from preprocess.decoders import LOSSY_SYNTAXES
 from preprocess.headers.file_header import FileHeader
 from preprocess.headers.values import integer
 from preprocess.natural_order import natural_key
@@ -22,7 +23,6 @@ from preprocess.series.interleaving import (
     repeats_too_often,
 )
 from preprocess.series.value_runs import MOST_TURNS, Labels, by_cuts, by_pauses, possible_cuts, possible_turns
-from preprocess.transfer_syntaxes import LOSSY_SYNTAXES
 
 LEAST_COMB = 3
 WHOLE = 0.5

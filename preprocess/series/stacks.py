@@ -12,11 +12,11 @@ from functools import cached_property
 
 import numpy as np
 
+from preprocess.decoders import LOSSY_SYNTAXES
 from preprocess.headers.file_header import FileHeader, known
 from preprocess.series.geometry import MAX_DEGREES_FROM_AXIAL, degrees_from_axial, slice_normal, unit_directions
 from preprocess.series.interleaving import distinct, lie_between
 from preprocess.series.mixtures import Images, part, why_mixed
-from preprocess.transfer_syntaxes import LOSSY_SYNTAXES
 
 LOCALIZER_WORDS = frozenset({"LOCALIZER", "SCOUT", "TOPOGRAM"})
 LEAST_SERIES = 3

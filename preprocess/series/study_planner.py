@@ -9,6 +9,7 @@ import numpy as np
 
 from cache_schema.errors import StudyRefused
 from cache_schema.layout import is_valid_id
+from preprocess.decoders import LOSSY_SYNTAXES
 from preprocess.findings import REASONS, Finding, Severity
 from preprocess.headers.file_header import FileHeader, known
 from preprocess.natural_order import natural_key
@@ -35,7 +36,6 @@ from preprocess.series.stacks import (
     why_left_out,
 )
 from preprocess.series.study_plan import SlicePlan, StudyPlan
-from preprocess.transfer_syntaxes import LOSSY_SYNTAXES
 
 SAME_ORIENTATION = 1e-3
 NO_WORDS = re.compile(r"[0-9.]{1,64}")

@@ -17,8 +17,9 @@ from trainer.data.order import Evaluation
 from trainer.data.source import Source
 from trainer.models import SliceFractureModel
 from trainer.models.backbone import Backbone
-from trainer.report.heat_maps import HeatMap, heat_map, window_around
-from trainer.runs.files import MODEL_FILE, PREDICTIONS
+from trainer.predictor.heat_maps import heat_map, window_around
+from trainer.report.heat_map import HeatMap
+from trainer.runs.file_names import MODEL_FILE, PREDICTIONS
 from trainer.runs.identity import weights_config
 from trainer.tables.studies import suspected_slices
 

@@ -6,7 +6,7 @@ import pytest
 from tiny_rsna import write_rsna
 
 from preprocess.build.build_cache import build_cache
-from preprocess.build.cluster import local_cluster
+from preprocess.build.dask_pool import local_cluster
 
 
 @pytest.fixture(scope="module")

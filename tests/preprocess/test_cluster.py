@@ -22,7 +22,7 @@ from tiny_rsna import IDS, PREFIX, SLICES, hu_of, write_study
 from cache_schema import Cache
 from cache_schema.errors import UsageError
 from preprocess.build.build_cache import build_cache
-from preprocess.build.cluster import DASK_SETTINGS, Pool, local_cluster
+from preprocess.build.dask_pool import DASK_SETTINGS, Pool, local_cluster
 from preprocess.build.isolated_task import Died
 from preprocess.build.job import FILES_A_TASK, BuildJob
 
@@ -127,7 +127,7 @@ def test_on_a_scheduler_a_lone_task_dies_without_its_worker(small_workers):
 def test_on_a_scheduler_a_lone_task_ends_when_its_build_does(small_workers, tmp_path, end):
     code = f"""if True:
         import time
-        from preprocess.build.cluster import Pool
+        from preprocess.build.dask_pool import Pool
         def task(path):
             open(path, "x").close()
             time.sleep(600)
@@ -175,8 +175,8 @@ def test_a_header_pass_that_kills_its_process_says_which_files_it_was_over(tmp_p
 
 
 def test_a_run_without_a_worker_left_ends_with_one_line(monkeypatch):
-    monkeypatch.setattr("preprocess.build.cluster.POLL_SECONDS", 0.2)
-    monkeypatch.setattr("preprocess.build.cluster.NO_WORKER_SECONDS", 1)
+    monkeypatch.setattr("preprocess.build.dask_pool.POLL_SECONDS", 0.2)
+    monkeypatch.setattr("preprocess.build.dask_pool.NO_WORKER_SECONDS", 1)
     with (
         local_cluster(1) as few,
         Pool(None, few.scheduler_address, lambda line: None) as pool,

@@ -28,12 +28,12 @@ from pydicom.encaps import encapsulate
 
 from cache_schema.errors import StudyRefused
 from preprocess import open_study, studies
+from preprocess.decoders import PLUGINS, decoder_names
 from preprocess.findings import REASONS
 from preprocess.pixels.decode import decode_stored
 from preprocess.pixels.grey_tables import window_table
 from preprocess.pixels.study_pixels import DicomPixels
 from preprocess.series.planning import plan_studies
-from preprocess.transfer_syntaxes import PLUGINS, decoder_names
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
 

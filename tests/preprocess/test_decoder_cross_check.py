@@ -12,16 +12,16 @@ from cache_schema import CacheWriter
 from cache_schema.errors import StudyRefused
 from cache_schema.verify import verify
 from preprocess import open_study
-from preprocess.build.cluster import Pool
+from preprocess.build.dask_pool import Pool
 from preprocess.build.isolated_task import Died
 from preprocess.build.task import StudyTask, build_study
 from preprocess.build.watchdog import deadline
+from preprocess.decoders import PLUGINS, decoder_names
 from preprocess.findings import REASONS
 from preprocess.pixels.decode import decode_stored
 from preprocess.pixels.decoder_cross_check import check_decoders, decoders_agree, first_of_each_kind
 from preprocess.pixels.study_pixels import DicomPixels
 from preprocess.series.planning import plan_studies
-from preprocess.transfer_syntaxes import PLUGINS, decoder_names
 
 SYNTAXES = [
     *(uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian),
@@ -122,7 +122,7 @@ def test_a_decoder_that_hangs_costs_its_task_and_never_the_run(tmp_path):
 
 def test_workers_that_nobody_starts_again_are_replaced(monkeypatch):
     """As after one that died before its start was noticed."""
-    monkeypatch.setattr("preprocess.build.cluster.RESPAWN_SECONDS", 1)
+    monkeypatch.setattr("preprocess.build.dask_pool.RESPAWN_SECONDS", 1)
     with Pool(2, None, lambda line: None) as pool:
         assert dict(pool.run(str.upper, ["a"])) == {0: "A"}
         for nanny in list(pool._cluster.workers.values()):

@@ -66,7 +66,7 @@ class Deaths:
 
 def die_among_the_sound(workers: int, ways: list[str], sound: int, rounds: int = 1, seed: int = 0) -> Deaths:
     """Run the deadly tasks of `ways`, in any order among the sound ones, on a pool of so many local workers."""
-    from preprocess.build.cluster import Pool
+    from preprocess.build.dask_pool import Pool
 
     chance, done = random.Random(seed), Deaths()
     for _ in range(rounds):

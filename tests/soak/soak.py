@@ -30,7 +30,7 @@ from trainer_faults import plant_trainer_faults
 from trainings import kill_all_stages, make_models, write_inputs
 
 from preprocess.build.build_cache import build_cache
-from preprocess.build.cluster import local_cluster
+from preprocess.build.dask_pool import local_cluster
 
 TRIALS = [
     "faults",

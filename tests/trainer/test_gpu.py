@@ -23,7 +23,7 @@ from trainer.data.source import Source
 from trainer.loop import Run
 from trainer.models import SliceFractureModel
 from trainer.models.backbone import Backbone
-from trainer.report.heat_maps import heat_map
+from trainer.predictor.heat_maps import heat_map
 from trainer.runs.identity import recorded_config
 from trainer.runs.metrics_log import MetricsLog
 from trainer.settings.settings import AugmentSettings, DataSettings

@@ -9,7 +9,8 @@ from trainer.data.augment import no_augmentation
 from trainer.data.image import NORMALISED
 from trainer.models import SliceFractureModel
 from trainer.models.backbone import Backbone
-from trainer.report.heat_maps import HeatMap, heat_map, native_point, window_around
+from trainer.predictor.heat_maps import heat_map, window_around
+from trainer.report.heat_map import HeatMap, native_point
 
 SIZE = 128
 

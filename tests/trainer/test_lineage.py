@@ -9,7 +9,7 @@ from trainer.leakage import lineage
 from trainer.leakage.exposure import check_scorable, of_run
 from trainer.leakage.lineage import LABEL, SEGMENTATION, ForbiddenScore
 from trainer.run import run
-from trainer.runs.files import EXPOSURE_FILE
+from trainer.runs.file_names import EXPOSURE_FILE
 from trainer.runs.inputs import Inputs
 from trainer.settings.layers import load
 from trainer.tables import make

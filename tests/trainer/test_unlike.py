@@ -8,7 +8,7 @@ import pytest
 from cache_schema import Cache, Study
 from cache_schema.study import Origin, SliceSpacing, StudyRecord
 from trainer.answers.unlike import FACTOR, NAMES, RANGE, Range, TrainingRange, image_statistics, merged, training_range
-from trainer.runs.files import MODEL_FILE
+from trainer.runs.file_names import MODEL_FILE
 from trainer.runs.weights import weights_metadata
 
 

@@ -9,7 +9,7 @@ from cache_schema.tables import own_meta, write_table
 from trainer.leakage import lineage
 from trainer.process.command import warn_once
 from trainer.runs.damaged import is_read_error
-from trainer.runs.files import EXPOSURE_FILE, MODEL_FILE, PREDICTIONS
+from trainer.runs.file_names import EXPOSURE_FILE, MODEL_FILE, PREDICTIONS
 from trainer.runs.identity import exposure_of, model_key
 from trainer.runs.inputs import Inputs
 from trainer.runs.run_names import run_name

@@ -124,7 +124,7 @@ def _tables(given: dict[str, str]) -> tuple[Path, list[str]]:
 
 def _say_stale(runs: Path, cache: Cache) -> None:
     """Runs of other studies, or of another cache: their boxes and curves are drawn on this one all the same."""
-    from trainer.runs.predictions import held_out_runs
+    from trainer.runs.held_out import held_out_runs
     from trainer.tables.finished import FinishedRuns
 
     finished = FinishedRuns(runs, cache)

@@ -14,8 +14,8 @@ from cache_schema.tables import read_table
 from trainer.look import boxes, reliability
 from trainer.look import curves_over_z as curves
 from trainer.look import learning_curves as learning
-from trainer.runs.files import PREDICTIONS
-from trainer.runs.predictions import held_out_runs
+from trainer.runs.file_names import PREDICTIONS
+from trainer.runs.held_out import held_out_runs
 from trainer.runs.run_names import RunName
 from trainer.scores.calibration import Calibration
 from trainer.settings.stage_registry import stage_class

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from trainer.look.page import BLACK, GREY, PALETTE, page
-from trainer.runs.files import METRICS_FILE
+from trainer.runs.file_names import METRICS_FILE
 from trainer.runs.metrics_log import MetricsLog
 from trainer.scores.scores import HELD_OUT
 from trainer.settings.stage_registry import stage_names

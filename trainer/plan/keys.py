@@ -9,7 +9,7 @@ from cache_schema import TARGETS, Cache
 from cache_schema.errors import CspineError
 from trainer.plan.graph import Node, Plan, name_node
 from trainer.process.command import warn_once
-from trainer.runs.files import CONFIG_FILE
+from trainer.runs.file_names import CONFIG_FILE
 from trainer.runs.identity import check_done, identity_settings, prediction_settings, recorded_config, run_key
 from trainer.runs.inputs import Inputs
 from trainer.runs.sources import digest_rows

@@ -20,7 +20,7 @@ from trainer.answers.kept import load_answer, save_answer
 from trainer.predictor.scans import KeySlice, Refused, Scans, pixel_hash
 from trainer.process.child import end_with_parent
 from trainer.process.faults import in_one_line
-from trainer.runs.files import PREDICTIONS_OF_ALL
+from trainer.runs.file_names import PREDICTIONS_OF_ALL
 from trainer.trained.models import Models, TrainedModel
 
 if TYPE_CHECKING:
@@ -134,9 +134,9 @@ class Job:
 
     def _draw(self, predictor: "Predictor", scans: Scans, study: Study, answer: Answer) -> None:
         """The card and the DICOM results, both with heat maps."""
-        from trainer.predictor.heat import heat_maps
+        from trainer.predictor.heat_maps import heat_maps
         from trainer.report.card import exam_card
-        from trainer.report.heat_maps import painted
+        from trainer.report.heat_map import painted
 
         heats = heat_maps(predictor, study, answer)
         if self.cards:

@@ -75,7 +75,7 @@ class Scans:
             self.digests = dict(zip(self.cache.ids, self.cache.index["content_digest"], strict=True))
 
     def _folder(self, beside: Path | None) -> Path:
-        from preprocess.zip_source import is_zip, unpacked
+        from preprocess.archives import is_zip, unpacked
 
         if self.source.is_file() and not is_zip(self.source):
             raise UsageError("is a file", where=f"source={self.source}", expected="a folder, or a zip, of DICOM files")

@@ -27,7 +27,7 @@ from trainer.look.page import (
     panel,
     shortened,
 )
-from trainer.report.heat_maps import LEAST_HEAT, HeatMap
+from trainer.report.heat_map import LEAST_HEAT, HeatMap
 from trainer.report.planes import Plane, middle_planes, slice_edges
 from trainer.report.words import RESEARCH_ONLY, flag_lines, model_names, wrapped
 

@@ -22,7 +22,7 @@ from cache_schema.documents import canonical_json, digest_of, sync, write_whole
 from trainer.models import load_strictly
 from trainer.runs import random_states
 from trainer.runs.damaged import Damaged, set_aside
-from trainer.runs.files import CHECKPOINT, CHECKPOINT_NEW, CHECKPOINT_OLD, MODEL_FILE, POSITION
+from trainer.runs.file_names import CHECKPOINT, CHECKPOINT_NEW, CHECKPOINT_OLD, MODEL_FILE, POSITION
 from trainer.runs.weights import DIGEST, reading, require_whole, sealed, weights_metadata
 
 OPTIMISER = "optimizer.safetensors"

@@ -15,7 +15,14 @@ from cache_schema.errors import CacheError, UsageError
 from cache_schema.tables import own_meta, read_table
 from trainer.process.command import warn_once
 from trainer.runs.damaged import Damaged
-from trainer.runs.files import CONFIG_DIGEST, CONFIG_FILE, EXPOSURE_FILE, MODEL_FILE, PREDICTIONS, PREDICTIONS_OF_ALL
+from trainer.runs.file_names import (
+    CONFIG_DIGEST,
+    CONFIG_FILE,
+    EXPOSURE_FILE,
+    MODEL_FILE,
+    PREDICTIONS,
+    PREDICTIONS_OF_ALL,
+)
 from trainer.runs.inputs import Inputs
 from trainer.runs.run_names import run_name
 from trainer.runs.weights import TRAIN_AGAIN, file_digest, require_whole, weights_metadata

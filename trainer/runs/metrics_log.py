@@ -8,7 +8,7 @@ from typing import Any
 
 from cache_schema.documents import write_whole
 from cache_schema.errors import naming
-from trainer.runs.files import METRICS_FILE
+from trainer.runs.file_names import METRICS_FILE
 
 
 class MetricsLog:

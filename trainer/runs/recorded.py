@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cache_schema.errors import CacheError
-from trainer.runs.files import MODEL_FILE
+from trainer.runs.file_names import MODEL_FILE
 from trainer.runs.identity import recorded_config
 from trainer.runs.sources import source_digest, source_files
 from trainer.runs.weights import weights_metadata

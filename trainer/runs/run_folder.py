@@ -10,7 +10,7 @@ from cache_schema.documents import write_whole
 from cache_schema.errors import CacheError
 from cache_schema.tables import table_meta
 from trainer.runs.damaged import Damaged, free_name, set_aside
-from trainer.runs.files import (
+from trainer.runs.file_names import (
     CHECKPOINT,
     CHECKPOINT_NEW,
     CHECKPOINT_OLD,

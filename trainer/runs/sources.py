@@ -10,7 +10,7 @@ import pandas as pd
 
 from cache_schema.columns import FULL_FRAME, STUDY_BOX
 from cache_schema.tables import read_table, table_meta
-from trainer.runs.files import MODEL_FILE
+from trainer.runs.file_names import MODEL_FILE
 from trainer.runs.weights import weights_digest
 from trainer.settings.settings import SOURCES
 

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 
 from cache_schema.errors import UsageError
 from trainer.process.faults import in_one_line
-from trainer.runs.files import METRICS_FILE
+from trainer.runs.file_names import METRICS_FILE
 from trainer.runs.run_names import run_name
 from trainer.settings.keyvalue import flat
 from trainer.settings.settings import Settings

@@ -14,7 +14,7 @@ from cache_schema.documents import canonical_json, stamp
 from cache_schema.errors import UsageError, reason_of
 from trainer.process.command import warn_once
 from trainer.runs.damaged import Damaged
-from trainer.runs.files import MODEL_FILE
+from trainer.runs.file_names import MODEL_FILE
 
 DIGEST = "digest"
 """metadata key: sha256 over the names, dtypes, shapes and bytes of all tensors and over the other metadata"""

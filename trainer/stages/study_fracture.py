@@ -10,7 +10,7 @@ import pandas as pd
 
 from cache_schema import TARGETS
 from trainer.data.items import Item, whole_studies
-from trainer.runs.files import MODEL_FILE
+from trainer.runs.file_names import MODEL_FILE
 from trainer.scores.score_terms import study_fracture_parts
 from trainer.scores.scores import Measure
 from trainer.stages.base import Stage, counted, to_numpy

@@ -12,10 +12,10 @@ from cache_schema.errors import CspineError
 from cache_schema.tables import read_table, table_meta
 from trainer.leakage import exposure, lineage
 from trainer.runs.damaged import is_read_error
-from trainer.runs.files import CONFIG_FILE, EXPOSURE_FILE, MODEL_FILE, PREDICTIONS
+from trainer.runs.file_names import CONFIG_FILE, EXPOSURE_FILE, MODEL_FILE, PREDICTIONS
+from trainer.runs.held_out import held_out_runs, require_predictions
 from trainer.runs.identity import prediction_settings, run_key
 from trainer.runs.inputs import Inputs, folds_in, labels_of
-from trainer.runs.predictions import held_out_runs, require_predictions
 from trainer.runs.recorded import Recorded, recorded_of
 from trainer.runs.run_names import RunName, run_name
 from trainer.runs.sources import digests_of_missing

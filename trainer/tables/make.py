@@ -12,8 +12,8 @@ from cache_schema.errors import CacheError, CspineError
 from cache_schema.tables import content_digest, own_meta, read_table, table_meta, write_table
 from trainer.leakage import lineage
 from trainer.process.command import warn_once
+from trainer.runs.held_out import without_stage
 from trainer.runs.inputs import labels_of
-from trainer.runs.predictions import without_stage
 from trainer.runs.run_names import RunName
 from trainer.scores import calibration
 from trainer.scores.scores import read_scores, render, render_levels, write_scores

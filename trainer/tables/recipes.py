@@ -11,7 +11,7 @@ import pandas as pd
 from cache_schema import TARGETS, Cache
 from cache_schema.tables import content_digest, read_table, table_meta
 from trainer.leakage import lineage
-from trainer.runs.files import PREDICTIONS
+from trainer.runs.file_names import PREDICTIONS
 from trainer.runs.inputs import labels_of
 from trainer.runs.run_names import run_name
 from trainer.runs.sources import digest_rows

@@ -9,7 +9,7 @@ from cache_schema import Cache
 from cache_schema.errors import CacheError, CspineError
 from cache_schema.tables import read_table
 from trainer.leakage import lineage
-from trainer.runs.files import PREDICTIONS
+from trainer.runs.file_names import PREDICTIONS
 from trainer.runs.inputs import labels_of
 from trainer.runs.run_names import RunName, run_name
 from trainer.scores.scores import HELD_OUT, MAKE_AGAIN, Score, score_folds

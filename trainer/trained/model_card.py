@@ -9,7 +9,7 @@ from cache_schema import read_table
 from cache_schema.errors import CspineError
 from trainer.answers.anatomy import LevelsFound
 from trainer.leakage import exposure, lineage
-from trainer.runs.files import PREDICTIONS
+from trainer.runs.file_names import PREDICTIONS
 from trainer.runs.run_names import RunName
 from trainer.scores.calibration import Calibration, TargetCalibration
 from trainer.scores.scores import Score, read_scores

@@ -9,7 +9,7 @@ from cache_schema.errors import UsageError
 from cache_schema.tables import read_table, table_meta
 from trainer.answers.anatomy import LevelsFound
 from trainer.leakage import exposure, lineage
-from trainer.runs.files import CONFIG_FILE, MODEL_FILE, PREDICTIONS
+from trainer.runs.file_names import CONFIG_FILE, MODEL_FILE, PREDICTIONS
 from trainer.runs.identity import recorded_config, weights_config
 from trainer.runs.recorded import changed_since
 from trainer.runs.run_names import RunName, run_name

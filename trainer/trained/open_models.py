@@ -9,7 +9,7 @@ from trainer.trained.pack_file import models_of_pack
 
 
 def open_models(path: Path, *, of_folds: bool = False) -> Models:
-    """of_folds: of RUNS, those of the bbox models that hold a fold out. Raises CspineError for models that are missing, stale or damaged."""
+    """of_folds: of RUNS only models that hold a fold out. Raises CspineError for models that are missing, stale or damaged."""
     if path.is_file():
         return models_of_pack(path)
     if not path.exists():

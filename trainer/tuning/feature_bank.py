@@ -23,7 +23,7 @@ from trainer.data.loader import Batch, Loader, to_device
 from trainer.data.order import Evaluation, ScheduledItem, Training
 from trainer.models import StudyFractureModel
 from trainer.process.command import warn_once
-from trainer.runs.files import MODEL_FILE
+from trainer.runs.file_names import MODEL_FILE
 from trainer.runs.weights import weights_digest
 from trainer.session import Session
 

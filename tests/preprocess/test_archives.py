@@ -5,7 +5,7 @@ import zipfile
 import pytest
 
 from cache_schema.errors import UsageError
-from preprocess.zip_source import unpacked
+from preprocess.archives import unpacked
 
 NAME = "DOE_JOHN"
 

@@ -7,69 +7,68 @@ of the CNN's layers found half as many fractures (docs/howto.md).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from contextlib import closing
+from typing import TYPE_CHECKING, cast
 
 import cv2
 import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.nn import functional as F
 
-from cache_schema import LEVELS
-from cache_schema.study import Box
-from trainer.answers.answer import SuspectedSlice
+from cache_schema import LEVELS, Study
+from cache_schema.memory import MemoryCache
+from trainer.answers.answer import Answer
+from trainer.data.image import make_image
 from trainer.data.items import Item, windows
+from trainer.data.order import Evaluation
+from trainer.data.source import Source
+from trainer.models import SliceFractureModel
+from trainer.report.heat_map import HeatMap
+from trainer.tables.boxes import COLUMNS
+from trainer.trained.models import SLICES
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from trainer.models import SliceFractureModel
+    from trainer.predictor.predictor import Predictor
 
 STEPS = 8
 """points of the line at which the gradient is taken, in one pass of the CNN"""
 BLUR, SMOOTH = 1 / 12, 1 / 14
 """of the image's side: the width of the mean filter that takes detail away, and the deviation of the Gaussian that joins
 single pixels to an area"""
-
-LEAST_HEAT = 0.25
-"""a heat map below this share of its maximum is not laid over the image"""
-OPACITY = 0.6
-"""of a heat map at its maximum"""
+COUNT = 3
+"""slices that get a heat map: those with the highest fracture values"""
 
 
-@dataclass(frozen=True)
-class HeatMap:
-    """The heat map of a suspected slice, over the part of the slice that the network was shown."""
+def heat_maps(predictor: Predictor, study: Study, answer: Answer, count: int = COUNT) -> list[HeatMap]:
+    """By the first slice model, which takes part in naming the slices; none without slice models.
 
-    suspected: SuspectedSlice
-    values: np.ndarray
-    """(h, w) float32 in [0, 1]"""
-    square: Box
-    """what the values cover: native pixels of the slice (cache_schema.study.square_around)"""
-
-    def peak(self) -> tuple[float, float]:
-        """x, y of the middle of the hottest cell, in native pixels: pixel i covers [i, i + 1)."""
-        row, column = np.unravel_index(int(self.values.argmax()), self.values.shape)
-        return native_point(self.square, self.values.shape, float(column) + 0.5, float(row) + 0.5)
-
-
-def painted(image: np.ndarray, heat: HeatMap) -> np.ndarray:
-    """(rows, columns) uint8, a whole slice -> (rows, columns, 3) uint8 RGB with the heat map over its square."""
-    x0, y0, x1, y1 = heat.square
-    values = cv2.resize(heat.values, (x1 - x0, y1 - y0), interpolation=cv2.INTER_LINEAR)[..., None]
-    colours = cv2.applyColorMap((255 * values).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
-    found = np.repeat(image[..., None], 3, axis=2)
-    inside = found[y0:y1, x0:x1]
-    share = OPACITY * np.where(values < LEAST_HEAT, 0, values)
-    inside[:] = np.rint(inside * (1 - share) + colours * share)
-    return found
-
-
-def native_point(square: Box, shape: tuple[int, ...], x: float, y: float) -> tuple[float, float]:
-    """x, y in an image of `shape` (h, w) that shows a square of a slice, resized -> x, y in native pixels.
-
-    Continuous coordinates: pixel i covers [i, i + 1). The same map as `AugmentParams.map_from_crop` without augmentation.
+    study: the answer's, with its pixels. Levels outside the field of view get none.
     """
-    x0, y0, x1, y1 = square
-    return x0 + x * (x1 - x0) / shape[1], y0 + y * (y1 - y0) / shape[0]
+    named = [each for each in answer.slices if each.level not in answer.outside]
+    chosen = sorted(named, key=lambda each: -each.fracture)[:count]
+    if not chosen:
+        return []
+    model = predictor.models.by_stage[SLICES][0]
+    boxes = pd.DataFrame([(answer.id, *answer.box, *answer.z_range, answer.box_source, 0)], columns=COLUMNS)
+    cache, network = (
+        MemoryCache([study], predictor.models.pixel_hash),
+        cast(SliceFractureModel, predictor.network(model)),
+    )
+    found = []
+    with closing(predictor.session(model, cache, boxes)) as session:
+        data, slices = session.settings.data, study.record.slices
+        for each in chosen:
+            item, step = window_around(study.id, slices, data.frames, data.eval_stride, each.z_index)
+            own, shown = session.inputs.crop_boxes([study.id]), session.no_augmentation()
+            source = Source(cache, Evaluation([item], 1), shown, own, data.intensity)
+            images = make_image(source.read(0), data.size, data.interpolation)
+            relative = np.maximum(item.z_index(), 0) / max(1, slices - 1)
+            own_relative = relative if session.settings.model.positional == "relative" else None
+            values = heat_map(network, images, step, each.level, own_relative)
+            found.append(HeatMap(each, values, source.squares[study.id]))
+    return found
 
 
 def window_around(id: str, slices: int, frames: int, stride: int, z_index: int) -> tuple[Item, int]:
@@ -97,8 +96,6 @@ def heat_map(
     C1..C7. relative: (3T,) in [0, 1] for positional=`relative` only. All zeros where no detail raises the output. The network
     is set to eval mode, and its parameters get no gradients. Takes one pass of the CNN over the window and one over STEPS images.
     """
-    import torch
-
     network = stage_network.eval()
     device = next(network.parameters()).device
     with torch.inference_mode(False), torch.autocast(device.type, enabled=False):
@@ -114,8 +111,6 @@ def _integrated(
     network: SliceFractureModel, features: Tensor, image: Tensor, step: int, level: int, relative: Tensor | None
 ) -> Tensor:
     """(3, S, S): what each pixel's detail adds to the output. features: (T, width) of the whole window."""
-    import torch
-
     blurred = _blurred(image)
     share = (torch.arange(STEPS, device=image.device) + 0.5) / STEPS
     with torch.enable_grad():
@@ -132,8 +127,6 @@ def _integrated(
 
 def _blurred(image: Tensor) -> Tensor:
     """(3, S, S) -> the same shape: the mean of BLUR of the side, with the border repeated."""
-    from torch.nn import functional as F
-
     reach = max(1, round(image.shape[-1] * BLUR / 2))
     return F.avg_pool2d(F.pad(image[None], (reach,) * 4, mode="replicate"), 2 * reach + 1, 1)[0]
 

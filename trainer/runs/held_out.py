@@ -7,7 +7,7 @@ import pandas as pd
 from cache_schema.errors import CacheError, CspineError
 from cache_schema.tables import table_meta
 from cache_schema.values import misfit
-from trainer.runs.files import MODEL_FILE, PREDICTIONS
+from trainer.runs.file_names import MODEL_FILE, PREDICTIONS
 from trainer.runs.run_names import RunName, run_name
 from trainer.settings.stage_registry import stage_class, stage_names
 
