@@ -73,7 +73,7 @@ def test_another_source_leaves_nothing_of_the_one_before(models, scans, tmp_path
     source = shutil.copytree(scans, tmp_path / "source")
     (source / "train.csv").write_text("of,something\nelse,1\n")
     first, second, _ = sorted(path for path in source.iterdir() if path.is_dir())
-    words = [f"source={source}", f"models={models}", f"out={tmp_path / 'out'}"]
+    words = [f"source={source}", f"models={models}", f"out={tmp_path / 'out'}", "report=false"]
     assert main(words) == 3
     shutil.rmtree(first)
     for _ in range(2):  # the second time nothing is left to build
@@ -94,13 +94,13 @@ def test_another_source_leaves_nothing_of_the_one_before(models, scans, tmp_path
 
 def test_boxes_are_made_as_the_plan_made_them(models, tiny_cache, tmp_path, capfd):
     own = shutil.copytree(models, tmp_path / "models")
-    assert main([f"source={tiny_cache}", f"models={own}", f"out={tmp_path / 'out'}"]) == 0
+    assert main([f"source={tiny_cache}", f"models={own}", f"out={tmp_path / 'out'}", "report=false"]) == 0
     before = read_table(tmp_path / "out/study_boxes.parquet")
     settings = TableSettings(box_margin=4)
     inputs = {"settings": settings.model_dump_json()}
     write_table(own / "tables/study_boxes.parquet", before, "test", inputs)
     capfd.readouterr()
-    assert main([f"source={tiny_cache}", f"models={own}", f"out={tmp_path / 'out'}"]) == 0
+    assert main([f"source={tiny_cache}", f"models={own}", f"out={tmp_path / 'out'}", "report=false"]) == 0
     after = read_table(tmp_path / "out/study_boxes.parquet")
     assert "defaults are taken" not in capfd.readouterr().out
     assert (after["x0"] == (before["x0"] - 4).clip(lower=0)).all() and (after["x0"] != before["x0"]).any()
@@ -111,7 +111,7 @@ def test_boxes_of_new_scans_come_from_the_runs_of_all_data_where_there_are_any(
 ):
     own = shutil.copytree(models, tmp_path / "models")
     train(stage="bbox", cache=tiny_cache, out=own, config=tiny_settings, fold="all", seed=5)
-    assert main([f"source={tiny_cache}", f"models={own}", f"out={tmp_path / 'out'}"]) == 0
+    assert main([f"source={tiny_cache}", f"models={own}", f"out={tmp_path / 'out'}", "report=false"]) == 0
     assert "6 studies, 1 bbox models, 1 slice_fracture models, 2 study_fracture models" in capfd.readouterr().out
     answer = json.loads(next(tmp_path.glob("out/answers/*")).read_bytes())["answer"]
     assert answer["models"]["bbox"] == ["bbox-01B/foldall-seed5"]
@@ -121,7 +121,7 @@ def test_runs_made_from_what_is_there_no_longer_are_left_out(models, tiny_cache,
     own = shutil.copytree(models, tmp_path / "models")
     (backbone,) = own.glob("slice_fracture-*/fold0-seed1")
     (first, second) = sorted(own.glob("study_fracture-*/fold0-seed*"))
-    words = [f"source={tiny_cache}", f"models={own}", f"out={tmp_path / 'out'}"]
+    words = [f"source={tiny_cache}", f"models={own}", f"out={tmp_path / 'out'}", "report=false"]
     digest = reseal(backbone / "model.safetensors", seed="7")
     assert main(words) == 2
     said = capfd.readouterr()
@@ -140,7 +140,7 @@ def test_settings_of_another_run_beside_the_weights_are_refused(models, tiny_cac
     own = shutil.copytree(models, tmp_path / "models")
     first, second = sorted(own.glob("study_fracture-*/fold0-seed*/config.yaml"))
     shutil.copy(first, second)
-    assert main([f"source={tiny_cache}", f"models={own}", f"out={tmp_path / 'out'}"]) == 1
+    assert main([f"source={tiny_cache}", f"models={own}", f"out={tmp_path / 'out'}", "report=false"]) == 1
     assert (
         f"error: {second.with_name('model.safetensors')}: does not belong to the settings in the same folder"
         in capfd.readouterr().err
@@ -152,7 +152,7 @@ def test_a_cache_in_the_middle_of_a_change_is_not_predicted_on(models, tiny_cach
     cache = Cache(shutil.copytree(tiny_cache, tmp_path / "cache"))
     study = cache.study(cache.index.dropna(subset="segmentation_digest")["id"].iloc[0])
     CacheWriter(cache.path).publish(other_segmentation(study))
-    words = [f"source={cache.path}", f"models={models}", f"out={tmp_path / 'out'}"]
+    words = [f"source={cache.path}", f"models={models}", f"out={tmp_path / 'out'}", "report=false"]
     assert main(words) == 1
     assert f"study {study.id} was changed after the index was written" in capfd.readouterr().err
     assert not list(tmp_path.glob("out/*.csv")) and not list(tmp_path.glob("out/runs/*/*/*.parquet"))
@@ -168,7 +168,7 @@ def test_a_model_whose_numbers_are_not_finite_is_named(models, tiny_cache, tmp_p
         del metadata["digest"]  # as it would be of weights that were saved so
 
     changed(own, spoil)
-    assert main([f"source={tiny_cache}", f"models={own}", f"out={tmp_path / 'out'}"]) == 2
+    assert main([f"source={tiny_cache}", f"models={own}", f"out={tmp_path / 'out'}", "report=false"]) == 2
     line = capfd.readouterr().err
     assert "predicts numbers that are not finite, first for study" in line and "fold0-seed2" in line
     assert not (tmp_path / "out/predictions.csv").exists()
@@ -180,7 +180,7 @@ def test_models_that_do_not_fit_are_said_before_anything_is_decoded(models, scan
     twice = shutil.copytree(models, tmp_path / "twice")
     shutil.copytree(twice / "study_fracture-04F/fold0-seed1", twice / "study_fracture-04F/fold0-seed3")
     for own, line in ((other, "was trained with pixel_hash=000"), (twice, "has the same settings as ")):
-        assert main([f"source={scans}", f"models={own}", f"out={tmp_path / 'out'}"]) == 2
+        assert main([f"source={scans}", f"models={own}", f"out={tmp_path / 'out'}", "report=false"]) == 2
         assert line in capfd.readouterr().err and not (tmp_path / "out").exists()
 
 
@@ -196,7 +196,7 @@ def changed(models, change):
 def test_it_is_what_the_runs_predict_by_themselves_and_says_what_they_have_seen(
     models, tiny_cache, tiny_settings, tmp_path, capfd
 ):
-    assert main([f"source={tiny_cache}", f"models={models}", f"out={tmp_path}"]) == 0
+    assert main([f"source={tiny_cache}", f"models={models}", f"out={tmp_path}", "report=false"]) == 0
     assert "3 of 6 studies were seen in training by these models" in capfd.readouterr().out
     found = pd.read_csv(tmp_path / "predictions.csv", dtype={"id": str})
     runs = sorted(models.glob("study_fracture-*/*"))
@@ -207,7 +207,7 @@ def test_it_is_what_the_runs_predict_by_themselves_and_says_what_they_have_seen(
         alone.append(read_table(own / "predictions-all.parquet")[list(TARGETS)])
     assert np.allclose(found[list(TARGETS)], sum(alone) / 2, atol=6e-5)
     plain = tmp_path / "plain"
-    assert main([f"source={tiny_cache}", f"models={models}", f"out={plain}", "data.loader=plain"]) == 0
+    assert main([f"source={tiny_cache}", f"models={models}", f"out={plain}", "data.loader=plain", "report=false"]) == 0
     assert np.allclose(found[list(TARGETS)], pd.read_csv(plain / "predictions.csv")[list(TARGETS)], atol=6e-5)
 
 
@@ -297,7 +297,7 @@ def test_only_what_was_made_is_removed_from_the_results(tmp_path):
 def test_a_damaged_study_of_a_cache_is_named_and_the_others_are_answered(models, tiny_cache, tmp_path, capfd):
     cache = shutil.copytree(tiny_cache, tmp_path / "cache")
     first, *others = Cache(cache).ids
-    chunk = next(path for path in (cache / first / "pixels/c").rglob("*") if path.is_file())
+    chunk = cache / first / "pixels/c.0.0.0"
     content = bytearray(chunk.read_bytes())
     content[50] ^= 1
     chunk.write_bytes(content)
@@ -310,7 +310,7 @@ def test_a_cropped_cache_is_refused_before_anything_is_answered(models, tiny_cac
     boxed = shutil.copytree(tiny_cache, tmp_path / "boxed")
     assert preprocess(["set-boxes", str(boxed), str(true_boxes)]) == 0
     crop_cache(boxed, tmp_path / "cropped")
-    assert main([f"source={tmp_path / 'cropped'}", f"models={models}", f"out={tmp_path / 'out'}"]) == 2
+    assert main([f"source={tmp_path / 'cropped'}", f"models={models}", f"out={tmp_path / 'out'}", "report=false"]) == 2
     assert "holds cropped studies; expected whole slices; give the cache" in capfd.readouterr().err
 
 
