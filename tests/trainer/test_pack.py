@@ -139,6 +139,7 @@ def test_a_file_of_another_version_says_so(packed, tmp_path):
         PackFile(tmp_path / "new.cspine")
 
 
+@pytest.mark.check
 def test_runs_and_pack_answer_the_same_from_dicom_zip_and_cache(models, packed, tmp_path):
     source = tmp_path / "source"
     write_phantom(
