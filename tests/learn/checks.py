@@ -13,7 +13,7 @@ from cache_schema import LEVELS, Study
 from cache_schema.columns import BOX, FULL_FRAME
 from cache_schema.study import Box, square_around
 from trainer.answers.anatomy import check_levels
-from trainer.answers.answer import Flag
+from trainer.answers.answer import Answer, Flag
 from trainer.answers.flags import DISORDERS
 from trainer.data.items import whole_studies
 from trainer.scores.calibration import Calibration
@@ -225,3 +225,13 @@ def calibration_is_no_worse(calibration: Calibration) -> Check:
     found = ", ".join(f"{name} {before:.4f} to {after:.4f}" for name, (before, after) in losses.items())
     well = bool(losses) and all(after <= before for before, after in losses.values())
     return Check("log loss is not worse after calibration", found or "no target has a calibration", well)
+
+
+def a_head_is_not_taken_for_a_neck(answer: Answer) -> Check:
+    """A scan of a head, on whose slices there is no level below C2."""
+    flags = {flag.reason for flag in answer.flags}
+    numbers = [level for level in LEVELS[2:] if answer.probabilities[level] is not None]
+    found = f"flags {' '.join(sorted(flags)) or 'none'}; numbers for {' '.join(numbers) or 'no level of C3 to C7'}"
+    return Check(
+        "a real head is unlike training and has no numbers below C2", found, "unlike_training" in flags and not numbers
+    )

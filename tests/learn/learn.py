@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 from checks import (
     Check,
+    a_head_is_not_taken_for_a_neck,
     beats_baselines,
     boxes_keep_the_neck,
     calibration_is_no_worse,
@@ -35,6 +36,7 @@ from cache_schema.tables import read_table
 from preprocess.build.build_cache import build_cache
 from preprocess.labels import replace_labels
 from preprocess.phantom.generate import write_phantom
+from trainer import Predictor
 from trainer.look.__main__ import main as look
 from trainer.plan.graph import Plan, read_plan
 from trainer.scores.calibration import Calibration
@@ -42,6 +44,8 @@ from trainer.scores.scores import read_scores
 from trainer.tables.studies import suspected_slices
 
 ROOT = Path(__file__).resolve().parents[2]
+HEAD = ROOT.parent / "shared/realct/ge_head"
+"""a real CT of a head, where there is one"""
 
 
 def main() -> int:
@@ -89,6 +93,9 @@ def checks(asked: argparse.Namespace) -> Iterator[Check]:
     yield from heat_maps_point_at_the_fracture(peaks(Cache(cache), runs, boxes), truth)
     yield calibration_is_no_worse(Calibration.read(runs / "tables/calibration.json"))
     look([f"tables={runs}", f"cache={cache}", "report=true"])  # RUNS/look: reliability diagrams, ROC and scores
+
+    if HEAD.is_dir():
+        yield a_head_is_not_taken_for_a_neck(Predictor(runs)(HEAD))
 
     twins = asked.out / "twins"
     write_twins(twins, asked.twins, first=asked.studies, slices=asked.slices)
