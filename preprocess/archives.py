@@ -1,15 +1,20 @@
 """A zip of DICOM files as a source: unpacked for as long as it is read."""
 
+import fcntl
 import os
 import shutil
 import time
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from cache_schema.errors import UsageError, advice_on, reason_of
+
+PREFIX = ".unpacked-"
+YOUNG_SECONDS = 60
+"""a folder younger than this may not be locked yet by who made it"""
 
 
 def is_zip(source: str | Path) -> bool:
@@ -27,16 +32,47 @@ def unpacked(source: str | Path, beside: Path | None = None) -> Iterator[Path]:
     if not is_zip(source):
         yield Path(source)
         return
-    with TemporaryDirectory(prefix=".unpacked-", dir=beside) as name:
+    if beside is not None:
+        _sweep(beside)
+    with TemporaryDirectory(prefix=PREFIX, dir=beside) as name:
         folder = Path(name)
+        lock = _locked(folder)
         try:
-            with zipfile.ZipFile(source) as archive:
-                _extract(archive, folder, Path(source))
-        except (UsageError, MemoryError):
-            raise
-        except Exception as error:  # zlib, lzma and others have their own
-            raise _one_line(error, Path(source)) from None
-        yield folder
+            _unpack(Path(source), folder)
+            yield folder
+        finally:
+            if lock is not None:
+                os.close(lock)
+
+
+def _sweep(beside: Path) -> None:
+    """Removes what killed processes left: patients' files must not stay behind."""
+    for folder in beside.glob(f"{PREFIX}*"):
+        with suppress(FileNotFoundError):
+            if time.time() - folder.stat().st_mtime > YOUNG_SECONDS and (handle := _locked(folder)) is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+                os.close(handle)
+
+
+def _locked(folder: Path) -> int | None:
+    """A lock on the folder, held until this process ends or closes it; None if another has it, or if there are no locks."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        return None
+    return handle
+
+
+def _unpack(source: Path, folder: Path) -> None:
+    try:
+        with zipfile.ZipFile(source) as archive:
+            _extract(archive, folder, source)
+    except (UsageError, MemoryError):
+        raise
+    except Exception as error:  # zlib, lzma and others have their own
+        raise _one_line(error, source) from None
 
 
 def _extract(archive: zipfile.ZipFile, folder: Path, source: Path) -> None:

@@ -1,6 +1,10 @@
 """A zip of DICOM files: whatever is in it, one line that names nothing of it, and nothing left behind."""
 
+import os
+import subprocess
+import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +12,7 @@ from cache_schema.errors import UsageError
 from preprocess.archives import unpacked
 
 NAME = "DOE_JOHN"
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def archive(path, names, kind=zipfile.ZIP_STORED):
@@ -46,3 +51,21 @@ def test_names_that_lead_out_of_the_folder_stay_in_it(tmp_path):
     with unpacked(path, tmp_path / "beside") as folder:
         assert sum(each.is_file() for each in folder.rglob("*")) == 2
     assert not list((tmp_path / "beside").iterdir())
+
+
+def test_what_a_killed_process_left_is_removed_and_what_is_in_use_stays(tmp_path):
+    path, out = archive(tmp_path / "a.zip", [NAME]), tmp_path / "out"
+    out.mkdir()
+    code = (
+        "import os; from pathlib import Path; from preprocess.archives import unpacked; "
+        f"held = unpacked({str(path)!r}, Path({str(out)!r})); held.__enter__(); os._exit(9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 9
+    (left,) = out.iterdir()
+    with unpacked(path, out) as held:
+        assert left.is_dir(), "it may still be in use"
+        for folder in (left, held):
+            os.utime(folder, (1, 1))
+        with unpacked(path, out) as second:
+            assert not left.exists() and (held / NAME).is_file() and (second / NAME).is_file()
+    assert not list(out.iterdir())
