@@ -6,6 +6,7 @@ import time
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,8 @@ import pandas as pd
 
 from cache_schema import Study, read_table, write_table
 from cache_schema.documents import write_whole
-from cache_schema.errors import CspineError, UsageError
+from cache_schema.errors import CacheError, CspineError, UsageError
+from cache_schema.tables import own_meta
 from trainer.answers.answer import Answer
 from trainer.answers.kept import load_answer, save_answer
 from trainer.predictor.scans import KeySlice, Refused, Scans, pixel_hash
@@ -63,7 +65,7 @@ class Job:
         """The answer of an earlier job for this state of the study; None if it must be made."""
         if (self.cards and not self.card(id).is_file()) or (self.dicom and not (self._dicom(id) / "SR.dcm").is_file()):
             return None
-        if self.keep_runs and not all(self._rows(model, id).is_file() for model in self.models.every):
+        if self.keep_runs and not all(self._has_rows(model, id, digest) for model in self.models.every):
             return None
         return load_answer(self._path(id), self._made_from(digest))
 
@@ -124,7 +126,7 @@ class Job:
 
         predictor = Predictor(self.models, **self.given)
         others = set(scans.ids) - set(ids)
-        rows = self._keep_rows if self.keep_runs else None
+        rows = partial(self._keep_rows, scans.digests) if self.keep_runs else None
         for study, answer in predictor.with_studies(scans.studies(without=others), rows):
             started = time.perf_counter()
             if self.cards or self.dicom:
@@ -151,11 +153,20 @@ class Job:
                 keys.append(KeySlice(level, z, min(1.0, max(0.0, fracture)), image))
             scans.write_results(study, keys, answer, self.models.digest, self._dicom(study.id))
 
-    def _keep_rows(self, model: TrainedModel, table: pd.DataFrame) -> None:
+    def _keep_rows(self, digests: Mapping[str, str], model: TrainedModel, table: pd.DataFrame) -> None:
         for id, rows in table.groupby("id"):
             path = self._rows(model, str(id))
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_table(path, rows.reset_index(drop=True), "trainer.predict", {"run": model.digest})
+            write_table(
+                path, rows.reset_index(drop=True), "trainer.predict", {"run": model.digest, "study": digests[str(id)]}
+            )
+
+    def _has_rows(self, model: TrainedModel, id: str, digest: str) -> bool:
+        """Whether the model's predictions of this state of the study are kept, undamaged."""
+        path = self._rows(model, id)
+        with suppress(CacheError):
+            return path.is_file() and own_meta(path)["inputs"] == {"run": model.digest, "study": digest}
+        return False
 
     def _rows(self, model: TrainedModel, id: str) -> Path:
         return self.out / RUNS / model.name / "studies" / f"{id}.parquet"
