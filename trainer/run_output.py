@@ -1,6 +1,7 @@
 """The output of a run: its settings, logs, exposure, predictions and scores."""
 
 import json
+import platform
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -23,10 +24,13 @@ from trainer.runs.inputs import Inputs
 from trainer.runs.metrics_log import MetricsLog
 from trainer.runs.run_folder import make_room, remove_checkpoints
 from trainer.runs.tracking import Tracking
+from trainer.runs.weights import MADE_WITH, version_of
 from trainer.session import Session
 from trainer.settings.settings import Settings
 from trainer.tuning.tuning import Tuning
 
+PACKAGES = ("cspine", "torch", "timm", "accelerate")
+"""whose versions are kept with the weights"""
 FOLDER_SECONDS = 60
 """delay with which a network file system may show another machine's folder"""
 
@@ -119,6 +123,9 @@ class RunOutput(Session):
             "inputs": json.dumps(self.inputs.training_digests(), sort_keys=True),
             "fold": str(settings.fold),
             "seed": str(settings.seed),
+            MADE_WITH: json.dumps(
+                {name: version_of(name) for name in PACKAGES} | {"python": platform.python_version()}
+            ),
             RANGE: training_range(self.inputs).to_json(),
         }
 

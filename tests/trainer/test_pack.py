@@ -3,6 +3,7 @@
 import re
 import shutil
 import zipfile
+from importlib.metadata import version
 
 import numpy as np
 import pandas as pd
@@ -68,6 +69,7 @@ def test_the_card_says_what_is_known_and_what_is_not(packed, capsys):
     said = capsys.readouterr().out
     for words in ("not a medical device", "bbox-01B/fold0-seed1", "holds fold 0 out", "Apache-2.0", "unknown"):
         assert words in said
+    assert f"torch {version('torch')}" in said
     assert "from backbone slice_fracture-04F/fold0-seed1" in said
     assert said.splitlines()[-1] == f"{packed}: every byte matches its digest"
 

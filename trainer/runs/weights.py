@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,6 +19,8 @@ from trainer.runs.file_names import MODEL_FILE
 
 DIGEST = "digest"
 """metadata key: sha256 over the names, dtypes, shapes and bytes of all tensors and over the other metadata"""
+MADE_WITH = "made_with"
+"""metadata key: JSON of the versions of Python and of the packages that trained the weights"""
 BLOCK = 2**22
 TRAIN_AGAIN = "train it again"
 
@@ -72,6 +75,14 @@ def require_whole(path: Path) -> str | None:
         if seen is not None:
             _checked.add(seen)
     return stated
+
+
+def version_of(package: str) -> str:
+    """The installed version; `unknown` for a package that runs without being installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
 
 
 def file_digest(path: Path) -> str:

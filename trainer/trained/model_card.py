@@ -11,6 +11,7 @@ from trainer.answers.anatomy import LevelsFound
 from trainer.leakage import exposure, lineage
 from trainer.runs.file_names import PREDICTIONS
 from trainer.runs.run_names import RunName
+from trainer.runs.weights import MADE_WITH
 from trainer.scores.calibration import Calibration, TargetCalibration
 from trainer.scores.scores import Score, read_scores
 from trainer.settings.stage_registry import stage_class
@@ -144,11 +145,18 @@ def _leave_out(names: Iterable[str]) -> str:
     return f"Models may be left out in this order:\n\n{listed}" if listed else "No model may be left out."
 
 
-def _versions(manifest: Mapping[str, Any], models: Iterable[TrainedModel]) -> str:
+def _versions(manifest: Mapping[str, Any], models: Collection[TrainedModel]) -> str:
     stages = sorted({(model.stage, model.metadata["version"]) for model in models})
     trained = ", ".join(f"{stage} version {version}" for stage, version in stages)
-    packed = f"Packed by {manifest['made_by']}, format {manifest['version']}."
-    return f"{packed} Trained with {trained}; versions of Python, torch and timm: {UNKNOWN}."
+    packed = f"Packed by {manifest['made_by']}, format {manifest['version']}. Trained with {trained}."
+    lines = [f"- `{model.name}`: {_made_with(model)}" for model in models]
+    return "\n".join([packed, "", *lines])
+
+
+def _made_with(model: TrainedModel) -> str:
+    if MADE_WITH not in model.metadata:
+        return f"versions of Python and packages {UNKNOWN}"
+    return ", ".join(f"{name} {version}" for name, version in sorted(json.loads(model.metadata[MADE_WITH]).items()))
 
 
 def _licences(models: Iterable[TrainedModel]) -> str:

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Collection, Iterator, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cache_schema.documents import canonical_json, digest_of, sync
 from trainer.answers.unlike import RANGE
 from trainer.leakage import exposure
-from trainer.runs.weights import DIGEST
+from trainer.runs.weights import DIGEST, MADE_WITH, version_of
 from trainer.scores.calibration import Calibration
 from trainer.settings.settings import is_path
 from trainer.trained.model_card import model_card
@@ -20,7 +19,7 @@ from trainer.trained.pack_file import CARD, MANIFEST, VERSION, salted, write_ent
 if TYPE_CHECKING:
     from torch import Tensor
 
-METADATA = ("key", "version", "pixel_hash", "fold", "seed", RANGE, DIGEST)
+METADATA = ("key", "version", "pixel_hash", "fold", "seed", RANGE, MADE_WITH, DIGEST)
 """metadata of the weights that go along: no paths, no ids of studies"""
 
 
@@ -61,7 +60,7 @@ def _entries(models: Models) -> Iterator[tuple[str, bytes]]:
         listed.append(_listed(model, own[0][0], own[1][0] if len(own) > 1 else None, salt))
     manifest = {
         "version": VERSION,
-        "made_by": f"cspine {version('cspine')}",
+        "made_by": f"cspine {version_of('cspine')}",
         "pixel_hash": models.pixel_hash,
         "models": listed,
         "thresholds": models.thresholds.model_dump(mode="json"),
