@@ -1,9 +1,11 @@
 """Studies held in memory, behind the interface of a Study and of a Cache."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -12,6 +14,9 @@ from cache_schema.columns import index_frame, index_row
 from cache_schema.layout import PIXEL_HASH
 from cache_schema.store import Cache
 from cache_schema.study import Box, Study, blocks, value_range
+
+Item = TypeVar("Item")
+Read = TypeVar("Read")
 
 
 class HeldPixels:
@@ -48,6 +53,18 @@ def held(study: Study, since: float | None = None) -> Study:
     record = study.record_after_reading()
     kept = HeldPixels(pixels, time.perf_counter() - started, getattr(study.pixels, "plan", None))
     return Study(record, study.z, study.slice_number, kept, study.slice_box, study.vertebra_ratio)
+
+
+def one_ahead(read: Callable[[Item], Read], items: Iterable[Item]) -> Generator[Read, None, None]:
+    """`read` of each item, in order: a thread reads the next one while the caller uses this one."""
+    left = iter(items)
+    with ThreadPoolExecutor(1) as thread:
+        coming = [thread.submit(read, item) for item in islice(left, 1)]
+        while coming:
+            found = coming.pop().result()
+            coming = [thread.submit(read, item) for item in islice(left, 1)]
+            yield found
+            del found
 
 
 class MemoryCache(Cache):

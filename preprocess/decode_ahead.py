@@ -8,16 +8,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cache_schema.errors import CspineError, StudyRefused, reason_of
-from cache_schema.memory import HeldPixels, held
+from cache_schema.memory import HeldPixels, held, one_ahead
 from cache_schema.study import Study
 from preprocess.findings import REASONS, Finding
 from preprocess.series.study_plan import StudyPlan
@@ -37,20 +34,18 @@ def decoded(plans: Iterable[StudyPlan], report: Callable[[Finding], None]) -> It
 
     report: called with every finding. Studies that are refused, or whose decoder crashes or hangs, are left out.
     """
-    worker, plans = _Worker(), iter(plans)
-    with ThreadPoolExecutor(1) as thread:
-        try:
-            coming = [thread.submit(worker.decode, plan) for plan in islice(plans, 1)]
-            while coming:
-                study, findings = coming.pop().result()
-                coming = [thread.submit(worker.decode, plan) for plan in islice(plans, 1)]
-                for finding in findings:
-                    report(finding)
-                if study is not None:
-                    yield study
-                    del study
-        finally:
-            worker.close()
+    worker = _Worker()
+    ahead = one_ahead(worker.decode, plans)
+    try:
+        for study, findings in ahead:
+            for finding in findings:
+                report(finding)
+            if study is not None:
+                yield study
+            del study
+    finally:
+        worker.close()  # first: the thread may wait for it
+        ahead.close()
 
 
 def decode(plan: StudyPlan) -> tuple[Study | None, tuple[Finding, ...]]:
@@ -68,17 +63,7 @@ def decode(plan: StudyPlan) -> tuple[Study | None, tuple[Finding, ...]]:
         study.pixels = pixels = GuardedPixels(study.pixels)
         return held(study, started), (*found, *pixels.findings())
     except Exception as error:
-        return None, (refusal(plan.id, error),)
-
-
-def refusal(id: str, error: Exception) -> Finding:
-    """The finding about a study that cannot be decoded."""
-    if isinstance(error, StudyRefused):
-        return Finding(id, error.file or "", "refused", error.reason, error.what)
-    if isinstance(error, CspineError):
-        return Finding.of_study(id, "refused", "failed", error.what)
-    why = reason_of(error) if isinstance(error, OSError) else type(error).__name__
-    return Finding.of_study(id, "refused", "failed", f"{REASONS['failed']} ({why})")
+        return None, (Finding.of_error(plan.id, error),)
 
 
 class _Worker:

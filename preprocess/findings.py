@@ -6,6 +6,8 @@ Nothing is dropped in silence: whatever is refused, repaired or merely odd becom
 from dataclasses import dataclass
 from typing import Literal
 
+from cache_schema.errors import CspineError, StudyRefused, reason_of
+
 Severity = Literal["refused", "repaired", "flagged"]
 
 REASONS: dict[str, str] = {
@@ -133,6 +135,16 @@ class Finding:
     def __post_init__(self) -> None:
         if self.reason not in REASONS:
             raise ValueError(f"{self.reason!r} is not one of the reasons in preprocess.findings.REASONS")
+
+    @classmethod
+    def of_error(cls, id: str, error: Exception) -> "Finding":
+        """A study that ended in this error. The message shows no path and no text of the source."""
+        if isinstance(error, StudyRefused):
+            return cls(id, error.file or "", "refused", error.reason, error.what)
+        if isinstance(error, CspineError):
+            return cls.of_study(id, "refused", "failed", error.what)
+        why = reason_of(error) if isinstance(error, OSError) else type(error).__name__
+        return cls.of_study(id, "refused", "failed", f"{REASONS['failed']} ({why})")
 
     @classmethod
     def of_study(cls, id: str, severity: Severity, reason: str, message: str | None = None) -> "Finding":

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import cv2
 
-from cache_schema.errors import CspineError, StudyRefused, reason_of
 from cache_schema.writer import CacheWriter
 from preprocess.build.state import StudyState
 from preprocess.build.watchdog import STALL_SECONDS, GuardedPixels, deadline
-from preprocess.findings import REASONS, TRANSIENT_REASONS, Finding
+from preprocess.findings import TRANSIENT_REASONS, Finding
 from preprocess.pseudonyms import Pseudonyms
 from preprocess.series.study_plan import StudyPlan
 from preprocess.study_source import open_study
@@ -42,13 +41,8 @@ def build_study(task: StudyTask) -> TaskResult:
     cv2.setNumThreads(1)
     try:
         return TaskResult(None, _build_study(task))
-    except StudyRefused as refused:
-        return TaskResult(Finding(task.id, refused.file or "", "refused", refused.reason, refused.what))
-    except CspineError as error:
-        return TaskResult(Finding.of_study(task.id, "refused", "failed", error.what))
     except Exception as error:
-        why = reason_of(error) if isinstance(error, OSError) else type(error).__name__
-        return TaskResult(Finding.of_study(task.id, "refused", "failed", f"{REASONS['failed']} ({why})"))
+        return TaskResult(Finding.of_error(task.id, error))
 
 
 def _build_study(task: StudyTask) -> tuple[Finding, ...]:

@@ -3,6 +3,7 @@
 import re
 import shutil
 import zipfile
+from dataclasses import replace
 from importlib.metadata import version
 
 import numpy as np
@@ -16,9 +17,11 @@ from cache_schema.tables import read_table
 from preprocess.labels import replace_labels
 from preprocess.phantom.generate import write_phantom
 from trainer import Predictor
+from trainer.answers.anatomy import LevelsFound
 from trainer.inspect import main as inspect
 from trainer.pack import main as pack
 from trainer.predict import main as predict
+from trainer.tables.settings import TableSettings
 from trainer.trained.of_runs import models_of_runs
 from trainer.trained.pack_file import CARD, MANIFEST, PackFile, models_of_pack
 
@@ -216,3 +219,13 @@ def test_held_out_studies_are_answered_by_the_models_of_their_fold_only(chain, t
     replace_labels(cache, tmp_path / "other.csv", folds=tmp_path / "other.csv")
     assert predict([f"source={cache}", f"models={file}", f"out={tmp_path / 'no'}", "held_out=true"]) == 2
     assert "has seen the label of" in capsys.readouterr().err
+
+
+def test_whatever_decides_an_answer_is_in_the_digest_of_the_models(models):
+    own = models_of_runs(models)
+    others = [
+        replace(own, levels_found=LevelsFound(9, 9)),
+        replace(own, thresholds=TableSettings(box_margin=3)),
+        replace(own, by_stage={**own.by_stage, "study_fracture": own.by_stage["study_fracture"][:1]}),
+    ]
+    assert len({own.digest, *(each.digest for each in others)}) == 4

@@ -17,11 +17,11 @@ from cache_schema import LEVELS, TARGETS, Cache
 from cache_schema.columns import FRACTURES
 from cache_schema.study import square_around
 from trainer.answers.answer import Answer, Flag, SuspectedSlice
+from trainer.look.document import RESEARCH_ONLY
 from trainer.report.card import exam_card
 from trainer.report.heat_map import HeatMap
 from trainer.report.html import Summary, summary, write_report
 from trainer.report.planes import Plane, middle_planes, slice_edges
-from trainer.report.words import RESEARCH_ONLY
 
 
 def answer_to(study, **changes) -> Answer:

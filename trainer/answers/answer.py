@@ -21,6 +21,15 @@ class Flag(NamedTuple):
     level: str = ""
     """C1..C7, if it concerns one level"""
 
+    @property
+    def sentence(self) -> str:
+        return f"{self.level}: {self.message}" if self.level else self.message
+
+    @property
+    def code(self) -> str:
+        """As in predictions.csv: the reason and, where it concerns one, the level."""
+        return f"{self.reason}:{self.level}" if self.level else self.reason
+
 
 class SuspectedSlice(NamedTuple):
     """The slice most likely to show a fracture of a level, by the slice models."""

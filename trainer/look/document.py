@@ -29,6 +29,9 @@ QUALITY = 90
 POLICY = "default-src 'none'; img-src data:; style-src 'sha256-{}'; script-src 'sha256-{}'; base-uri 'none'; form-action 'none'"
 
 
+RESEARCH_ONLY = "research only, not a medical device"
+
+
 class Cell(NamedTuple):
     """A table's cell. value: what it is sorted and filtered by; None sorts last."""
 

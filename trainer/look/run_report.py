@@ -2,18 +2,18 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from cache_schema import LEVELS, TARGETS, Cache
 from cache_schema.tables import read_table
-from trainer.look.document import Cell, Document, Picture, Table
+from trainer.look.document import RESEARCH_ONLY, Cell, Document, Picture, Table
 from trainer.metric import study_losses
 from trainer.scores.scores import Score, read_scores
 
 NAME = "report.html"
-NOTICE = "research only, not a medical device"
 HEADINGS = {
     "curves": "Vertebra ratios and fractures over z",
     "boxes": "Study boxes",
@@ -29,7 +29,7 @@ def write_run_report(out: Path, runs: Path, cache: Cache | None, made: Sequence[
     made: the figures' file names, `<name>-<page>.png`. Raises CacheError for a damaged table.
     """
     scores, predictions = runs / "tables/scores.json", runs / "tables/study_predictions.parquet"
-    with Document(out / NAME, "Scores and figures of a plan", (), NOTICE) as document:
+    with Document(out / NAME, "Scores and figures of a plan", (), RESEARCH_ONLY) as document:
         if scores.is_file():
             document.tables.append(score_table(read_scores(scores)))
         if predictions.is_file() and cache is not None and cache.labels is not None:
@@ -76,10 +76,10 @@ def worst_first(predictions: pd.DataFrame, labels: pd.DataFrame) -> Table:
     return Table("Held-out studies, worst first", columns, rows, numbers=columns[4:])
 
 
-def _cell(value: object) -> Cell:
+def _cell(value: Any) -> Cell:
     if value is None or value is pd.NA:
         return Cell("")
     if isinstance(value, str):
         return Cell(value, value)
-    number = float(value)  # type: ignore[arg-type]
+    number = float(value)
     return Cell(str(int(number)) if isinstance(value, int | np.integer) else f"{number:.3f}", number)

@@ -1,8 +1,8 @@
 """Where in a slice the stage-3 network sees a level's fracture.
 
 A heat map integrates gradients (Sundararajan et al. 2017) of the level's fracture output along the line from the blurred
-image to the image itself: a pixel is hot where the detail that the blur takes away raises the output. Class activation maps
-of the CNN's layers found half as many fractures (docs/howto.md).
+image to the image itself: a pixel is hot where the detail that the blur takes away raises the output. `make learn`
+measures where they peak.
 """
 
 from __future__ import annotations

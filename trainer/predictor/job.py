@@ -19,7 +19,7 @@ from cache_schema.errors import CacheError, CspineError, UsageError
 from cache_schema.tables import own_meta
 from trainer.answers.answer import Answer
 from trainer.answers.kept import load_answer, save_answer
-from trainer.predictor.scans import KeySlice, Refused, Scans, pixel_hash
+from trainer.predictor.scans import Refused, Scans, pixel_hash
 from trainer.process.child import end_with_parent
 from trainer.process.faults import in_one_line
 from trainer.runs.file_names import PREDICTIONS_OF_ALL
@@ -146,12 +146,9 @@ class Job:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, exam_card(answer, study, heats))
         if self.dicom:
-            keys = []
-            for heat in heats:
-                level, z, _, fracture = heat.suspected
-                image = painted(study.read(z, z + 1)[0], heat)
-                keys.append(KeySlice(level, z, min(1.0, max(0.0, fracture)), image))
-            scans.write_results(study, keys, answer, self.models.digest, self._dicom(study.id))
+            places = [(heat, heat.suspected.z_index) for heat in heats]
+            images = {heat.suspected: painted(study.read(z, z + 1)[0], heat) for heat, z in places}
+            scans.write_results(study, images, answer, self.models.digest, self._dicom(study.id))
 
     def _keep_rows(self, digests: Mapping[str, str], model: TrainedModel, table: pd.DataFrame) -> None:
         for id, rows in table.groupby("id"):

@@ -61,7 +61,7 @@ def predictions_csv(answers: Sequence[Answer]) -> pd.DataFrame:
     rows = []
     for each in answers:
         calibrated = {f"{target}{SUFFIX}": value for target, value in each.shown_calibrated.items()}
-        flags = dict.fromkeys(f"{flag.reason}:{flag.level}" if flag.level else flag.reason for flag in each.flags)
+        flags = dict.fromkeys(flag.code for flag in each.flags)
         rows.append({"id": each.id, **each.probabilities, **calibrated, "flags": " ".join(flags)})
     frame = pd.DataFrame(rows)
     columns = [f"{target}{SUFFIX}" for target in TARGETS if f"{target}{SUFFIX}" in frame]

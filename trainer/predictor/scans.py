@@ -1,9 +1,7 @@
 """The studies of a source: a folder or zip of DICOM files, or a cache. The trainer's only door to `preprocess`."""
 
-from collections.abc import Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -13,9 +11,9 @@ import pandas as pd
 from cache_schema import Cache, Study
 from cache_schema.errors import CacheError, StudyRefused, UsageError, did_you_mean_path
 from cache_schema.layout import GROUP, PIXEL_HASH, REPORT
-from cache_schema.memory import HeldPixels, held
+from cache_schema.memory import HeldPixels, held, one_ahead
 from cache_schema.store import ChangedStudy
-from trainer.answers.answer import Answer
+from trainer.answers.answer import Answer, SuspectedSlice
 
 if TYPE_CHECKING:
     from preprocess.findings import Finding
@@ -28,17 +26,6 @@ class Refused(NamedTuple):
     """of the study; or `file` and its number in the source"""
     reason: str
     message: str
-
-
-class KeySlice(NamedTuple):
-    """A slice with its heat map drawn in."""
-
-    level: str
-    z_index: int
-    fracture: float
-    """in [0, 1]"""
-    image: np.ndarray
-    """(rows, columns, 3) uint8 RGB, the whole slice"""
 
 
 def require_dicom_results(source: Path) -> None:
@@ -115,15 +102,10 @@ class Scans:
 
             yield from decoded((self._plans[id] for id in ids), self._report)
             return
-        with ThreadPoolExecutor(1) as thread:
-            opened = iter(ids)
-            coming = [thread.submit(self._read, id) for id in islice(opened, 1)]
-            while coming:
-                study = coming.pop().result()
-                coming = [thread.submit(self._read, id) for id in islice(opened, 1)]
-                if study is not None:
-                    yield study
-                    del study
+        for study in one_ahead(self._read, ids):
+            if study is not None:
+                yield study
+            del study
 
     def _read(self, id: str) -> Study | None:
         """None for a damaged study, which counts as refused. Raises CacheError for one that was replaced."""
@@ -137,19 +119,23 @@ class Scans:
             return None
 
     def write_results(
-        self, study: Study, key_slices: Sequence[KeySlice], answer: Answer, models_digest: str, out: Path
+        self, study: Study, images: Mapping[SuspectedSlice, np.ndarray], answer: Answer, models_digest: str, out: Path
     ) -> None:
-        """Writes a study's answer as DICOM files into `out`. A study whose files changed meanwhile counts as refused."""
-        from preprocess.results.write import KeySlice as Slice
-        from preprocess.results.write import write_results
+        """Writes a study's answer as DICOM files into `out`. A study whose files changed meanwhile counts as refused.
 
-        notes = [f"{flag.level}: {flag.message}" if flag.level else flag.message for flag in answer.flags]
-        slices = [Slice(*each) for each in key_slices]
+        images: slice -> (rows, columns, 3) uint8 RGB, the whole slice with its heat map drawn in.
+        """
+        from preprocess.results.write import KeySlice, write_results
+
+        keys = [
+            KeySlice(each.level, each.z_index, min(1.0, max(0.0, each.fracture)), image)
+            for each, image in images.items()
+        ]
+        notes = [flag.sentence for flag in answer.flags]
         assert isinstance(study.pixels, HeldPixels)
+        plan, calibrated = study.pixels.plan, answer.shown_calibrated
         try:
-            write_results(
-                study.pixels.plan, slices, answer.probabilities, answer.shown_calibrated, notes, models_digest, out
-            )
+            write_results(plan, keys, answer.probabilities, calibrated, notes, models_digest, out)
         except StudyRefused as error:
             self.refused[study.id] = Refused(study.id, error.reason, f"no DICOM results: {error.what}")
 

@@ -13,6 +13,7 @@ from matplotlib.patheffects import withStroke
 from cache_schema import LEVELS, TARGETS, Study
 from cache_schema.columns import FRACTURES, FULL_FRAME
 from trainer.answers.answer import Answer
+from trainer.look.document import RESEARCH_ONLY
 from trainer.look.page import (
     BLACK,
     GREY,
@@ -29,7 +30,7 @@ from trainer.look.page import (
 )
 from trainer.report.heat_map import LEAST_HEAT, HeatMap
 from trainer.report.planes import Plane, middle_planes, slice_edges
-from trainer.report.words import RESEARCH_ONLY, flag_lines, model_names, wrapped
+from trainer.report.words import model_names, wrapped
 
 WIDTH, GAP = 1560, 14
 VIEWS_TOP, VIEWS_HEIGHT = 90, 440
@@ -217,7 +218,7 @@ def _overlay(axes: Axes, heat: HeatMap, extent: tuple[int, int, int, int]) -> No
 def _words(figure: Figure, answer: Answer) -> None:
     """Flags below the bars, models below the views, and what the card is not."""
     top, most = VIEWS_TOP + 10 + len(TARGETS) * ROW + 24, 58
-    lines = [line for each in flag_lines(answer) for line in wrapped(f"• {each}", most)]
+    lines = [line for flag in answer.flags for line in wrapped(f"• {flag.sentence}", most)]
     room = int((TILES_TOP - 24 - top) / LINE)
     note(figure, BARS_LEFT, top, "flags" if lines else "no flags", weight="bold")
     if len(lines) > room:

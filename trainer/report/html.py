@@ -6,8 +6,7 @@ from typing import NamedTuple
 
 from cache_schema import TARGETS
 from trainer.answers.answer import Answer
-from trainer.look.document import Cell, Document, Picture, Table
-from trainer.report.words import RESEARCH_ONLY, flag_lines
+from trainer.look.document import RESEARCH_ONLY, Cell, Document, Picture, Table
 
 COLUMNS = ("study", "any", *TARGETS[1:], "flags")
 
@@ -22,7 +21,7 @@ class Summary(NamedTuple):
 
 
 def summary(answer: Answer) -> Summary:
-    return Summary(answer.id, answer.probabilities, tuple(flag_lines(answer)))
+    return Summary(answer.id, answer.probabilities, tuple(flag.sentence for flag in answer.flags))
 
 
 def write_report(

@@ -3,15 +3,7 @@
 import textwrap
 from collections.abc import Iterable
 
-from trainer.answers.answer import Answer
 from trainer.look.page import shortened
-
-RESEARCH_ONLY = "research only, not a medical device"
-
-
-def flag_lines(answer: Answer) -> list[str]:
-    """The flags as sentences, with their level where they concern one."""
-    return [f"{flag.level}: {flag.message}" if flag.level else flag.message for flag in answer.flags]
 
 
 def model_names(stage: str, runs: Iterable[str]) -> str:

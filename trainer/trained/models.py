@@ -65,10 +65,8 @@ class TrainedModel:
             values[section] = {name: value for name, value in values[section].items() if name not in names}
         if not gpu:
             values["train"] = {name: value for name, value in values["train"].items() if name != "precision"}
-            values["data"] = values["data"] | {
-                "loader": "plain",
-                "workers": 0,
-            }  # the same images, without starting DALI
+            # the same images, without starting DALI
+            values["data"] = values["data"] | {"loader": "plain", "workers": 0}
         places = dict.fromkeys(("cache", "out", "weights", "boxes"), NOWHERE)
         others = {"mode": "predict", "split": "all", "tracker": "none", "deterministic": False}
         return validate(merge(values, places, others, {"pseudo": None, "backbone": None}, given))
@@ -95,9 +93,8 @@ class Models:
     def digest(self) -> str:
         """Of all that decides an answer."""
         models = [(model.name, model.digest) for model in self.every]
-        return digest_of(
-            [models, self.thresholds.model_dump(mode="json"), self.calibration and self.calibration.document()]
-        )
+        learned = self.calibration and self.calibration.document(), self.levels_found
+        return digest_of([models, self.thresholds.model_dump(mode="json"), *learned])
 
     @property
     def every(self) -> list[TrainedModel]:
