@@ -5,7 +5,7 @@ BIN := .venv/bin
 SETUP := .venv/.installed
 LOWEST := .venv-lowest
 
-.PHONY: help setup demo test test-lowest check soak learn bench-cache bench-loader bench-train bench-gpu lint format wheel lock clean-demo
+.PHONY: help setup demo test test-lowest check soak learn bench-cache bench-loader bench-train bench-scale bench-gpu lint format wheel lock clean-demo
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: *[^#]*## */\t/' | sort | awk -F'\t' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -59,6 +59,9 @@ bench-loader: $(SETUP) ## from the cache to the network's input, beside DICOM, P
 
 bench-train: $(SETUP)  ## what a training step of each variant costs, and hours for the reference's 83 trainings
 	$(BIN)/python -m benchmarks.train --keep
+
+bench-scale: $(SETUP)  ## what grows with the size of a set, up to 711,601 files (3 GB on the disk for a while)
+	$(BIN)/python -m benchmarks.scale --keep
 
 bench-gpu: $(SETUP)    ## what only a GPU shows: its tests, items a second without a network, steps of the full-size variants in bf16
 	$(BIN)/python -m benchmarks.gpu images tests ceiling train

@@ -75,6 +75,13 @@ def build_cache(
     pseudonymise: Annotated[
         Path | None, typer.Option(metavar="KEYFILE", help="replace UIDs by hashes under the key in this file")
     ] = None,
+    trust_mtime: Annotated[
+        bool,
+        typer.Option(
+            "--trust-mtime",
+            help="look at the times of SOURCE's folders only, not of each file; misses a file rewritten in place",
+        ),
+    ] = False,
 ) -> int:
     """Decode every study once into CACHE. Studies that are already there are skipped."""
     options = locals()  # the command's parameters are those of the function

@@ -131,12 +131,12 @@ def _publish(writer: CacheWriter, parts: list[_Cut]) -> None:
     # threads: decoding, hashing and flushing all release the GIL
     with (
         ThreadPoolExecutor(os.cpu_count()) as pool,
-        progress_over(len(parts), sum(part.record.slices for part in parts)) as steps,
+        progress_over(studies=len(parts), slices=sum(part.record.slices for part in parts)) as steps,
     ):
         waiting = [pool.submit(part.publish, writer) for part in parts]
         try:
             for done in as_completed(waiting):
-                steps.advance(done.result().slices)
+                steps.advance(studies=1, slices=done.result().slices)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

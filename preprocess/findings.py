@@ -116,7 +116,7 @@ TRANSIENT_REASONS = frozenset(
 """Reasons that may be gone at the next build though no file changed."""
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True, order=True, slots=True)
 class Finding:
     """One row of the report.
 

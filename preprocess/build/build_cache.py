@@ -10,13 +10,12 @@ from cache_schema.layout import is_valid_id
 from cache_schema.writer import CacheWriter
 from preprocess.build.dask_pool import Pool, check_address
 from preprocess.build.job import BuildJob
+from preprocess.build.source import Source
 from preprocess.build.state import clear_finished, load_finished, options_digest, save_finished, studies_digest
 from preprocess.findings import TRANSIENT_REASONS, Finding
-from preprocess.headers.inventory import find_files
 from preprocess.labels import LabelsTable, check_named, check_same, read_labels_and_folds
 from preprocess.progress import say
 from preprocess.pseudonyms import Pseudonyms
-from preprocess.series.planning import plan_from_headers
 from preprocess.study_source import segmentation_folder
 
 
@@ -56,6 +55,7 @@ def build_cache(
     max_refused: int | None = None,
     paths: bool = False,
     pseudonymise: str | Path | None = None,
+    trust_mtime: bool = False,
     pixels_only: bool = False,
     prune: bool = False,
     tell: Callable[[str], None] = say,
@@ -64,9 +64,10 @@ def build_cache(
 
     source: the RSNA layout, whose train.csv and segmentations are found, or any tree of DICOM files. folds: a CSV or a
     number, 5 by default. workers: local processes, one a core by default; scheduler: a running Dask scheduler instead.
-    limit: the first so many studies by id. pixels_only: neither labels nor segmentations are looked for. Studies of an
-    earlier build that the source no longer has stay, and the report says so, or leave with `prune`; what the source has
-    and cannot be used leaves in any case.
+    limit: the first so many studies by id. trust_mtime: where all folders of the source have the times that they had at the
+    last build, take their files to be unchanged, without a look at each; one rewritten in place is missed. pixels_only:
+    neither labels nor segmentations are looked for. Studies of an earlier build that the source no longer has stay, and
+    the report says so, or leave with `prune`; what the source has and cannot be used leaves in any case.
     Raises UsageError and CacheError for what the user can correct; a study that fails is a row of report.csv and an exit
     status.
     """
@@ -77,9 +78,8 @@ def build_cache(
     masks = segmentation_folder(source, segmentations) if segmentations or not pixels_only else None
     if labels is None and not pixels_only and (source / "train.csv").is_file():
         labels = source / "train.csv"
-    files, unlisted = find_files(source, without=[cache] if masks is None else [cache, masks])
-    if not files and not unlisted:
-        raise UsageError("holds no files", where=source, expected="DICOM files")
+    tree = Source(source, [cache] if masks is None else [cache, masks], cache, trust_mtime)
+    digest = tree.digest
     given = read_labels_and_folds(labels, folds, pseudonyms or str)
     is_new, writer = not cache.exists(), CacheWriter(cache)
     with writer.locked(lambda: tell(f"another process is changing {cache}; waiting for it")):
@@ -88,40 +88,38 @@ def build_cache(
         if old_labels is not None:
             check_same(old_labels, given, labels_given=labels_given, cache=cache)
         job = BuildJob(source, writer, masks, pseudonyms, options_digest(pseudonyms), limit, paths, prune, tell)
-        fingerprint = job.fingerprint(files, given)
+        fingerprint = job.fingerprint(digest, given)
         finished = load_finished(writer, fingerprint)
         if finished and job.all_there(finished.get("content")):
+            tree.keep(writer)
             good, refused, studies = finished["good"], finished["refused"], finished["studies"]
             return BuildResult(0, good, refused, studies, 0, max_refused, finished["files"])
         clear_finished(writer)
         with Pool(workers, scheduler, tell) as pool:
-            found = job.read_headers(files, pool)
-            found.unread += unlisted
-            uids = {header.study_uid for header in found.headers} - {""}
+            found = job.read_headers(tree.files, pool)
+            found.unread += tree.unlisted
+            uids = set(found.studies) - {""}
             try:
-                if not found.headers and not found.unread:
+                if not found.studies and not found.unread:
                     raise UsageError("holds no DICOM files", where=source)
                 mismatch = check_named(given, {job.name(uid) for uid in uids if is_valid_id(uid)})
             except UsageError:
                 if is_new:
                     shutil.rmtree(cache)
                 raise
-            plans, findings = plan_from_headers(found.headers, found.unread)
-            findings += found.about_others() + job.about_masks(uids)
-            source_ids = {job.name(plan.id) for plan in plans}
-            if limit is not None and len(plans) > limit:
-                plans = plans[:limit]
-                findings = [finding for finding in findings if finding.id <= plans[-1].id]
-            built = job.build_studies(plans, pool)
-        findings, refused = job.all_findings(findings, built)
+            planned = job.plan_studies(found)
+            planned.findings += found.about_others() + job.about_masks(uids)
+            built = job.build_studies(planned, pool)
+        findings, refused = job.all_findings(planned.findings, built)
         if mismatch is not None:
             findings.append(Finding.of_study("", "flagged", "labels_mismatch", mismatch))
-        findings, index = job.finish(findings, refused, source_ids, given, old_labels)
-        good, studies = len(plans) - len(built.refused), len(index)
+        findings, index = job.finish(findings, refused, planned.ids, given, old_labels)
+        good, studies = planned.studies - len(built.refused), len(index)
         files_refused = sum(not is_valid_id(what) for what in refused)
         if not any(finding.reason in TRANSIENT_REASONS for finding in findings):
             content = studies_digest(index)
             summary = {"good": good, "refused": len(refused), "studies": studies, "files": files_refused}
             save_finished(writer, fingerprint, content=content, **summary)
+            tree.keep(writer)
         skipped = good - built.published
         return BuildResult(built.published, skipped, len(refused), studies, built.slices, max_refused, files_refused)

@@ -15,6 +15,7 @@ from uuid import uuid4
 
 from cache_schema.errors import UsageError
 from preprocess.build.isolated_task import Died, run_alone, run_alone_on_worker
+from preprocess.headers.packed import pack, unpack
 
 CONNECT_SECONDS = 20
 IGNORE_SIGINT = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
@@ -35,6 +36,8 @@ DASK_SETTINGS = {
     "distributed.scheduler.allowed-failures": 0,  # what is lost with a worker is tried again alone
     # a local worker that died and is just being started again would be given up if it had died so long before as well
     "distributed.deploy.lost-worker-timeout": "1000 days",
+    # the scheduler would keep the last thousand messages to each worker, tasks and all
+    "distributed.admin.low-level-log-length": 10,
 }
 ISOLATED_TRIES = 3
 """a process alone dies without its worker; where the worker is lost all the same, as machines are, it was not tried"""
@@ -59,6 +62,10 @@ def local_cluster(workers: int) -> Any:
             silence_logs=logging.CRITICAL,
             preload=[IGNORE_SIGINT],
         )
+
+
+def _run_packed(function: Callable[[Any], Any], task: bytes) -> Any:
+    return function(unpack(task))
 
 
 def check_address(scheduler: str | None) -> None:
@@ -139,7 +146,8 @@ class Pool:
         def submit(room: int) -> None:
             for number, task in islice(waiting, max(0, room)):
                 # the key stands in Dask's logs and on its dashboard: it says nothing about the study
-                future = client.submit(function, task, pure=False, key=f"task-{key}-{number}")
+                name = f"task-{key}-{number}"
+                future = client.submit(_run_packed, function, pack(task), pure=False, key=name)
                 running[future] = number, task
                 future.add_done_callback(finished.put)
 

@@ -1,8 +1,9 @@
 """The steps of a build: read headers, find what is current, build the rest, write the tables."""
 
+import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -22,17 +23,46 @@ from preprocess.build.state import StudyState, decoders_digest, sources_digest, 
 from preprocess.build.task import StudyTask, TaskResult, build_study
 from preprocess.findings import Finding
 from preprocess.headers.inventory import Inventory, read_many
+from preprocess.headers.packed import pack, unpack
+from preprocess.headers.source_files import SourceFiles
 from preprocess.labels import MADE_BY_BUILD, LabelsAndFolds, LabelsTable, make_table
 from preprocess.masks.names import find_segmentation, unlistable, unused_masks
 from preprocess.natural_order import natural_key
 from preprocess.progress import progress_over
 from preprocess.pseudonyms import Pseudonyms
-from preprocess.series.planning import SALT_BYTES
+from preprocess.series.planning import SALT_BYTES, Planning
 from preprocess.series.study_plan import StudyPlan
 
 FILES_A_TASK = 128
 FILES_READ_HERE = 256
 """a header pass over so few files takes less time than asking the workers"""
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A study to decode. plan: packed until its turn comes."""
+
+    id: str
+    slices: int
+    plan: bytes
+    segmentation: Path | None
+    sources: str
+
+
+@dataclass
+class Planned:
+    """What planning found. ids: of all studies of the source, in the cache; findings: of the header pass; unchanged: studies
+    that are in the cache as the source gives them, with what their own builds said."""
+
+    ids: set[str]
+    findings: list[Finding]
+    unchanged: int = 0
+    waiting: list[Waiting] = field(default_factory=list)
+    said: list[Finding] = field(default_factory=list)
+
+    @property
+    def studies(self) -> int:
+        return self.unchanged + len(self.waiting)
 
 
 @dataclass
@@ -62,11 +92,11 @@ class BuildJob:
     def name(self, uid: str) -> str:
         return self.pseudonyms(uid) if self.pseudonyms else uid
 
-    def fingerprint(self, files: list[Path], given: LabelsAndFolds) -> str:
-        """Of everything a build depends on; where it has not changed, there is nothing to do."""
+    def fingerprint(self, files: str, given: LabelsAndFolds) -> str:
+        """Of everything that decides about a build. files: digest of the source's, as `tree_digest` gives it."""
         return digest_of(
             {
-                "files": tree_digest(files, self.source),
+                "files": files,
                 "segmentations": self.segmentations and _masks_digest(self.segmentations),
                 "labels": given.labels_digest,
                 "folds": given.folds_name if given.folds_given else None,
@@ -91,23 +121,30 @@ class BuildJob:
         except (OSError, CacheError):
             return False
 
-    def read_headers(self, files: list[Path], pool: Pool) -> Inventory:
+    def read_headers(self, files: SourceFiles, pool: Pool) -> Inventory:
         """Read all headers; in this process where the files are few, else on the workers."""
-        self.tell(f"reading the headers of {len(files)} files")
-        numbered = list(enumerate(files, start=1))
+        total = len(files)
+        self.tell(f"reading the headers of {total} files")
         read = partial(read_many, salt=secrets.token_bytes(SALT_BYTES))
-        if len(files) <= FILES_READ_HERE:
-            return read(numbered)
-        batches = [numbered[first : first + FILES_A_TASK] for first in range(0, len(files), FILES_A_TASK)]
-        found = dict(pool.run(read, batches))
-        whole = Inventory()
-        for number, batch in enumerate(batches):
-            if isinstance(found[number], Died):
-                which = f"files {batch[0][0]} to {batch[-1][0]}, in natural order of their paths"
-                line = f"reading the headers of {which}, {found[number].message}"
-                raise UsageError(line, where=self.source, do="find the file that causes it, and remove it")
-            whole.add(found[number])
-        return whole
+        if total <= FILES_READ_HERE:
+            return read(enumerate(files, start=1))
+        found, died = Inventory(), dict[int, Died]()
+        with progress_over(studies=None, files=total) as steps:
+            for number, result in pool.run(read, files.batches(FILES_A_TASK)):
+                if isinstance(result, Died):
+                    died[number] = result
+                    continue
+                before = len(found.studies)
+                found.add(result)
+                count = min(FILES_A_TASK, total - number * FILES_A_TASK)
+                steps.advance(studies=len(found.studies) - before, files=count)
+        if died:
+            first = min(died)
+            begin, end = first * FILES_A_TASK + 1, min(total, (first + 1) * FILES_A_TASK)
+            which = f"files {begin} to {end}, in natural order of their paths"
+            line = f"reading the headers of {which}, {died[first].message}"
+            raise UsageError(line, where=self.source, do="find the file that causes it, and remove it")
+        return found
 
     def about_masks(self, uids: set[str]) -> list[Finding]:
         """A finding for every mask that no study of the source takes."""
@@ -121,34 +158,66 @@ class BuildJob:
             Finding("", "", "flagged", "unused_mask", message.format(number.get(path, 0)), str(path)) for path in unused
         ]
 
-    def build_studies(self, plans: list[StudyPlan], pool: Pool) -> Built:
+    def plan_studies(self, found: Inventory) -> Planned:
+        """Plan all studies, and keep of the first `limit` those that are not there yet."""
+        planned, planning, last = Planned(set(), []), Planning(found), ""
+        with progress_over("planning", brief=True, studies=len(planning)) as steps:
+            for plan in planning:
+                steps.advance(studies=1)
+                if plan is None:
+                    continue
+                if self.limit is None or len(planned.ids) < self.limit:
+                    self._sort_out(plan, planned)
+                    last = plan.id
+                planned.ids.add(self.name(plan.id))
+        planned.findings = planning.findings
+        if len(planned.ids) > planned.studies:
+            planned.findings = [finding for finding in planned.findings if finding.id <= last]
+        return planned
+
+    def _sort_out(self, plan: StudyPlan, planned: Planned) -> None:
+        id, mask = self.name(plan.id), find_segmentation(self.segmentations, plan.id)
+        sources = sources_digest(plan, mask, self.source)
+        state = StudyState.load(self.writer, id)
+        if state is not None and state.is_current(self.writer, id, self.options, sources):
+            planned.unchanged += 1
+            planned.said.extend(_with_path(finding, plan, mask) for finding in state.findings)
+        else:
+            planned.waiting.append(Waiting(id, len(plan.slices), pack(plan), mask, sources))
+
+    def build_studies(self, planned: Planned, pool: Pool) -> Built:
         """Publish every planned study that is not there yet."""
-        built, tasks = Built([], {}), []
-        for plan in plans:
-            id, mask = self.name(plan.id), find_segmentation(self.segmentations, plan.id)
-            sources = sources_digest(plan, mask, self.source)
-            state = StudyState.load(self.writer, id)
-            if state is not None and state.is_current(self.writer, id, self.options, sources):
-                built.findings.extend(_with_path(finding, plan, mask) for finding in state.findings)
-            else:
-                tasks.append(StudyTask(id, plan, mask, self.writer.path, self.pseudonyms, self.options, sources))
-        tasks.sort(key=lambda task: -len(task.plan.slices))  # the longest first, so that the last ones end together
-        slices = sum(len(task.plan.slices) for task in tasks)
-        self.tell(f"{len(plans)} studies: {len(plans) - len(tasks)} unchanged, {len(tasks)} to decode, {slices} slices")
-        if tasks:
-            with progress_over(len(tasks), slices) as steps:
-                for number, result in pool.run(build_study, tasks):
-                    task = tasks[number]
-                    steps.advance(len(task.plan.slices))
+        built = Built(planned.said, {})
+        # the longest first, so that the last ones end together
+        waiting = sorted(planned.waiting, key=lambda study: -study.slices)
+        slices = sum(study.slices for study in waiting)
+        self.tell(
+            f"{planned.studies} studies: {planned.unchanged} unchanged, {len(waiting)} to decode, {slices} slices"
+        )
+        if waiting:
+            with progress_over(studies=len(waiting), slices=slices) as steps:
+                for number, result in pool.run(build_study, self.tasks(waiting)):
+                    study = waiting[number]
+                    steps.advance(studies=1, slices=study.slices)
                     if isinstance(result, Died):
-                        result = TaskResult(Finding.of_study(task.id, "refused", "worker_died", result.message))
+                        result = TaskResult(Finding.of_study(study.id, "refused", "worker_died", result.message))
+                    findings = result.findings if result.refused is None else (result.refused,)
+                    if findings:
+                        plan = unpack(study.plan)
+                        findings = tuple(_with_path(each, plan, study.segmentation) for each in findings)
                     if result.refused is not None:
-                        built.refused[task.id] = _with_path(result.refused, task.plan, task.segmentation)
+                        (built.refused[study.id],) = findings
                         continue
-                    built.findings.extend(_with_path(found, task.plan, task.segmentation) for found in result.findings)
+                    built.findings.extend(findings)
                     built.published += 1
-                    built.slices += len(task.plan.slices)
+                    built.slices += study.slices
         return built
+
+    def tasks(self, waiting: Iterable[Waiting]) -> Iterator[StudyTask]:
+        """The tasks of studies, each unpacked as it is asked for."""
+        for study in waiting:
+            plan, cache = unpack(study.plan), self.writer.path
+            yield StudyTask(study.id, plan, study.segmentation, cache, self.pseudonyms, self.options, study.sources)
 
     def all_findings(self, planned: Iterable[Finding], built: Built) -> tuple[list[Finding], set[str]]:
         """All findings but those about the cache itself, and which studies and files were refused."""
@@ -201,6 +270,7 @@ def _with_path(finding: Finding, plan: StudyPlan, mask: Path | None) -> Finding:
 
 def _masks_digest(folder: Path) -> str:
     try:
-        return tree_digest(sorted(path for path in folder.rglob("*") if path.is_file()), folder)
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        return tree_digest((str(path), os.path.relpath(path, folder)) for path in files)
     except OSError as error:
         raise unlistable(folder, error) from None

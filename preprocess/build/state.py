@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,11 +13,12 @@ import pandas as pd
 
 from cache_schema.columns import REPORT_COLUMNS
 from cache_schema.documents import canonical_json, digest_of, write_whole
-from cache_schema.layout import PIXEL_HASH
+from cache_schema.layout import BUILD_FOLDER, PIXEL_HASH
 from cache_schema.tables import content_digest
 from cache_schema.verify import record_if_whole
 from cache_schema.writer import CacheWriter
 from preprocess.findings import Finding
+from preprocess.headers.source_files import FolderState
 from preprocess.pseudonyms import Pseudonyms
 from preprocess.series.study_plan import StudyPlan
 
@@ -86,9 +87,9 @@ def sources_digest(plan: StudyPlan, segmentation: Path | None, source: Path) -> 
     return _files_digest(files)
 
 
-def tree_digest(files: Iterable[Path], source: Path) -> str:
-    """Of names, sizes and times of many files: a stat each."""
-    return _files_digest((os.path.relpath(path, source), *_size_and_time(path)) for path in files)
+def tree_digest(files: Iterable[tuple[str, str]]) -> str:
+    """Of names, sizes and times of many files, each as (path, path below the source): a stat each."""
+    return _files_digest((name, *_size_and_time(path)) for path, name in files)
 
 
 def decoders_digest() -> str:
@@ -103,7 +104,7 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _size_and_time(path: Path) -> tuple[int, int]:
+def _size_and_time(path: str | Path) -> tuple[int, int]:
     try:
         status = os.stat(path)
     except OSError:
@@ -137,6 +138,26 @@ def save_finished(writer: CacheWriter, fingerprint: str, **summary: int | str) -
 def clear_finished(writer: CacheWriter) -> None:
     """Call it before anything is changed: a build that is stopped, or has to be tried again, is not finished."""
     _finished_path(writer).unlink(missing_ok=True)
+
+
+def load_source(cache: Path) -> tuple[str, dict[str, FolderState]]:
+    """The digest of a source's files and the state of its folders, as `save_source` kept them; ("", {}) where it did not."""
+    found = _read_json(_source_path(cache / BUILD_FOLDER))
+    try:
+        return found["files"], {name: FolderState(*state) for name, state in found["folders"].items()}
+    except (AttributeError, KeyError, TypeError):
+        return "", {}
+
+
+def save_source(writer: CacheWriter, files: str, folders: Mapping[str, FolderState]) -> None:
+    """files: digest of all of them. Nothing is written where that is kept already."""
+    if load_source(writer.path) != (files, folders):
+        data = canonical_json({"files": files, "folders": folders})
+        write_whole(_source_path(writer.build_folder), data, beside=writer.build_folder)
+
+
+def _source_path(build_folder: Path) -> Path:
+    return build_folder / "source.json"
 
 
 def _finished_path(writer: CacheWriter) -> Path:

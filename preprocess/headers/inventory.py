@@ -1,31 +1,37 @@
 """The header pass: every file of a source is opened once, in natural order of the paths."""
 
-import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from cache_schema.errors import UsageError
-from preprocess.findings import REASONS, Finding
+from preprocess.findings import Finding
 from preprocess.headers.file_header import FileHeader
+from preprocess.headers.packed import PackedHeaders
 from preprocess.headers.read import OtherFile, read_headers
-from preprocess.natural_order import natural_key
+from preprocess.headers.source_files import find_files
 
-RSNA_FOLDER = "train_images"
+FILES_A_PACK = 128
 
 
 @dataclass
 class Inventory:
-    """What the files of a source are. unread: findings about files that are no image and should be one, or may be."""
+    """What the files of a source are. studies: headers by StudyInstanceUID, "" where that is absent. unread: findings about
+    files that are no image and should be one, or may be."""
 
-    headers: list[FileHeader] = field(default_factory=list)
+    studies: dict[str, PackedHeaders] = field(default_factory=dict)
     unread: list[Finding] = field(default_factory=list)
     others: Counter[str] = field(default_factory=Counter)
     """how many files are known to be something else, by kind"""
 
+    @property
+    def headers(self) -> list[FileHeader]:
+        """All of them, unpacked, study by study."""
+        return [header for packed in self.studies.values() for header in packed]
+
     def add(self, other: "Inventory") -> None:
-        self.headers += other.headers
+        for uid, packed in other.studies.items():
+            self.studies.setdefault(uid, PackedHeaders()).add(packed)
         self.unread += other.unread
         self.others += other.others
 
@@ -45,14 +51,16 @@ def scan(source: str | Path, salt: bytes = b"") -> Inventory:
     Raises UsageError when `source` does not exist.
     """
     files, unlisted = find_files(source)
-    found = read_many(list(enumerate(files, start=1)), salt)
-    found.unread += unlisted
+    found = Inventory(unread=unlisted)
+    for batch in files.batches(FILES_A_PACK):
+        found.add(read_many(batch, salt))
     return found
 
 
 def read_many(numbered: Iterable[tuple[int, Path]], salt: bytes = b"") -> Inventory:
     """The header pass over some files of a source, numbered as in the whole of it."""
     found = Inventory()
+    headers: dict[str, list[FileHeader]] = {}
     for number, path in numbered:
         content = read_headers(path, salt)
         if isinstance(content, Finding):
@@ -60,73 +68,7 @@ def read_many(numbered: Iterable[tuple[int, Path]], salt: bytes = b"") -> Invent
         elif isinstance(content, OtherFile):
             found.others[content.kind] += 1
         else:
-            found.headers.extend(replace(header, number=number) for header in content)
+            for header in content:
+                headers.setdefault(header.study_uid, []).append(replace(header, number=number))
+    found.studies = {uid: PackedHeaders(members) for uid, members in headers.items()}
     return found
-
-
-def find_files(source: str | Path, *, without: Iterable[str | Path] = ()) -> tuple[list[Path], list[Finding]]:
-    """Every file under `source` in natural order (`9.dcm` before `10.dcm`), and a finding for each folder below it that
-    cannot be listed.
-
-    without: folders that are not looked into. Raises UsageError when `source` is missing or cannot be listed itself.
-    """
-    source = Path(source)
-    if source.is_file():
-        return [source], []
-    if not source.is_dir():
-        raise UsageError("no such file or folder", where=source, expected="a folder of DICOM files")
-    top = source / RSNA_FOLDER if (source / RSNA_FOLDER).is_dir() else source
-    files, unlisted = _walk(top, {_identity(path) for path in without})
-    if unlisted and unlisted[0][0] == 1:
-        raise UsageError(f"cannot be listed ({unlisted[0][2]})", where=top, expected="a folder of DICOM files")
-    findings = []
-    for number, folder, why in unlisted:
-        message = f"folder {number} of the source: {REASONS['unlisted_folder']} ({why})"
-        findings.append(Finding("", "", "refused", "unlisted_folder", message, str(folder)))
-    return sorted(files, key=lambda path: natural_key(str(path))), findings
-
-
-def _walk(top: Path, left_out: set[tuple[int, int] | None]) -> tuple[list[Path], list[tuple[int, Path, str]]]:
-    """Plain files below a folder, links to nothing included (opening a pipe would wait for ever), and (number in the order
-    of the walk, folder, reason) of every folder that cannot be listed."""
-    files: list[Path] = []
-    unlisted: list[tuple[int, Path, str]] = []
-    seen, waiting, number = set(left_out), [top], 0
-    while waiting:
-        folder = waiting.pop()
-        identity = _identity(folder)
-        if identity is not None and identity in seen:  # folders may be links, and links may lead back
-            continue
-        seen.add(identity)
-        number += 1
-        try:
-            with os.scandir(folder) as found:
-                entries = sorted(found, key=lambda entry: entry.name)
-        except OSError as error:
-            unlisted.append((number, folder, error.strerror or type(error).__name__))
-            continue
-        waiting.extend(Path(entry.path) for entry in reversed(entries) if _is_folder(entry))
-        files.extend(Path(entry.path) for entry in entries if _is_file(entry))
-    return files, unlisted
-
-
-def _identity(folder: str | Path) -> tuple[int, int] | None:
-    try:
-        status = os.stat(folder)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
-
-
-def _is_folder(entry: os.DirEntry) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:
-        return False
-
-
-def _is_file(entry: os.DirEntry) -> bool:
-    try:
-        return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))
-    except OSError:  # opening it says why
-        return True

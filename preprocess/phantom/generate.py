@@ -109,19 +109,20 @@ def _row(order: _Order) -> dict[str, str | int]:
 
 
 def _run(orders: list[_Order], workers: int, progress: bool) -> None:
-    size = (len(orders), sum(order.slices for order in orders))
-    with progress_over(*size) if progress else nullcontext(Steps(*size)) as steps:
+    studies, slices = len(orders), sum(order.slices for order in orders)
+    shown = progress_over(studies=studies, slices=slices) if progress else nullcontext(Steps(studies=0, slices=0))
+    with shown as steps:
         if workers == 1 or len(orders) == 1:
             for order in orders:
                 _write_study(order)
-                steps.advance(order.slices)
+                steps.advance(studies=1, slices=order.slices)
             return
         with ProcessPoolExecutor(min(workers, len(orders)), mp_context=get_context("spawn")) as pool:
             waiting = {pool.submit(_write_study, order): order for order in orders}
             try:
                 for done in as_completed(waiting):
                     done.result()
-                    steps.advance(waiting[done].slices)
+                    steps.advance(studies=1, slices=waiting[done].slices)
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise

@@ -2,12 +2,12 @@
 
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from preprocess.findings import Finding
-from preprocess.headers.file_header import FileHeader
-from preprocess.headers.inventory import RSNA_FOLDER, scan
+from preprocess.headers.inventory import Inventory, scan
+from preprocess.headers.source_files import RSNA_FOLDER
 from preprocess.natural_order import natural_key
 from preprocess.series.flags import DICOM_UID
 from preprocess.series.study_plan import StudyPlan
@@ -22,46 +22,62 @@ def plan_studies(source: str | Path) -> tuple[list[StudyPlan], list[Finding]]:
     Raises UsageError when `source` does not exist; whatever its files hold becomes a finding.
     """
     found = scan(source, secrets.token_bytes(SALT_BYTES))
-    plans, findings = plan_from_headers(found.headers, found.unread)
-    return plans, [*found.about_others(), *findings]
+    others, planning = found.about_others(), Planning(found)
+    plans = [plan for plan in planning if plan is not None]
+    return plans, [*others, *planning.findings]
 
 
-def plan_from_headers(
-    headers: Iterable[FileHeader], unread: Iterable[Finding] = ()
-) -> tuple[list[StudyPlan], list[Finding]]:
-    """The decisions of `plan_studies` on headers already read."""
-    studies: dict[str, list[FileHeader]] = {}
-    unread = list(unread)
-    for header in headers:
-        if header.study_uid:
-            studies.setdefault(header.study_uid, []).append(header)
-        else:
-            unread.append(
-                Finding(
-                    "", str(header.number), "refused", "unreadable_header", "StudyInstanceUID is absent", header.path
-                )
-            )
-    in_folder: dict[str, set[str]] = {}
-    for uid, members in studies.items():
-        for header in members:
-            in_folder.setdefault(os.path.dirname(header.path) or ".", set()).add(uid)
-    beside: dict[str, list[Finding]] = {}
-    findings = []
-    for finding in unread:
-        path = Path(finding.path)
-        folder = path if finding.reason == "unlisted_folder" else path.parent
-        owners = in_folder.get(str(folder), set())
-        if len(owners) == 1:
-            beside.setdefault(next(iter(owners)), []).append(finding)
-        elif not owners and folder.parent.name == RSNA_FOLDER and DICOM_UID.fullmatch(folder.name):
-            beside.setdefault(folder.name, []).append(finding)
-        else:
-            findings.append(finding)
-    plans = []
-    for uid in sorted(studies.keys() | beside.keys()):
-        judged = StudyPlanner(uid, studies.get(uid, []), beside.get(uid, []))
-        plan = judged.plan()
-        findings.extend(judged.findings)
-        if plan is not None:
-            plans.append(plan)
-    return plans, sorted(set(findings), key=lambda f: (f.id, natural_key(f.file), f))
+class Planning:
+    """The decisions of `plan_studies` on headers already read. Iterating it, once, gives each study's plan, None for a refused
+    one, in the order of their ids, and takes its headers out of the inventory. Its findings are complete after that."""
+
+    def __init__(self, found: Inventory):
+        self._studies = found.studies
+        self._findings: list[Finding] = []
+        unread = list(found.unread)
+        for header in self._studies.pop("", ()):
+            what = "StudyInstanceUID is absent"
+            unread.append(Finding("", str(header.number), "refused", "unreadable_header", what, header.path))
+        self._beside = self._share_out(unread)
+
+    def __len__(self) -> int:
+        """Studies still to be planned."""
+        return len(self._studies.keys() | self._beside.keys())
+
+    def __iter__(self) -> Iterator[StudyPlan | None]:
+        for uid in sorted(self._studies.keys() | self._beside.keys()):
+            judged = StudyPlanner(uid, list(self._studies.pop(uid, ())), self._beside.pop(uid, []))
+            yield judged.plan()
+            self._findings.extend(judged.findings)
+
+    @property
+    def findings(self) -> list[Finding]:
+        return sorted(set(self._findings), key=lambda f: (f.id, natural_key(f.file), f))
+
+    def _share_out(self, unread: Iterable[Finding]) -> dict[str, list[Finding]]:
+        """Findings about unreadable files by the study beside whose files they lie; the others are the source's."""
+        by_folder: dict[str, list[Finding]] = {}
+        for finding in unread:
+            path = Path(finding.path)
+            folder = path if finding.reason == "unlisted_folder" else path.parent
+            by_folder.setdefault(str(folder), []).append(finding)
+        owners = self._owners(by_folder)
+        beside: dict[str, list[Finding]] = {}
+        for name, findings in by_folder.items():
+            folder = Path(name)
+            if len(owners[name]) == 1:
+                (uid,) = owners[name]
+                beside.setdefault(uid, []).extend(findings)
+            elif not owners[name] and folder.parent.name == RSNA_FOLDER and DICOM_UID.fullmatch(folder.name):
+                beside.setdefault(folder.name, []).extend(findings)
+            else:
+                self._findings.extend(findings)
+        return beside
+
+    def _owners(self, folders: Collection[str]) -> dict[str, set[str]]:
+        """The studies that have files in each folder."""
+        owners: dict[str, set[str]] = {folder: set() for folder in folders}
+        for uid, headers in self._studies.items() if owners else ():
+            for folder in {os.path.dirname(header.path) or "." for header in headers} & owners.keys():
+                owners[folder].add(uid)
+        return owners

@@ -25,7 +25,7 @@ COMMANDS = {
     "phantom": ["OUT", "--prevalence", "--seed", "--segmented", "--slices", "--studies", "--syntax", "--workers"],
     "build-cache": [
         *("SOURCE", "CACHE", "--folds", "--labels", "--limit", "--max-refused", "--paths", "--pseudonymise"),
-        *("--scheduler", "--segmentations", "--workers"),
+        *("--scheduler", "--segmentations", "--trust-mtime", "--workers"),
     ],
     "labels": ["CACHE", "CSV", "--folds", "--pseudonymise"],
     "set-boxes": ["CACHE", "TABLE"],
@@ -68,7 +68,7 @@ def test_defaults_are_those_of_the_contract():
     expected = {"studies": 24, "slices": 96, "segmented": 16, "prevalence": None, "syntax": "mixed", "seed": 0}
     assert {name: phantom[name] for name in expected} == expected
     build = {p.name: p.default for p in commands["build-cache"].params if p.param_type_name == "option"}
-    assert build.pop("paths") is False and set(build.values()) == {None}
+    assert build.pop("paths") is False and build.pop("trust_mtime") is False and set(build.values()) == {None}
 
 
 @pytest.mark.parametrize(

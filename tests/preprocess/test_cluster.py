@@ -25,6 +25,7 @@ from preprocess.build.build_cache import build_cache
 from preprocess.build.dask_pool import DASK_SETTINGS, Pool, local_cluster
 from preprocess.build.isolated_task import Died
 from preprocess.build.job import FILES_A_TASK, BuildJob
+from preprocess.headers.source_files import SourceFiles
 
 LIMIT = 500_000_000
 """bytes of memory a worker: enough for small studies"""
@@ -167,11 +168,11 @@ def test_a_local_build_says_that_a_study_needs_more_than_its_workers_have(tmp_pa
 def test_a_header_pass_that_kills_its_process_says_which_files_it_was_over(tmp_path):
     class DeadlyHeaders:
         def run(self, function, batches):
-            return ((number, Died("died of SIGSEGV") if number else function([])) for number in range(len(batches)))
+            return ((n, Died("died of SIGSEGV") if n else function([])) for n, _ in enumerate(batches))
 
     job = BuildJob(tmp_path, None, None, None, "", None, False, False, lambda line: None)
     with pytest.raises(UsageError, match=f"files {FILES_A_TASK + 1} to {2 * FILES_A_TASK}, .* died of SIGSEGV"):
-        job.read_headers([tmp_path / f"{number}.dcm" for number in range(300)], DeadlyHeaders())
+        job.read_headers(SourceFiles([(str(tmp_path), [f"{number}.dcm" for number in range(300)])]), DeadlyHeaders())
 
 
 def test_a_run_without_a_worker_left_ends_with_one_line(monkeypatch):
