@@ -79,10 +79,10 @@ def table_bytes(
     return sink.getvalue().to_pybytes(), digest
 
 
-def read_table(path: str | Path) -> pd.DataFrame:
-    """The frame, with a plain index. Raises UsageError where there is no file or it cannot be read, CacheError where it is
-    no parquet, or one of ours that is not as it was written."""
-    return _open(path, lambda file: _frame(pq.read_table(file)))
+def read_table(path: str | Path, columns: list[str] | None = None) -> pd.DataFrame:
+    """The frame, or these columns of it, with a plain index. Raises UsageError where there is no file or it cannot be read,
+    CacheError where it is no parquet, or one of ours that is not as it was written."""
+    return _open(path, lambda file: _frame(pq.read_table(file, columns=columns)))
 
 
 def table_meta(path: str | Path) -> dict[str, Any]:

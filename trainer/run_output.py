@@ -17,6 +17,7 @@ from cache_schema.tables import write_table
 from trainer.answers.unlike import RANGE, training_range
 from trainer.inference import predict
 from trainer.leakage import exposure
+from trainer.leakage.groups import Exposure
 from trainer.runs import checkpoint
 from trainer.runs.file_names import CONFIG_FILE, MODEL_FILE
 from trainer.runs.identity import config_file, model_key, prediction_inputs, predictions_path, recorded_config
@@ -38,7 +39,7 @@ FOLDER_SECONDS = 60
 class RunOutput(Session):
     """A session with a run's folder, logs and tracker."""
 
-    def __init__(self, settings: Settings, inputs: Inputs, key: str, seen: pd.DataFrame | None = None):
+    def __init__(self, settings: Settings, inputs: Inputs, key: str, seen: Exposure | None = None):
         """seen: the exposure to store with the weights (trainer.leakage.exposure)."""
         super().__init__(settings, inputs, key)
         self.seen = seen

@@ -14,6 +14,7 @@ from cache_schema.documents import canonical_json, digest_of
 from cache_schema.errors import CacheError
 from cache_schema.tables import read_table, table_meta, write_table
 from trainer.leakage import lineage
+from trainer.leakage.groups import to_table
 from trainer.look import reliability as look
 from trainer.look.__main__ import main as draw
 from trainer.look.page import drawing
@@ -320,7 +321,7 @@ def put_predictions(runs, cache: Cache, exposure=None, leave_out=0) -> None:
         folder = runs / RUN.format(fold)
         write_table(folder / "predictions.parquet", frame, "by hand", {"split": "held_out", "run": "r"})
         if exposure is not None:
-            write_table(folder / "exposure.parquet", exposure(fold), "exposure", {"run": "r"})
+            write_table(folder / "exposure.parquet", to_table(exposure(fold)), "exposure", {"run": "r"})
 
 
 def seen(cache: Cache, *, own: bool):

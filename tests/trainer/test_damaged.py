@@ -160,7 +160,7 @@ def test_a_run_without_its_exposure_is_not_scored_and_predicts_new_studies_all_t
 
 def test_a_table_of_ours_without_its_lineage_is_told_from_one_from_elsewhere(made, tmp_path):
     table = made.out / "tables/study_boxes.parquet"
-    assert not lineage.kept_for_table(table).empty
+    assert lineage.kept_for_table(table)
     flip_bit(lineage.table_file(table))
     with pytest.raises(CacheError, match="does not match its digest"):
         lineage.kept_for_table(table)

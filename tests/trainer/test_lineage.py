@@ -7,7 +7,8 @@ from cache_schema import LEVELS, Cache
 from cache_schema.tables import content_digest, read_table, write_table
 from trainer.leakage import lineage
 from trainer.leakage.exposure import check_scorable, of_run
-from trainer.leakage.lineage import LABEL, SEGMENTATION, ForbiddenScore
+from trainer.leakage.groups import LABEL, SEGMENTATION, Exposure, pairs_of, to_table
+from trainer.leakage.lineage import ForbiddenScore
 from trainer.run import run
 from trainer.runs.file_names import EXPOSURE_FILE
 from trainer.runs.inputs import Inputs
@@ -23,7 +24,7 @@ BONES, BACKBONE, SCORED = (
 )
 
 
-def chain(vertebrae: pd.DataFrame) -> pd.DataFrame:
+def chain(vertebrae: Exposure) -> Exposure:
     """Exposure of a stage-4 run of fold 0: vertebrae run -> ratios -> pseudo labels -> backbone -> it."""
     ratios = lineage.of_predictions("vertebra_ratios", [(vertebrae, TRAIN + HELD_OUT)])
     pseudo = lineage.merged(
@@ -39,7 +40,7 @@ def chain(vertebrae: pd.DataFrame) -> pd.DataFrame:
 def test_an_honest_chain_may_be_scored():
     exposure = chain(lineage.used(BONES, TRAIN, SEGMENTATION))
     lineage.refuse_exposed("labels", exposure, HELD_OUT)
-    assert set(exposure.loc[exposure["kind"] == LABEL, "study"]) == set(TRAIN)
+    assert lineage.seen_by_weights(exposure, LABEL) == set(TRAIN)
 
 
 def test_a_label_used_three_nodes_upstream_is_refused_with_the_way_it_took():
@@ -107,27 +108,27 @@ def test_rows_are_exposed_to_the_runs_that_predicted_them_only():
         (lineage.used("bbox-01B/fold1-seed2", ["a"], SEGMENTATION), ["b"]),
     ]
     table = lineage.of_predictions("study_boxes", runs)
-    assert table[["row", "study"]].to_numpy().tolist() == [["a", "b"], ["b", "a"]]
-    pd.testing.assert_frame_equal(table, lineage.of_predictions("study_boxes", runs[::-1]))
+    assert [pair[:2] for pair in pairs_of(table)] == [("a", "b"), ("b", "a")]
+    assert table == lineage.of_predictions("study_boxes", runs[::-1])
 
 
 def test_a_lineage_belongs_to_the_content_it_was_kept_for(tmp_path):
     table, path = pd.DataFrame({"id": ["a"], "C1": [0.5]}), tmp_path / "pseudo_labels.parquet"
     lineage.keep_for_table(path, content_digest(table), lineage.own_labels("pseudo_labels", ["a"]))
     write_table(path, table, "test", {})
-    assert lineage.kept_for_table(path)["way"].tolist() == ["pseudo_labels row a"]
+    assert [pair.way for pair in pairs_of(lineage.kept_for_table(path))] == ["pseudo_labels row a"]
     write_table(path, table.assign(C1=0.6), "another", {})
     assert lineage.kept_for_table(path) is None
 
 
-def vertebrae_run(out, cache, fold: int, exposure: pd.DataFrame):
+def vertebrae_run(out, cache, fold: int, exposure: Exposure):
     """A run's folder as far as tables read it."""
     run_dir = out / f"vertebrae-02G/fold{fold}-seed1"
     held_out = cache.labels.loc[cache.labels["fold"] == fold, "id"]
     rows = [(id, z, 1) for id in held_out for z in range(cache.record(id).slices)]
     table = pd.DataFrame(rows, columns=["id", "z_index", "windows"]).assign(**dict.fromkeys(LEVELS, 0.5))
     write_table(run_dir / "predictions.parquet", table, "test", {"run": f"key{fold}", "split": "held_out"})
-    write_table(run_dir / EXPOSURE_FILE, exposure, "test", {"run": f"key{fold}"})
+    write_table(run_dir / EXPOSURE_FILE, to_table(exposure), "test", {"run": f"key{fold}"})
     return run_dir
 
 
@@ -141,7 +142,7 @@ def test_a_planted_leak_stops_a_run_before_it_trains(tiny_cache, tiny_settings, 
     words = ["stage=slice_fracture", "fold=0", f"cache={tiny_cache}", f"out={tmp_path}", f"config={tiny_settings}"]
     words += [f"boxes={true_boxes}", f"pseudo={tmp_path / 'tables/pseudo_labels.parquet'}"]
 
-    def exposure_of(planted: pd.DataFrame) -> pd.DataFrame:
+    def exposure_of(planted: Exposure) -> pd.DataFrame:
         runs = [honest, vertebrae_run(tmp_path, cache, 1, lineage.merged([seen, planted]))]
         make.make("vertebra_ratios", tmp_path, cache, runs)
         make.make("pseudo_labels", tmp_path, cache)
@@ -151,14 +152,14 @@ def test_a_planted_leak_stops_a_run_before_it_trains(tiny_cache, tiny_settings, 
         return found
 
     found = exposure_of(lineage.used(run_of_1, [], LABEL))
-    assert set(found.loc[found["kind"] == LABEL, "study"]) == set(folds.index[folds == 1])
-    assert found.loc[found["kind"] == "unknown", "way"].tolist() == [
+    assert lineage.seen_by_weights(found, LABEL) == set(folds.index[folds == 1])
+    assert [pair.way for pair in lineage.unknown_inputs(found)] == [
         "slice_fracture-04F/fold0-seed1 <- boxes=study_boxes.parquet"
     ]
     (tmp_path / "imagenet.pth").touch()
     words.append(f"model.weights_file={tmp_path / 'imagenet.pth'}")
     started = exposure_of(lineage.used(run_of_1, [], LABEL))
-    assert "slice_fracture-04F/fold0-seed1 <- model.weights_file=imagenet.pth" in set(started["way"])
+    assert "slice_fracture-04F/fold0-seed1 <- model.weights_file=imagenet.pth" in {group.way for group in started}
     words.pop()
     with pytest.raises(ForbiddenScore) as error:
         exposure_of(lineage.used(run_of_1, [victim], LABEL))

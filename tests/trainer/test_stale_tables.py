@@ -12,7 +12,8 @@ from changes import other_pixels, other_segmentation, reseal
 from planting import planted
 
 from cache_schema import LEVELS, Cache, CacheWriter
-from cache_schema.tables import read_table, write_table
+from cache_schema.tables import read_table, table_meta, write_table
+from trainer.leakage.groups import from_table, pair_frame
 from trainer.look.__main__ import main as look
 from trainer.plan.__main__ import main as plan
 from trainer.tables.__main__ import main
@@ -79,6 +80,25 @@ def test_runs_that_were_moved_give_the_same_tables_from_any_folder(
     shutil.rmtree(Path("runs/tables"))
     assert main(["runs", f"cache={tiny_cache}"]) == 0
     assert not stale(capfd.readouterr().out) and tables_of(Path("runs")) == tables_of(made)
+
+
+def test_exposure_files_of_earlier_versions_give_the_same_tables_and_scores(made, runs, tiny_cache, capfd):
+    for path in (*runs.glob("*/*/exposure.parquet"), *runs.glob("tables/*.exposure.parquet")):
+        pairs, meta = pair_frame(from_table(read_table(path))), table_meta(path)
+        write_table(path, pairs, meta["made_by"], meta["inputs"])
+    assert main([str(runs), f"cache={tiny_cache}"]) == 0
+    assert not stale(capfd.readouterr().out)
+    before, after = tables_of(made), tables_of(runs)
+    for name in ("scores.json", "segmentation_exposure.csv", "submission.csv"):
+        assert after[name] == before[name]
+    for name in ("study_boxes", "vertebra_ratios", "pseudo_labels", "study_predictions"):
+        assert (
+            table_meta(runs / f"tables/{name}.parquet")["digest"]
+            == table_meta(made / f"tables/{name}.parquet")["digest"]
+        )
+    assert main([str(runs), f"cache={tiny_cache}"]) == 0
+    again = tables_of(runs)
+    assert {name for name in after if again[name] != after[name]} == set(), "all is up to date with these files"
 
 
 def other(change, cache: Path) -> None:

@@ -9,7 +9,7 @@ from cache_schema import Cache, CacheWriter
 from cache_schema.errors import UsageError
 from cache_schema.tables import read_table, write_table
 from trainer import train
-from trainer.leakage import exposure
+from trainer.leakage import exposure, lineage
 from trainer.runs.identity import run_key
 from trainer.runs.inputs import Inputs
 from trainer.settings.layers import load
@@ -39,7 +39,7 @@ def test_they_are_left_out_of_training_and_of_exposure_and_are_predicted(stage, 
     assert id not in inputs.train_ids() and len(inputs.train_ids()) == 2
     inputs.settings = inputs.settings.model_copy(update={"backbone": None})  # there is none
     seen = exposure.of_run(inputs.settings, inputs)
-    assert id not in set(seen["study"]) and set(seen["study"]) >= set(inputs.train_ids())
+    assert id not in lineage.seen_at_all(seen) >= set(inputs.train_ids())
     other = inputs_of(stage, tiny_cache, boxes, tmp_path, fold=1)
     assert id in other.eval_ids() and id not in other.train_ids()
 

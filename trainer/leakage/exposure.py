@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-import pandas as pd
-
 from cache_schema.errors import CacheError, CspineError
 from cache_schema.tables import own_meta, write_table
-from trainer.leakage import lineage
+from trainer.leakage import groups, lineage
+from trainer.leakage.groups import Exposure
 from trainer.process.command import warn_once
 from trainer.runs.damaged import is_read_error
 from trainer.runs.file_names import EXPOSURE_FILE, MODEL_FILE, PREDICTIONS
@@ -16,8 +15,8 @@ from trainer.runs.run_names import run_name
 from trainer.settings.settings import Settings
 
 
-def of_run(settings: Settings, inputs: Inputs) -> pd.DataFrame:
-    """The exposure of the weights and of the rows they predict (columns: trainer.leakage.lineage)."""
+def of_run(settings: Settings, inputs: Inputs) -> Exposure:
+    """The exposure of the weights and of the rows they predict."""
     name = run_name(settings.run_dir)
     if settings.mode == "predict":
         weights = settings.weights or settings.run_dir
@@ -29,12 +28,12 @@ def of_run(settings: Settings, inputs: Inputs) -> pd.DataFrame:
     if path := settings.sources().get("boxes"):
         boxes = _boxes(path)
         seen.append(lineage.into_rows(name, boxes, inputs.eval_ids()))
-        if boxes.empty:
+        if not boxes:
             seen.append(lineage.unknown(name, f"boxes={path.name}"))
     return lineage.merged(seen)
 
 
-def _of_training(name: str, settings: Settings, inputs: Inputs) -> list[pd.DataFrame]:
+def _of_training(name: str, settings: Settings, inputs: Inputs) -> list[Exposure]:
     ids, sources = inputs.train_ids(), settings.sources()
     seen = []
     if inputs.segmented:
@@ -57,18 +56,19 @@ def _of_training(name: str, settings: Settings, inputs: Inputs) -> list[pd.DataF
     return seen
 
 
-def check_scorable(settings: Settings, inputs: Inputs, exposure: pd.DataFrame) -> None:
+def check_scorable(settings: Settings, inputs: Inputs, exposure: Exposure) -> None:
     """Raises ForbiddenScore, before anything is trained, if the run may not be scored on its held-out studies."""
     if settings.split == "held_out":
         lineage.refuse_exposed(settings.facts.learns_from, exposure, inputs.scored_ids())
 
 
-def keep(settings: Settings, key: str, exposure: pd.DataFrame) -> None:
+def keep(settings: Settings, key: str, exposure: Exposure) -> None:
     """Writes the exposure into the run's folder."""
-    write_table(settings.run_dir / EXPOSURE_FILE, exposure, f"exposure of {run_name(settings.run_dir)}", {"run": key})
+    made_by = f"exposure of {run_name(settings.run_dir)}"
+    write_table(settings.run_dir / EXPOSURE_FILE, groups.to_table(exposure), made_by, {"run": key})
 
 
-def of_finished(run_dir: Path) -> pd.DataFrame:
+def of_finished(run_dir: Path) -> Exposure:
     """The exposure of a finished run, or of predictions with another run's weights.
 
     Raises CacheError if it is missing or damaged: a run of unknown exposure may not be scored.
@@ -77,11 +77,11 @@ def of_finished(run_dir: Path) -> pd.DataFrame:
     if (found := exposure_of(run_dir, key)) is None:
         do = "start the run again to rewrite it"
         raise CacheError("is missing, or belongs to another run", where=run_dir / EXPOSURE_FILE, do=do)
-    return found
+    return groups.from_table(found)
 
 
-def kept(run_dir: Path) -> pd.DataFrame:
-    """The same; if it is missing or damaged, prints a warning and returns one row of kind `unknown`."""
+def kept(run_dir: Path) -> Exposure:
+    """The same; if it is missing or damaged, prints a warning and returns one group of kind `unknown`."""
     try:
         return of_finished(run_dir)
     except CspineError as error:
@@ -91,7 +91,7 @@ def kept(run_dir: Path) -> pd.DataFrame:
         return lineage.unknown(run_name(run_dir), MODEL_FILE)
 
 
-def _boxes(table: Path) -> pd.DataFrame:
+def _boxes(table: Path) -> Exposure:
     """The exposure of study boxes; empty if it is unknown."""
     found = None if str(table) == "cache" else lineage.kept_for_table(table)
-    return lineage.merged([]) if found is None else found
+    return () if found is None else found

@@ -180,6 +180,6 @@ def recorded_config(run_dir: Path) -> dict[str, Any] | None:
 
 
 def exposure_of(run_dir: Path, key: str | None) -> pd.DataFrame | None:
-    """The exposure of the run of this key; None if the folder holds none. Raises CacheError if it is damaged."""
+    """The content of the exposure file of the run of this key; None if the folder holds none. Raises CacheError if it is damaged."""
     path = run_dir / EXPOSURE_FILE
     return read_table(path) if path.is_file() and own_meta(path)["inputs"].get("run") == key else None

@@ -86,8 +86,8 @@ class Inputs:
     def _scored(self, ids: list[str]) -> list[str]:
         if not self.segmented:
             return ids
-        segmented = self.index["segmentation_digest"].notna()
-        return [id for id in ids if segmented[id]]
+        segmented = set(self.index.index[self.index["segmentation_digest"].notna()])
+        return [id for id in ids if id in segmented]
 
     def read_ids(self) -> list[str]:
         """All studies that the run may read, to train, to predict, or for the baseline of the training folds."""
@@ -135,6 +135,10 @@ class Inputs:
             full = pd.Series(((low == 0) & (high == ends)).all(axis=1), known.index)
             full = full.reindex(table.index, fill_value=False)
         return table.assign(found=~full)
+
+    @cached_property
+    def _boxes_digest(self) -> str:
+        return boxes_digest(self.boxes.reset_index())
 
     @cached_property
     def without_box(self) -> frozenset[str]:
@@ -234,7 +238,7 @@ class Inputs:
             if name in self.recorded:
                 found[name] = self.recorded[name]
             elif name == "boxes":
-                found[name] = boxes_digest(self.boxes.reset_index())
+                found[name] = self._boxes_digest
             elif path is not None:
                 found[name] = str(source_digest(name, files[name]))
         return found

@@ -50,9 +50,9 @@ def digest_rows(rows: Iterable[tuple]) -> str:
 
 
 def _plain(value: Any) -> int | float | str | None:
-    if pd.isna(value):
-        return None
     if isinstance(value, str):
         return value
+    if pd.isna(value):
+        return None
     number = float(value)
     return int(number) if number.is_integer() else number

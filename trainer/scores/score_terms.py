@@ -100,17 +100,23 @@ def study_fracture_parts(predictions: pd.DataFrame, truth: pd.DataFrame, trainin
 
 def across_folds(parts_of: PartsOf, predictions: pd.DataFrame, truth: pd.DataFrame, folds: pd.Series) -> Parts:
     """Parts of all folds with predictions; each fold's baseline is from the truth of the others. folds: id -> fold."""
-    fold = truth["id"].map(folds)
-    predicted = set(predictions["id"].map(folds).dropna())
-    each = []
-    for k in sorted(predicted & set(fold.dropna())):
-        own = predictions[predictions["id"].map(folds) == k]
-        each.append(parts_of(own, truth[fold == k], truth[fold.notna() & (fold != k)]))
+    fold, predicted = _fold_of(truth["id"], folds), _fold_of(predictions["id"], folds)
+    known = ~np.isnan(fold)
+    each = [
+        parts_of(predictions[predicted == k], truth[fold == k], truth[known & (fold != k)])
+        for k in sorted(set(predicted[~np.isnan(predicted)]) & set(fold[known]))
+    ]
     if not each:
         do = "score runs with held-out studies of the cache"
         raise CacheError("no held-out study has both a prediction and a truth", do=do)
     joined = {name: np.concatenate([getattr(p, name) for p in each]) for name in ("ids", "value", "baseline", "count")}
     return Parts(**joined)
+
+
+def _fold_of(ids: pd.Series, folds: pd.Series) -> np.ndarray:
+    """(n,) float64, NaN without a fold. Each study is looked up once, not each of its slices."""
+    codes, studies = pd.factorize(ids)
+    return folds.reindex(studies).to_numpy(np.float64, na_value=np.nan)[codes]
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -5,12 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import pandas as pd
-
 from cache_schema import Cache
 from cache_schema.errors import CspineError
-from cache_schema.tables import read_table, table_meta
+from cache_schema.tables import content_digest, read_table, table_meta
 from trainer.leakage import exposure, lineage
+from trainer.leakage.groups import Exposure, pair_frame
 from trainer.runs.damaged import is_read_error
 from trainer.runs.file_names import CONFIG_FILE, EXPOSURE_FILE, MODEL_FILE, PREDICTIONS
 from trainer.runs.held_out import held_out_runs, require_predictions
@@ -177,12 +176,18 @@ class FinishedRuns:
         return ", ".join(WORDS[name] for name in changed)
 
 
-def seen_by(run_dir: Path) -> pd.DataFrame:
+def seen_by(run_dir: Path) -> Exposure:
     """The exposure of a run under RUNS; `unknown` for predictions without their run. Raises CacheError if it is missing or
     damaged."""
     if not any((run_dir / name).exists() for name in (CONFIG_FILE, MODEL_FILE, EXPOSURE_FILE)):
         return lineage.unknown(run_name(run_dir), PREDICTIONS)
     return exposure.of_finished(run_dir)
+
+
+def exposure_digest(run_dir: Path) -> str:
+    """The digest of what `seen_by` gives. Raises as it does."""
+    seen, path = seen_by(run_dir), run_dir / EXPOSURE_FILE
+    return table_meta(path)["digest"] if path.is_file() else content_digest(pair_frame(seen))
 
 
 def _differing(now: Mapping[str, str], recorded: Mapping[str, str]) -> list[str]:

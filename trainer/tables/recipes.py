@@ -9,15 +9,17 @@ from typing import NamedTuple
 import pandas as pd
 
 from cache_schema import TARGETS, Cache
-from cache_schema.tables import content_digest, read_table, table_meta
+from cache_schema.tables import read_table, table_meta
 from trainer.leakage import lineage
+from trainer.leakage.groups import Exposure
 from trainer.runs.file_names import PREDICTIONS
 from trainer.runs.inputs import labels_of
 from trainer.runs.run_names import run_name
 from trainer.runs.sources import digest_rows
 from trainer.settings.stage_registry import stage_class, stage_names
 from trainer.tables import boxes, pseudo, ratios, studies
-from trainer.tables.finished import seen_by
+from trainer.tables.finished import exposure_digest, seen_by
+from trainer.tables.parts import made_by_part, predicted_ids
 from trainer.tables.settings import TableSettings
 
 VERSION = "2"
@@ -37,11 +39,19 @@ class Sources:
         return self.out / "tables" / f"{name}.parquet"
 
     def predictions(self) -> list[pd.DataFrame]:
+        """All at once; a table with a row for each slice is rather made by `by_part`."""
         return [read_table(run_dir / PREDICTIONS) for run_dir in self.run_dirs]
+
+    def by_part(self, make: Callable[[list[pd.DataFrame]], pd.DataFrame], keys: list[str]) -> pd.DataFrame:
+        """A table of all runs, sorted by its keys, with the predictions of one part of the runs in memory at a time.
+
+        make: predictions of runs -> their table, in which a study's rows come from its own predictions alone.
+        """
+        return made_by_part(self.run_dirs, make, keys)
 
     def run_digests(self) -> dict[str, str]:
         """Digests of each run's predictions and exposure."""
-        seen = {f"{run_name(run_dir)} exposure": content_digest(seen_by(run_dir)) for run_dir in self.run_dirs}
+        seen = {f"{run_name(run_dir)} exposure": exposure_digest(run_dir) for run_dir in self.run_dirs}
         return self.prediction_digests() | seen
 
     def prediction_digests(self) -> dict[str, str]:
@@ -52,10 +62,8 @@ class Sources:
         return {"settings": json.dumps(own, sort_keys=True)} if own else {}
 
 
-def _exposure_of_runs(name: str, sources: Sources) -> pd.DataFrame:
-    seen = [seen_by(run_dir) for run_dir in sources.run_dirs]
-    predicted = [set(frame["id"]) for frame in sources.predictions()]
-    return lineage.of_predictions(name, zip(seen, predicted, strict=True))
+def _exposure_of_runs(name: str, sources: Sources) -> Exposure:
+    return lineage.of_predictions(name, [(seen_by(run_dir), predicted_ids(run_dir)) for run_dir in sources.run_dirs])
 
 
 class Recipe(NamedTuple):
@@ -64,7 +72,7 @@ class Recipe(NamedTuple):
     frame: Callable[[Sources], pd.DataFrame]
     inputs: Callable[[Sources], dict[str, str]] = Sources.run_digests
     """name -> digest of what the table is made from"""
-    exposure: Callable[[str, Sources], pd.DataFrame] = _exposure_of_runs
+    exposure: Callable[[str, Sources], Exposure] = _exposure_of_runs
     version: str = VERSION
     """another package's own; to be raised as VERSION is"""
 
@@ -101,19 +109,26 @@ def _pseudo_inputs(sources: Sources) -> dict[str, str]:
     }
 
 
-def _pseudo_exposure(name: str, sources: Sources) -> pd.DataFrame:
+def _pseudo_exposure(name: str, sources: Sources) -> Exposure:
     path = sources.path("vertebra_ratios")
-    rows = set(read_table(path)["id"])
+    rows = set(read_table(path, ["id"])["id"].unique())
     seen = lineage.kept_for_table(path)
     through = [] if seen is None else [lineage.into_rows(name, seen, rows)]
     return lineage.merged([lineage.own_labels(name, rows), *through])
 
 
 def _study_boxes(sources: Sources) -> pd.DataFrame:
-    predictions = sources.predictions()
     known = sources.cache.index[["id", "rows", "columns", "slices"]]
-    predicted = known[known["id"].isin(set(pd.concat(predictions)["id"]))]
-    return boxes.study_boxes(predictions, predicted, **dict(sources.settings))
+
+    def boxes_of(predictions: list[pd.DataFrame]) -> pd.DataFrame:
+        predicted = {id for frame in predictions for id in frame["id"].unique()}
+        return boxes.study_boxes(predictions, known[known["id"].isin(predicted)], **dict(sources.settings))
+
+    return sources.by_part(boxes_of, ["id"])
+
+
+def _vertebra_ratios(sources: Sources) -> pd.DataFrame:
+    return sources.by_part(ratios.vertebra_ratios, ["id", "z_index"])
 
 
 def _pseudo_labels(sources: Sources) -> pd.DataFrame:
@@ -121,12 +136,13 @@ def _pseudo_labels(sources: Sources) -> pd.DataFrame:
 
 
 def _study_predictions(sources: Sources) -> pd.DataFrame:
-    return studies.study_predictions(sources.predictions(), labels_of(sources.cache))
+    labels = labels_of(sources.cache)
+    return sources.by_part(lambda predictions: studies.study_predictions(predictions, labels), ["id"])
 
 
 OF_BBOX = {"study_boxes": Recipe(_study_boxes)}
 OF_VERTEBRAE = {
-    "vertebra_ratios": Recipe(lambda sources: ratios.vertebra_ratios(sources.predictions())),
+    "vertebra_ratios": Recipe(_vertebra_ratios),
     "pseudo_labels": Recipe(_pseudo_labels, _pseudo_inputs, _pseudo_exposure),
 }
 OF_STUDY_FRACTURE = {"study_predictions": Recipe(_study_predictions)}

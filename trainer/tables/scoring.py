@@ -7,14 +7,14 @@ import pandas as pd
 
 from cache_schema import Cache
 from cache_schema.errors import CacheError, CspineError
-from cache_schema.tables import read_table
 from trainer.leakage import lineage
-from trainer.runs.file_names import PREDICTIONS
+from trainer.leakage.groups import ARROW, Exposure
 from trainer.runs.inputs import labels_of
 from trainer.runs.run_names import RunName, run_name
 from trainer.scores.scores import HELD_OUT, MAKE_AGAIN, Score, score_folds
 from trainer.settings.stage_registry import stage_class
 from trainer.tables.finished import seen_by
+from trainer.tables.parts import made_by_part, predicted_ids
 
 HELD_OUT_UNSEGMENTED = "held_out_unsegmented"
 EXPOSED_FILE = "segmentation_exposure.csv"
@@ -39,7 +39,7 @@ def score_runs(cache: Cache, run_dirs: tuple[Path, ...], pseudo: Path) -> Found:
     for run_dir in run_dirs:
         by_variant.setdefault(RunName.of(run_dir)[:2], []).append(run_dir)
     found = Found([], lineage.other_segmentations({}), [], [])
-    seen: dict[str, tuple[pd.DataFrame, set[str]]] = {}
+    seen: dict[str, tuple[Exposure, frozenset[str]]] = {}
     folds = labels_of(cache).set_index("id")["fold"].dropna().astype(int)
     truths: dict[str, pd.DataFrame] = {}
     for (name, variant), own in by_variant.items():
@@ -48,18 +48,18 @@ def score_runs(cache: Cache, run_dirs: tuple[Path, ...], pseudo: Path) -> Found:
             if name not in truths:
                 truths[name] = stage.known(cache, pseudo)
             ids = set(truths[name]["id"])
-            predictions = {run_dir: read_table(run_dir / PREDICTIONS) for run_dir in own}
-            exposures = {run_name(run): (seen_by(run), set(frame["id"]) & ids) for run, frame in predictions.items()}
+            predicted = {run_dir: predicted_ids(run_dir) for run_dir in own}
+            exposures = {run_name(run): (seen_by(run), held_out & ids) for run, held_out in predicted.items()}
             for exposure, scored in exposures.values():
                 lineage.refuse_exposed(stage.learns_from, exposure, scored)
-            if not set.union(*(set(frame["id"]) for frame in predictions.values())) & ids & set(folds.index):
+            if not frozenset().union(*predicted.values()) & ids & set(folds.index):
                 found.unknown.append(f"{name} {variant}")
                 continue
             splits = {HELD_OUT: set(folds.index)}
             if stage.learns_from != "segmentations":
                 segmented = cache.index.loc[cache.index["segmentation_digest"].notna(), "id"]
                 splits[HELD_OUT_UNSEGMENTED] = splits[HELD_OUT] - set(segmented)
-            pooled = stage.pool(list(predictions.values()))
+            pooled = made_by_part(own, stage.pool, list(stage.keys()))
             found.rows.extend(score_folds(stage, pooled, truths[name], folds, variant=variant, splits=splits))
             seen |= exposures
         except lineage.ForbiddenScore as error:
@@ -87,7 +87,7 @@ def exposure_report(exposed: pd.DataFrame) -> str:
     for variant, rows in exposed.groupby(exposed["run"].str.split("/").str[0]):
         known, unsure = rows[rows["study"] != ""], rows[rows["study"] == ""]
         if len(known):
-            way = f"{known['way'].iloc[0]}{lineage.ARROW}segmentation of {known['study'].iloc[0]}"
+            way = f"{known['way'].iloc[0]}{ARROW}segmentation of {known['study'].iloc[0]}"
             lines.append(
                 f"{variant}: its inputs have seen the segmentation of {known['study'].nunique()} scored studies, as {way}"
             )

@@ -105,16 +105,15 @@ def _exposed(model: TrainedModel) -> str:
     if not path.is_file():
         return "holds nothing out"
     try:
-        ids = set(read_table(path)["id"])
+        ids = set(read_table(path, ["id"])["id"])
         seen = exposure.of_finished(model.where)
         lineage.refuse_exposed(stage_class(model.stage).learns_from, seen, ids)
     except lineage.ForbiddenScore as error:
         return error.what
     except CspineError as error:
         return f"{UNKNOWN} ({error.what})"
-    unsure = seen[seen["kind"] == lineage.UNKNOWN]["way"]
-    if len(unsure):
-        return f"{UNKNOWN} through {unsure.iloc[0]}"
+    if unsure := lineage.unknown_inputs(seen):
+        return f"{UNKNOWN} through {unsure[0].way}"
     return f"has not seen the truth of the {len(ids)} studies that it holds out"
 
 

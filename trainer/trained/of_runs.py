@@ -147,5 +147,5 @@ def _tensors(path: Path) -> "dict[str, Tensor]":
 
 def _seen(run: Path, ids: Collection[str]) -> dict[str, set[str]]:
     seen = exposure.kept(run)
-    own = seen[(seen["row"] == lineage.WEIGHTS) & seen["study"].isin(list(ids))]
-    return {kind: set(own.loc[own["kind"] == kind, "study"]) for kind in (lineage.LABEL, lineage.SEGMENTATION)}
+    asked = set(ids)
+    return {kind: asked & lineage.seen_by_weights(seen, kind) for kind in (lineage.LABEL, lineage.SEGMENTATION)}

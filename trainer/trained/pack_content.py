@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from cache_schema.documents import canonical_json, digest_of, sync
 from trainer.answers.unlike import RANGE
-from trainer.leakage import exposure
+from trainer.leakage import exposure, lineage
 from trainer.runs.weights import DIGEST, MADE_WITH, version_of
 from trainer.scores.calibration import Calibration
 from trainer.settings.settings import is_path
@@ -83,7 +83,7 @@ def _entries(models: Models) -> Iterator[tuple[str, bytes]]:
 
 
 def _listed(model: TrainedModel, file: str, backbone: str | None, salt: str) -> dict[str, Any]:
-    ids = set(exposure.kept(model.where)["study"]) - {""}
+    ids = lineage.seen_at_all(exposure.kept(model.where))
     return {
         "name": model.name,
         "file": file,
