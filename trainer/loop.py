@@ -19,7 +19,7 @@ from trainer.optimiser import learning_rate, optimiser_of, set_step
 from trainer.run_output import RunOutput
 from trainer.runs import checkpoint
 from trainer.runs.file_names import CONFIG_FILE, MODEL_FILE
-from trainer.runs.identity import check_weights, model_key, recorded_config
+from trainer.runs.identity import check_weights, recorded_config
 from trainer.runs.run_folder import write_config_again
 from trainer.stages.losses import counts, total
 from trainer.tuning.feature_bank import Bank, BankLoader
@@ -47,9 +47,9 @@ class Run(RunOutput):
         model = self.stage.model()
         self.require_boxes(ids)
         chosen = self._open_run_dir()  # after all checks: a wrong setting must not move a finished run
-        self._require_one_folder()
+        trained = self._require_one_folder()
         self.require_same_inputs()
-        if model_key(settings.run_dir) == self.key:
+        if trained:
             if self.is_main and recorded_config(settings.run_dir) is None:
                 write_config_again(settings.run_dir, self.key)
             checkpoint.load_weights(model, settings.run_dir / MODEL_FILE)

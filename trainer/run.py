@@ -18,6 +18,7 @@ if __name__ == "__main__":
     end_with_launcher()
 
 from cache_schema import Cache
+from trainer.process import machines
 from trainer.process.command import is_main, one_of, say, serve
 from trainer.process.ending import leave
 from trainer.settings.keyvalue import assignments
@@ -41,20 +42,19 @@ def run(settings: Settings, cache: Cache | None = None) -> Path:
     cache: the open cache of these settings, so that several runs share one index.
     """
     from trainer.leakage import exposure
-    from trainer.runs.identity import check_weights, is_done, run_key
+    from trainer.runs.agreement import done_for_all
+    from trainer.runs.identity import check_weights, run_key
     from trainer.runs.inputs import Inputs
     from trainer.runs.lease import hold_run
     from trainer.runs.run_folder import remove_checkpoints, require_files
     from trainer.runs.run_names import run_name
 
-    inputs = Inputs(settings, cache)
-    predicting = settings.mode == "predict"
+    inputs, predicting = Inputs(settings, cache), settings.mode == "predict"
     weights = settings.weights or settings.run_dir
-    pixel_hash = inputs.cache.pixel_hash
-    key = check_weights(settings, pixel_hash, weights) if predicting else run_key(settings, inputs)
+    key = check_weights(settings, inputs.cache.pixel_hash, weights) if predicting else run_key(settings, inputs)
     inputs.require_unchanged()
     require_files(settings.run_dir)
-    if is_done(settings, inputs, key):
+    if done_for_all(settings, inputs, key):
         if not predicting and is_main():
             remove_checkpoints(settings.run_dir)
         say(f"already done: {settings.run_dir}")
@@ -65,10 +65,7 @@ def run(settings: Settings, cache: Cache | None = None) -> Path:
     from trainer.loop import Run
 
     with hold_run(settings.out, run_name(settings.run_dir)), closing(Run(settings, inputs, key, seen)) as task:
-        if predicting:
-            task.predict_from(weights)
-        else:
-            task.train()
+        task.predict_from(weights) if predicting else task.train()
     return settings.run_dir
 
 
@@ -82,7 +79,8 @@ def _main(words: list[str]) -> None:
     if one_of(assignments(asked), "show", ("false", "true")) == "true":
         say(shown(words))
     else:
-        run(load(words))
+        with machines.together():
+            run(load(words))
 
 
 def close() -> None:

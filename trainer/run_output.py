@@ -19,6 +19,7 @@ from trainer.inference import predict
 from trainer.leakage import exposure
 from trainer.leakage.groups import Exposure
 from trainer.runs import checkpoint
+from trainer.runs.agreement import PACKAGES
 from trainer.runs.file_names import CONFIG_FILE, MODEL_FILE
 from trainer.runs.identity import config_file, model_key, prediction_inputs, predictions_path, recorded_config
 from trainer.runs.inputs import Inputs
@@ -30,8 +31,6 @@ from trainer.session import Session
 from trainer.settings.settings import Settings
 from trainer.tuning.tuning import Tuning
 
-PACKAGES = ("cspine", "torch", "timm", "accelerate")
-"""whose versions are kept with the weights"""
 FOLDER_SECONDS = 60
 """delay with which a network file system may show another machine's folder"""
 
@@ -54,7 +53,8 @@ class RunOutput(Session):
         self.require_same_inputs()
         model = self.stage.model()
         checkpoint.load_weights(model, weights / MODEL_FILE)
-        self.settings.run_dir.mkdir(parents=True, exist_ok=True)
+        if self.is_main:
+            self.settings.run_dir.mkdir(parents=True, exist_ok=True)
         self._finish(self.accelerator.prepare(model), 0)
 
     def _finish(self, model: nn.Module, step: int) -> None:
@@ -80,15 +80,21 @@ class RunOutput(Session):
         if self.is_main and settings.mode == "train":
             remove_checkpoints(settings.run_dir)
 
-    def _require_one_folder(self) -> None:
-        """Raises UsageError unless all processes see the main process's folder and the same checkpoint."""
-        run_dir, until = self.settings.run_dir, time.monotonic() + FOLDER_SECONDS
-        while not run_dir.is_dir() and time.monotonic() < until:
+    def _require_one_folder(self) -> bool:
+        """Whether the main process sees finished weights. Raises UsageError unless all processes see its folder and checkpoint."""
+        (seen,) = broadcast_object_list([self._seen() if self.is_main else None])
+        until = time.monotonic() + FOLDER_SECONDS
+        while (own := self._seen()) != seen and time.monotonic() < until:
             time.sleep(1)
-        own = run_dir.is_dir(), model_key(run_dir) == self.key, checkpoint.position(run_dir, self.key)
-        if len(set(gather_object([own]))) > 1:
+        if not all(gather_object([own == seen])):
             line, do = "is not the same folder for all processes", "set out= to a folder that all machines share"
-            raise UsageError(line, where=run_dir, do=do)
+            raise UsageError(line, where=self.settings.run_dir, do=do)
+        return seen[0]
+
+    def _seen(self) -> tuple[bool, int] | None:
+        """Of this run's folder: whether it holds finished weights, and the step of its checkpoint; None if there is no folder."""
+        run_dir = self.settings.run_dir
+        return (model_key(run_dir) == self.key, checkpoint.position(run_dir, self.key)) if run_dir.is_dir() else None
 
     def _open_run_dir(self) -> dict[str, Any] | None:
         """Makes the run's folder. Moves runs of other settings and damaged files aside. Returns the earlier `chosen` of this run."""

@@ -8,7 +8,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import GradientAccumulationPlugin, LoggerType, gather_object, set_seed
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, LoggerType, gather_object, set_seed
+from torch import distributed
 
 from cache_schema.errors import StaleStudy, UsageError
 from trainer.data.augment import Augmentation
@@ -17,6 +18,7 @@ from trainer.data.order import Evaluation, Training
 from trainer.data.reader_pool import Readers, wanted_workers
 from trainer.data.resident import Crops
 from trainer.data.source import TRIPLET_CHUNKS_BYTES, Source, squares
+from trainer.process import machines
 from trainer.process.command import say
 from trainer.runs.identity import prediction_inputs
 from trainer.runs.inputs import Inputs
@@ -165,11 +167,18 @@ def accelerator(settings: Settings) -> Accelerator:
 
 
 def _accelerator(settings: Settings, precision: str, gpu: bool) -> Accelerator:
-    return Accelerator(
+    made = Accelerator(
         cpu=not gpu,
         mixed_precision=precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1, sync_with_dataloader=False),
         log_with=None if settings.tracker == "none" else settings.tracker,
         project_dir=str(settings.run_dir),
         dynamo_backend="no",  # overrides `accelerate config`: it would rename weights, and train.autotune compiles
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=machines.CONNECTING)] if machines.joined else None,
     )
+    if machines.joined:
+        made.wait_for_everyone()
+        machines.joined.connected = True  # it notices a lost process from here on, a collective need not
+        set_timeout = getattr(distributed, "set_timeout", distributed.distributed_c10d._set_pg_timeout)  # torch < 2.12
+        set_timeout(machines.COLLECTIVE)
+    return made

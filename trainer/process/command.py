@@ -13,6 +13,7 @@ from typing import TextIO
 from cache_schema.errors import UsageError, did_you_mean
 from cache_schema.output import OUTPUT, drop_output, lost_output, open_output
 from cache_schema.places import check_place
+from trainer.process import machines
 from trainer.process.ending import answered
 from trainer.process.faults import in_one_line, quiet_threads
 from trainer.settings.keyvalue import assignments, expand_user, require_known
@@ -21,7 +22,7 @@ INTERRUPTED, READER_GONE = 130, 1
 ADDRESSES = ("scheduler",)
 """keys whose values are URLs, not paths"""
 SECONDS_BEHIND = 10
-"""delay before a process other than the main one exits on an error: a launcher ends all processes with the first"""
+"""delay before a process that prints no error exits on it: a launcher ends all processes of its machine with the first"""
 ASSIGNMENT = re.compile(r"-*[A-Za-z_][A-Za-z0-9_.]*=")
 
 
@@ -48,11 +49,11 @@ def serve(words: list[str], help: str, act: Callable[[list[str]], object], inter
     open_output()
     told: list[int] = []
     try:
-        with answered(lambda: _tell(interrupted, everyone=False)) as told, quiet_threads():
+        with answered(lambda: _tell_interrupted(interrupted)) as told, quiet_threads():
             status = _served(words, help, act)
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt) or (told and isinstance(error, Exception)):
-            _tell(interrupted, everyone=False)
+            _tell_interrupted(interrupted)
             status = 128 + told[0] if told else INTERRUPTED
         else:
             status = _failed(error, _scans(words))
@@ -76,21 +77,29 @@ def _failed(error: BaseException, scans: Path | None) -> int:
     if isinstance(error, OSError) and error.filename == OUTPUT:
         drop_output()
         if isinstance(error, BrokenPipeError):
+            machines.failed("the reader of its output has closed it")
             return READER_GONE
     line = in_one_line(error, scans)
     if line is None:
+        machines.failed_by(error)
         raise error
+    machines.failed(str(line))
     for_all = isinstance(line, UsageError)  # other errors may have happened in one process only
     _tell(f"error: {line}", everyone=not for_all)
-    if for_all and not is_main():
+    if for_all and not machines.is_first_here():
         time.sleep(SECONDS_BEHIND)
     return line.exit_status
 
 
+def _tell_interrupted(line: str) -> None:
+    machines.failed(line)
+    _tell(line, everyone=False)
+
+
 def _tell(line: str, *, everyone: bool = True) -> None:
-    """Prints on standard error, which may be a file on a full disk."""
+    """Prints on standard error, which may be a file on a full disk. everyone: not only the first process of each machine."""
     with suppress(OSError):
-        if everyone or is_main():
+        if everyone or machines.is_first_here():
             print(line, file=sys.stderr, flush=True)
 
 

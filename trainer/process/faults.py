@@ -14,6 +14,8 @@ TORCH_WRITING = re.compile(
     r"PytorchStreamWriter failed writing|inline_container\.cc|iostream error|unable to write to file"
 )
 """messages of torch's RuntimeError when it cannot write a file"""
+NOT_CONNECTED = "Gloo connectFullMesh failed"
+"""in torch's RuntimeError when the processes cannot reach each other"""
 
 
 def in_one_line(error: BaseException, source: Path | None = None) -> CspineError | None:
@@ -33,6 +35,9 @@ def in_one_line(error: BaseException, source: Path | None = None) -> CspineError
         return CspineError(
             "a file could not be written: the disk may be full", do="make room, then run the same command again"
         )
+    if isinstance(error, RuntimeError) and NOT_CONNECTED in str(error):
+        do = "name the network interface that the machines share by GLOO_SOCKET_IFNAME, and let its ports through"
+        return CspineError("the processes of this run cannot connect to each other", do=do)
     return None
 
 

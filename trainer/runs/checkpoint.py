@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
 from safetensors.torch import load_file
 from safetensors.torch import save as serialised
 from torch import Tensor, nn
@@ -31,20 +32,21 @@ STEP = "step"
 
 
 def save(accelerator: Accelerator, model: nn.Module, run_dir: Path, step: int, key: str) -> None:
-    """Writes model, optimiser, gradient scaler, RNG states and step into a new folder, then renames it. Call on all processes."""
+    """Writes model, optimiser, gradient scaler, RNG states and step into a new folder, then renames it. Call on all processes;
+    the main one alone writes."""
     new, now, old = (run_dir / name for name in (CHECKPOINT_NEW, CHECKPOINT, CHECKPOINT_OLD))
+    states = gather_object([random_states.states()])
     if accelerator.is_main_process:
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
-    accelerator.wait_for_everyone()
-    _write(_of_process(new, accelerator.process_index), *random_states.states())
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
         save_weights(accelerator.unwrap_model(model), new, {})
-        files = [new / MODEL_FILE, *(_of_process(new, index) for index in range(accelerator.num_processes))]
-        if state := _optimiser_state(accelerator):  # none before its first step
-            _write(new / OPTIMISER, state, {})
+        files = [new / MODEL_FILE]
+        for index, state in enumerate(states):
+            files.append(_of_process(new, index))
+            _write(files[-1], *state)
+        if optimiser := _optimiser_state(accelerator):  # none before its first step
             files.append(new / OPTIMISER)
+            _write(files[-1], optimiser, {})
         held = {"step": step, "key": key, "scaler": accelerator.scaler.state_dict() if accelerator.scaler else {}}
         held["files"] = {path.name: weights_metadata(path)[DIGEST] for path in files}
         write_whole(new / POSITION, canonical_json(held | {DIGEST: digest_of(held)}))
@@ -58,17 +60,24 @@ def save(accelerator: Accelerator, model: nn.Module, run_dir: Path, step: int, k
 
 
 def restore(accelerator: Accelerator, model: nn.Module, run_dir: Path, key: str) -> int:
-    """Loads the last complete checkpoint and returns its optimiser step; 0 if there is none of this run."""
-    folder, held = _found(run_dir, key)
+    """Loads the main process's last complete checkpoint and returns its optimiser step; 0 if there is none of this run.
+
+    Call on all processes. Raises Damaged on one that sees other files than the main one.
+    """
+    (found,) = broadcast_object_list([_found(run_dir, key) if accelerator.is_main_process else None])
+    folder, held = found
     if folder is None:
         return 0
+    own = _of_process(folder, accelerator.process_index)
+    names = {name for name in (MODEL_FILE, OPTIMISER, own.name) if name in held["files"]}
+    if not accelerator.is_main_process and not all(_is(folder / name, held["files"][name]) for name in names):
+        raise Damaged("is not the checkpoint that the main process sees", where=folder, do="start again")
     load_weights(accelerator.unwrap_model(model), folder / MODEL_FILE)
-    if OPTIMISER in held["files"]:
+    if OPTIMISER in names:
         _set_optimiser_state(accelerator, read_tensors(folder / OPTIMISER))
     if accelerator.scaler is not None and held["scaler"]:
         accelerator.scaler.load_state_dict(held["scaler"])
-    own = _of_process(folder, accelerator.process_index)
-    if own.name in held["files"]:  # else there are now more processes
+    if own.name in names:  # else there are now more processes
         random_states.restore(read_tensors(own), weights_metadata(own))
     accelerator.step = 0  # micro-batches since the last optimiser step
     return held["step"]

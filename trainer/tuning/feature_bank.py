@@ -10,10 +10,12 @@ import json
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate.utils import broadcast_object_list
 
 from cache_schema.documents import write_whole
 from cache_schema.errors import CacheError
@@ -79,9 +81,10 @@ class Bank:
         session, train = self.session, self.session.settings.train
         accelerator = session.accelerator
         for number in range(min(self.count, train.epochs)):
-            accelerator.wait_for_everyone()  # no process may write before all have listed the files
-            missing = [item for item in self.items if not self.path(number, item).is_file()]
-            accelerator.wait_for_everyone()
+            # a network file system may show each machine other files
+            listed = [not self.path(number, item).is_file() for item in self.items] if session.is_main else None
+            (listed,) = broadcast_object_list([listed])
+            missing = list(compress(self.items, listed))
             own = missing[accelerator.process_index :: accelerator.num_processes]
             if missing:
                 session.say(f"bank: features of augmentation {number + 1} of {self.count} for {len(missing)} studies")
