@@ -46,7 +46,7 @@ $(LOWEST)/.installed: pyproject.toml | $(SETUP)
 	touch $@
 
 soak: $(SETUP)   ## kills, flipped bits, broken files and random changes by the hundred; about an hour
-	PYTHONPATH=tests/preprocess:tests/cache_schema $(BIN)/python tests/soak/soak.py
+	PYTHONPATH=tests/preprocess:tests/cache_schema:tests/servers $(BIN)/python tests/soak/soak.py
 
 learn: $(SETUP)  ## whether all stages learn a phantom's truth and nothing they must not know; about an hour
 	$(BIN)/python tests/learn/learn.py
@@ -62,6 +62,7 @@ bench-train: $(SETUP)  ## what a training step of each variant costs, and hours 
 
 bench-scale: $(SETUP)  ## what grows with the size of a set, up to 711,601 files (3 GB on the disk for a while)
 	$(BIN)/python -m benchmarks.scale --keep
+	$(BIN)/python -m benchmarks.scale_tables --keep
 
 bench-gpu: $(SETUP)    ## what only a GPU shows: its tests, items a second without a network, steps of the full-size variants in bf16
 	$(BIN)/python -m benchmarks.gpu images tests ceiling train

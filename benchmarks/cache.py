@@ -23,6 +23,7 @@ from pydicom.pixels import get_decoder
 
 from benchmarks.rounds import Cost, Ratio, cost_of, cpu_ms, machine, options, print_and_keep, run_rounds, table
 from benchmarks.sources import write_sources
+from benchmarks.store import store_report
 from cache_schema import Cache
 from cache_schema.layout import CHUNK_SLICES, chunk_file, chunk_starts
 from cache_schema.study import Box
@@ -256,6 +257,7 @@ def report(studies: int, slices: int, rounds: int) -> Iterator[str]:
         segmentation = measure_segmentation(sources["explicit"], rounds)
         index = Cache(folder / "cache-sv1").index
         stored, plain = sum(index["bytes"]), sum(index.eval("slices * rows * columns"))
+        stores = list(store_report(folder / "cache-sv1", folder, rounds))
     rows = [ratio.row() for ratio in (*build_ratios, *read_ratios)]
     yield table("ratios", Ratio.HEAD, rows)
     yield table("building", ("what", "CPU-ms a slice", "slices a CPU-second", "slices a second"), build_rows)
@@ -265,6 +267,7 @@ def report(studies: int, slices: int, rounds: int) -> Iterator[str]:
         read_rows,
     )
     yield f"a segmentation adds {segmentation:.2f} CPU-ms per slice; chunks take 1/{plain / stored:.2f} of their pixels' bytes\n"
+    yield from stores
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ a key and digests as a training writes them, weights of one number, and random p
 
 import hashlib
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,11 @@ import pandas as pd
 from safetensors.numpy import save
 
 from cache_schema import LEVELS, TARGETS, Cache, CacheWriter, StudyRecord
-from cache_schema.arrays import StudyWriter
 from cache_schema.columns import BOX, FRACTURES
 from cache_schema.documents import write_whole
 from cache_schema.layout import GROUP
 from cache_schema.study import SliceSpacing
+from cache_schema.study_writer import StudyWriter
 from cache_schema.tables import write_table
 from cache_schema.writer import study_document
 from trainer.data.items import Item, middles
@@ -72,12 +73,17 @@ def write_cache(path: Path, labels: pd.DataFrame, slices: int) -> None:
         if number % every == 0 and number // every < SEGMENTED:
             arrays |= _segmentation(count)
             segmentation = hashlib.sha256(id.encode()).hexdigest()
-        folder = StudyWriter(path / id)
+        written = StudyWriter(partial(_write, path / id))
         for name, values in arrays.items():
-            folder.write_small(name, values)
+            written.write_small(name, values)
         record = _record(id, count, segmentation)
-        (path / id / GROUP).write_bytes(study_document(record, folder.files))
+        _write(path / id, GROUP, study_document(record, written.files))
     writer.finish(labels=labels)
+
+
+def _write(folder: Path, name: str, data: bytes) -> None:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(data)
 
 
 def _segmentation(count: int) -> dict[str, np.ndarray]:

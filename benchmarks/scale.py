@@ -28,6 +28,7 @@ from cache_schema.study import Study, StudyRecord
 from cache_schema.writer import study_document
 from preprocess.build.dask_pool import Pool
 from preprocess.build.job import BuildJob
+from preprocess.build.planned import studies_to_build
 from preprocess.build.source import Source
 from preprocess.build.state import options_digest
 from preprocess.build.task import StudyTask
@@ -86,7 +87,7 @@ def first_build(source: Path, cache: Path) -> Measured:
     """All that a build does but decoding: files, headers, plans, and every study's task sent to a worker and back."""
     seconds = _Seconds()
     writer, tree = CacheWriter(cache), Source(source, [cache], cache, trust_mtime=False)
-    job = BuildJob(source, writer, None, None, options_digest(None), None, False, False, _silent)
+    job = BuildJob(source, writer, None, None, None, options_digest(None), None, False, False, _silent)
     with Pool(None, None, _silent) as pool:
         list(pool.run(abs, [0]))  # workers start
         seconds.part("start")
@@ -94,7 +95,7 @@ def first_build(source: Path, cache: Path) -> Measured:
         seconds.part("files")
         found = job.read_headers(tree.files, pool)
         seconds.part("headers")
-        planned = job.plan_studies(found)
+        planned = studies_to_build(job, found)
         seconds.part("plans")
         slices = sum(count for _, count in pool.run(_slices, job.tasks(planned.waiting)))
         seconds.part("tasks")

@@ -1,27 +1,34 @@
-"""The arrays of one study as files: read cropped, written a chunk at a time.
+"""The arrays of one study as files: chunks packed and unpacked, read cropped.
 
 What lies on disk is plain Zarr v3, and the tests read it through zarr. Here the chunks of our one layout are packed and
 unpacked directly: zarr's event loop costs more per chunk than the codec, and has no place in a data loader's forks.
 """
 
 import json
-import math
-import os
-import threading
 from collections.abc import Mapping
-from pathlib import Path
+from itertools import accumulate
 from typing import Any
 
 import google_crc32c
 import numpy as np
 from numcodecs import zstd
 
+from cache_schema.chunks import CRC_BYTES, Chunk, read_packed, unread
 from cache_schema.documents import checksum, chunk_checksum
-from cache_schema.errors import CacheError
-from cache_schema.layout import ARRAYS, CHUNK_SLICES, GROUP, ZSTD_LEVEL, array_document, chunk_file, chunk_starts
+from cache_schema.layout import (
+    ARRAYS,
+    CHUNK_SLICES,
+    GROUP,
+    ZSTD_LEVEL,
+    array_document,
+    chunk_file,
+    chunk_starts,
+    schema_of,
+)
+from cache_schema.local_copy import LocalCopy
+from cache_schema.scratch import Scratch
+from cache_schema.store_path import Place, StorePath
 from cache_schema.study import Box
-
-CRC_BYTES = 4
 
 
 def pack(values: np.ndarray) -> bytes:
@@ -47,130 +54,118 @@ def unpack(data: np.ndarray, out: np.ndarray) -> None:
         raise ValueError("no chunk of this size")
 
 
-class Scratch(threading.local):
-    """A buffer for each thread, used again and again: touching new pages costs more than reading a file into them."""
-
-    def __init__(self) -> None:
-        self._buffer = np.empty(0, np.uint8)
-
-    def __call__(self, *shape: int) -> np.ndarray:
-        """uint8 of this shape, uninitialised; valid until the next call in this thread."""
-        size = math.prod(shape)
-        if len(self._buffer) < size:
-            self._buffer = np.empty(size, np.uint8)
-        return self._buffer[:size].reshape(shape)
+_chunk = Scratch()
 
 
-_file, _chunk = Scratch(), Scratch()
-
-
-def read_array(folder: Path, name: str, listed: Mapping[str, int] | None = None) -> np.ndarray:
+def read_array(
+    folder: Place, name: str, chunks: Mapping[str, Chunk], shape: tuple[int, ...], copy: LocalCopy | None = None
+) -> np.ndarray:
     """A whole small array of a study, kept in one chunk. Raises CacheError where it is missing or does not check.
 
-    listed: as `StoredPixels` takes it.
+    chunks: of the study, as `StoredPixels` takes them. shape: by the study's record.
     """
-    out = np.empty(read_shape(folder, name), ARRAYS[name][0])
-    _read_chunk(folder, chunk_file(name), out, listed)
+    listed = _listed(folder, name, chunks)
+    out = np.empty(read_shape(folder, name, chunks, shape), ARRAYS[name][0])
+    for data in read_packed(folder, [listed], copy):
+        _unpack_listed(folder, listed, data, out)
     return out
 
 
-def read_shape(folder: Path, name: str) -> tuple[int, ...]:
-    """The shape of a study's array. Raises CacheError where its zarr.json is not what schema 1 has."""
+def read_shape(
+    folder: Place, name: str, chunks: Mapping[str, Chunk], shape: tuple[int, ...], shard: int | None = None
+) -> tuple[int, ...]:
+    """The shape of a study's array. Raises CacheError where its zarr.json is not what the schema has.
+
+    shape: by the record. In a store the list of the study's files tells that the zarr.json says so too: no request.
+    """
     file = f"{name}/{GROUP}"
+    if isinstance(folder, StorePath):
+        document = checksum(array_document(name, shape, shard))
+        if chunks[file][1:] != (0, document["bytes"], int(document["crc32c"], 16)):
+            raise unread(folder, f"{file} is not what schema {schema_of(shard)} has")
+        return shape
     try:
         data = (folder / file).read_bytes()
         shape = tuple(map(int, json.loads(data)["shape"]))
-        expected = array_document(name, shape)
+        expected = array_document(name, shape, shard)
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise _unread(folder, f"{file} cannot be read ({type(error).__name__})") from error
+        raise unread(folder, f"{file} cannot be read ({type(error).__name__})") from error
     if expected != data:
-        raise _unread(folder, f"{file} is not what schema 1 has")
+        raise unread(folder, f"{file} is not what schema {schema_of(shard)} has")
     return shape
 
 
 class StoredPixels:
-    """The pixels of a study in a cache. Picklable; holds no file open between reads."""
+    """The pixels of a study in a cache. Picklable; holds no file open between reads.
 
-    def __init__(self, folder: Path, listed: Mapping[str, int] | None = None):
-        """listed: the CRC-32C of each of the study's files, by name; a chunk with another one belongs to another study."""
-        self.folder, self.listed = folder, listed
+    chunks: where each chunk lies, by its name; one with another CRC belongs to another study. shape: by the record.
+    shard: slices in a file, None where each chunk is one. copy: on this machine, of a study in a store.
+    """
+
+    def __init__(
+        self,
+        folder: Place,
+        chunks: Mapping[str, Chunk],
+        shape: tuple[int, int, int],
+        shard: int | None = None,
+        copy: LocalCopy | None = None,
+    ):
+        self.folder, self.chunks, self.expected, self.shard, self.copy = folder, chunks, shape, shard, copy
         self._shape: tuple[int, ...] | None = None
 
     def read(self, z0: int, z1: int, box: Box | None = None) -> np.ndarray:
         """uint8 (z1 - z0, h, w). Raises CacheError where a chunk is missing or does not check."""
         if self._shape is None:
-            self._shape = read_shape(self.folder, "pixels")
+            self._shape = read_shape(self.folder, "pixels", self.chunks, self.expected, self.shard)
         slices, rows, columns = self._shape
         x0, y0, x1, y1 = box or (0, 0, columns, rows)
         if z1 > slices or y1 > rows or x1 > columns:
-            raise _unread(self.folder, "pixels have another shape than the record says")
+            raise unread(self.folder, "pixels have another shape than the record says")
         out = np.empty((z1 - z0, y1 - y0, x1 - x0), np.uint8)
         whole = out.shape[1:] == (rows, columns)
-        for first in chunk_starts(z0, z1):
+        starts = chunk_starts(z0, z1)
+        listed = [_listed(self.folder, "pixels", self.chunks, first) for first in starts]
+        for first, chunk, data in zip(starts, listed, read_packed(self.folder, listed, self.copy), strict=True):
             begin, end = max(z0, first), min(z1, first + CHUNK_SLICES)
             part = out[begin - z0 : end - z0]
             if whole and end - begin == CHUNK_SLICES:
-                _read_chunk(self.folder, chunk_file("pixels", first), part, self.listed)
+                _unpack_listed(self.folder, chunk, data, part)
                 continue
-            chunk = _chunk(CHUNK_SLICES, rows, columns)
-            _read_chunk(self.folder, chunk_file("pixels", first), chunk, self.listed)
-            part[...] = chunk[begin - first : end - first, y0:y1, x0:x1]
+            held = _chunk(CHUNK_SLICES, rows, columns)
+            _unpack_listed(self.folder, chunk, data, held)
+            part[...] = held[begin - first : end - first, y0:y1, x0:x1]
         return out
 
 
-def _read_chunk(folder: Path, file: str, out: np.ndarray, listed: Mapping[str, int] | None) -> None:
+def _listed(folder: Place, name: str, chunks: Mapping[str, Chunk], first: int = 0) -> Chunk:
     try:
-        with open(f"{folder}/{file}", "rb", buffering=0) as source:
-            size = os.fstat(source.fileno()).st_size
-            data = _file(size)
-            if source.readinto(data.data) != size:
-                raise ValueError("became shorter while it was read")
+        return chunks[chunk_file(name, first)]
+    except KeyError:
+        raise unread(folder, f"{chunk_file(name, first)} is not listed in its {GROUP}") from None
+
+
+def _unpack_listed(folder: Place, chunk: Chunk, data: np.ndarray, out: np.ndarray) -> None:
+    try:
         unpack(data, out)
-    except FileNotFoundError as error:
-        raise _unread(folder, f"{file} is missing") from error
-    except (OSError, ValueError) as error:
-        raise _unread(folder, f"{file} does not check ({type(error).__name__})") from error
-    if listed is not None and listed.get(file) != int.from_bytes(data[-CRC_BYTES:].tobytes(), "little"):
-        raise _unread(folder, f"{file} is not the one that the study's {GROUP} lists")
+    except ValueError as error:
+        raise unread(folder, f"{chunk.file} does not check ({type(error).__name__})") from error
+    if chunk.crc != int.from_bytes(data[-CRC_BYTES:].tobytes(), "little"):
+        raise unread(folder, f"{chunk.file} is not the one that the study's {GROUP} lists")
 
 
 def is_as_listed(file: str, data: bytes, listed: Mapping[str, Any]) -> bool:
     """Whether a file of a study holds what the study's record lists of it."""
+    if "chunks" in listed:
+        ends = zip(accumulate(size for size, _ in listed["chunks"]), listed["chunks"], strict=True)
+        in_place = all(
+            _ends_with(data[end - CRC_BYTES : end], crc) for end, (_, crc) in ends
+        )  # which the CRC of all does not tell
+        return in_place and checksum(data) == {name: listed[name] for name in ("bytes", "crc32c")}
     if file.endswith(GROUP):
         return checksum(data) == listed
-    return chunk_checksum(data) == listed and data[-CRC_BYTES:] == bytes.fromhex(listed["crc32c"])[::-1]
+    return chunk_checksum(data) == listed and _ends_with(data, listed["crc32c"])
 
 
-def _unread(folder: Path, what: str) -> CacheError:
-    return CacheError(what, where=folder, do="remove this folder: the same build-cache, or crop, makes it again")
-
-
-class StudyWriter:
-    """Writes the arrays of one study below `folder` and lists their files as they are written."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.files: dict[str, dict] = {}
-
-    def write_block(self, first: int, block: np.ndarray, shape: tuple[int, int, int]) -> None:
-        """One chunk of the pixels: (<= 8, h, w) uint8, the first of them slice `first`."""
-        if not self.files:
-            self._create("pixels", shape)
-        if len(block) < CHUNK_SLICES:  # Zarr keeps whole chunks, filled up
-            block = np.concatenate([block, np.zeros((CHUNK_SLICES - len(block), *block.shape[1:]), np.uint8)])
-        self._write("pixels", first, block)
-
-    def write_small(self, name: str, values: np.ndarray) -> None:
-        self._create(name, values.shape)
-        self._write(name, 0, values)
-
-    def _create(self, name: str, shape: tuple[int, ...]) -> None:
-        (self.folder / name).mkdir(parents=True)
-        document = array_document(name, shape)
-        (self.folder / name / GROUP).write_bytes(document)
-        self.files[f"{name}/{GROUP}"] = checksum(document)
-
-    def _write(self, name: str, first: int, values: np.ndarray) -> None:
-        file, data = chunk_file(name, first), pack(values)
-        (self.folder / file).write_bytes(data)
-        self.files[file] = chunk_checksum(data)
+def _ends_with(chunk: bytes, crc: str) -> bool:
+    """Whether a chunk's last bytes hold the CRC that the record lists, in little endian."""
+    return chunk[-CRC_BYTES:] == bytes.fromhex(crc)[::-1]

@@ -12,6 +12,7 @@ from typing import Any
 import google_crc32c
 
 from cache_schema.errors import naming
+from cache_schema.store_path import Place, StorePath
 
 SETTLED_SECONDS = 2.0
 """a write after this time changes the file's times; file systems count time in steps"""
@@ -47,11 +48,15 @@ def chunk_checksum(data: bytes) -> dict[str, Any]:
     return {"bytes": len(data), "crc32c": f"{google_crc32c.value(data[:-4]):08x}"}
 
 
-def write_whole(path: Path, data: bytes, *, beside: Path | None = None) -> None:
+def write_whole(path: Place, data: bytes, *, beside: Place | None = None) -> None:
     """Write, flush to the disk, rename into place. `beside`: the unfinished file's folder, on the same file system.
 
-    An OSError names `path`, not the unfinished file.
+    In a store a file appears whole by itself. An OSError names `path`, not the unfinished file.
     """
+    if isinstance(path, StorePath):
+        path.write_bytes(data)
+        return
+    assert not isinstance(beside, StorePath), "beside a file of a folder"
     part = (beside or path.parent) / f".{path.name}.{secrets.token_hex(4)}.part"
     try:
         with open(part, "wb") as file:
@@ -87,7 +92,7 @@ def sync_and_read(path: Path) -> bytes:
         return file.read()
 
 
-def read_group(path: Path) -> dict[str, Any]:
+def read_group(path: Place) -> dict[str, Any]:
     """The attributes of a group's zarr.json. Raises FileNotFoundError, and ValueError where form or digest is wrong."""
     data = path.read_bytes()
     try:

@@ -7,6 +7,8 @@ from typing import Any
 from cache_schema.documents import canonical_json, digest_of
 
 SCHEMA_VERSION = 1
+SHARDED_SCHEMA = 2
+"""of a cache whose pixels lie in shards: all else is as in schema 1"""
 HU_LOW, HU_HIGH = -500, 1300
 """intensity window: level 400, width 1800 (reference 2.2)"""
 CHUNK_SLICES = 8
@@ -44,6 +46,8 @@ CODECS = [
     {"name": "zstd", "configuration": {"level": ZSTD_LEVEL, "checksum": False}},
     {"name": "crc32c"},
 ]
+INDEX_CODECS = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
+"""of a shard's index, its last bytes: offset and length of each chunk"""
 STORAGE = {"chunk_slices": CHUNK_SLICES, "codecs": CODECS, "write_empty_chunks": True}
 """how the pixels are kept: never compared"""
 
@@ -82,20 +86,38 @@ def array_shapes(rows: int, columns: int, slices: int, *, segmented: bool) -> di
     return shapes
 
 
-def array_document(name: str, shape: tuple[int, ...]) -> bytes:
-    """The zarr.json of one array. Slices of 8 a chunk for pixels, one chunk for the others."""
+def schema_of(shard: int | None) -> int:
+    """The schema of a cache with so many slices a shard, None for a file a chunk."""
+    return SCHEMA_VERSION if shard is None else SHARDED_SCHEMA
+
+
+def storage_of(shard: int | None) -> dict[str, Any]:
+    """What the root's zarr.json says of how the pixels are kept."""
+    return STORAGE if shard is None else STORAGE | {"shard_slices": shard}
+
+
+def array_document(name: str, shape: tuple[int, ...], shard: int | None = None) -> bytes:
+    """The zarr.json of one array. Slices of 8 a chunk for pixels, one chunk for the others.
+
+    shard: slices of pixels in one file, where that holds several chunks.
+    """
     dtype, dimensions = ARRAYS[name]
     chunk = (CHUNK_SLICES, *shape[1:]) if name == "pixels" else shape
+    file, codecs = chunk, CODECS
+    if shard is not None and name == "pixels":
+        file = (shard, *shape[1:])
+        inner = {"chunk_shape": list(chunk), "codecs": CODECS, "index_codecs": INDEX_CODECS, "index_location": "end"}
+        codecs = [{"name": "sharding_indexed", "configuration": inner}]
     return canonical_json(
         {
             "zarr_format": 3,
             "node_type": "array",
             "shape": list(shape),
             "data_type": dtype,
-            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunk)}},
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(file)}},
             "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
             "fill_value": 0,
-            "codecs": CODECS,
+            "codecs": codecs,
             "attributes": ATTRIBUTES[name],
             "dimension_names": list(dimensions),
             "storage_transformers": [],
@@ -109,18 +131,19 @@ def group_document(attributes: dict[str, Any]) -> bytes:
     return canonical_json(document | {"attributes": attributes | {"digest": digest_of(document)}})
 
 
-def chunk_file(name: str, first_slice: int = 0) -> str:
-    """Path below the study's folder of the chunk that begins at this slice."""
-    return ".".join([f"{name}/c", str(first_slice // CHUNK_SLICES), *["0"] * (len(ARRAYS[name][1]) - 1)])
+def chunk_file(name: str, first_slice: int = 0, per_file: int = CHUNK_SLICES) -> str:
+    """Path below the study's folder of the file that holds this slice, of so many slices a file."""
+    return ".".join([f"{name}/c", str(first_slice // per_file), *["0"] * (len(ARRAYS[name][1]) - 1)])
 
 
-def chunk_starts(z0: int, z1: int) -> range:
+def chunk_starts(z0: int, z1: int, each: int = CHUNK_SLICES) -> range:
     """First slices of the chunks that hold slices z0 up to z1."""
-    return range(z0 // CHUNK_SLICES * CHUNK_SLICES, z1, CHUNK_SLICES)
+    return range(z0 // each * each, z1, each)
 
 
-def study_files(rows: int, columns: int, slices: int, *, segmented: bool) -> Iterator[str]:
+def study_files(rows: int, columns: int, slices: int, *, segmented: bool, shard: int | None = None) -> Iterator[str]:
     """Every file of a study but its own zarr.json."""
+    each = shard or CHUNK_SLICES
     for name in array_shapes(rows, columns, slices, segmented=segmented):
         yield f"{name}/{GROUP}"
-        yield from (chunk_file(name, first) for first in chunk_starts(0, slices if name == "pixels" else 1))
+        yield from (chunk_file(name, first, each) for first in chunk_starts(0, slices if name == "pixels" else 1, each))

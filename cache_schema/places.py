@@ -1,4 +1,4 @@
-"""Checks of paths as the user typed them. Only paths on this machine are supported."""
+"""Checks of paths as the user typed them, where only a path on this machine will do."""
 
 import re
 
@@ -10,5 +10,5 @@ _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 def check_place(text: str) -> None:
     """Raises UsageError for an address (`s3://...`, `file://...`): a Path would make a folder named `s3:` of it."""
     if _ADDRESS.match(text):
-        what = "is an address, and stores that are reached by one are not read yet"
-        raise UsageError(what, where=text, expected="a path on this machine")
+        shown = re.sub("//.*@", "//...@", text)  # without credentials
+        raise UsageError("is an address", where=shown, expected="a path on this machine: only caches lie in stores")

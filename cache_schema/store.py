@@ -1,11 +1,10 @@
-"""A cache on disk, as its readers see it.
+"""A cache, in a folder or in a store, as its readers see it.
 
 A study is replaced by one rename, the index is rewritten later. So what is opened is compared with the index, and every
 chunk that is read with the record that was opened: a reader gets the studies of one index, or one line.
 """
 
 import os
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cached_property
@@ -17,9 +16,12 @@ import pandas as pd
 from pydantic import ValidationError
 
 from cache_schema.arrays import StoredPixels, read_array
+from cache_schema.chunks import chunks_of
 from cache_schema.documents import canonical_json, read_group
 from cache_schema.errors import CacheError, StaleStudy, UsageError, did_you_mean, did_you_mean_path, reason_of
-from cache_schema.layout import GROUP, INDEX, LABELS, SCHEMA_VERSION, is_valid_id
+from cache_schema.layout import GROUP, INDEX, LABELS, array_shapes, is_valid_id, schema_of
+from cache_schema.local_copy import LocalCopy
+from cache_schema.store_path import Place, StorePath, place_of
 from cache_schema.study import Box, Study, StudyRecord
 from cache_schema.tables import read_table
 
@@ -39,6 +41,10 @@ class ChangedStudy(CacheError):
     """The study on disk is not the one that the index lists."""
 
 
+class NoStudy(CacheError):
+    """There is no record where a study should be."""
+
+
 class StoredStudy(Study):
     """A study of a cache. Its record is read when it is opened, its arrays on first use.
 
@@ -48,10 +54,12 @@ class StoredStudy(Study):
 
     pixels: StoredPixels
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Place, copy: LocalCopy | None = None):
+        """copy: on this machine, of the store that the study lies in."""
         self.folder, self.stamp = folder, _stamp(folder)
         self.record, attributes = read_study_document(folder)
-        self.pixels = StoredPixels(folder, _listed(attributes))
+        shard = attributes.get("shard_slices")
+        self.pixels = StoredPixels(folder, chunks_of(attributes), self.record.shape, shard, copy)
 
     @property
     def digests(self) -> Digests:
@@ -80,24 +88,23 @@ class StoredStudy(Study):
         self.stamp = _still(self.folder, self.digests, self.stamp)
 
     def _array(self, name: str) -> np.ndarray:
-        return self._as_opened(lambda: read_array(self.folder, name, self.pixels.listed))
+        slices, rows, columns = self.record.shape
+        shape = array_shapes(rows, columns, slices, segmented=True)[name]
+        return self._as_opened(lambda: read_array(self.folder, name, self.pixels.chunks, shape, self.pixels.copy))
 
     def _as_opened(self, read: Callable[[], Read]) -> Read:
         """What `read` gives. Where it fails, raises StaleStudy, or reads again the same content that was published anew."""
         try:
             return read()
         except CacheError:
-            self.pixels.listed = _listed(_document_of(self.folder, self.digests))
+            self.pixels.chunks = chunks_of(_document_of(self.folder, self.digests))
             return read()
 
 
-def _listed(attributes: dict[str, Any]) -> dict[str, int]:
-    """The CRC-32C of each of a study's files; the names are the same in every study, and kept once."""
-    return {sys.intern(name): int(file["crc32c"], 16) for name, file in attributes["files"].items()}
-
-
-def _stamp(folder: Path) -> Stamp | None:
-    """None where there is no study."""
+def _stamp(folder: Place) -> Stamp | None:
+    """None where there is no study, and in a store: there the record itself is compared."""
+    if isinstance(folder, StorePath):
+        return None
     try:
         status = os.stat(folder / GROUP)
     except (FileNotFoundError, NotADirectoryError):
@@ -105,7 +112,7 @@ def _stamp(folder: Path) -> Stamp | None:
     return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def _still(folder: Path, digests: Digests, stamp: Stamp | None) -> Stamp | None:
+def _still(folder: Place, digests: Digests, stamp: Stamp | None) -> Stamp | None:
     """The study's stamp now, `stamp` being an earlier one. Raises StaleStudy where its digests are no longer these."""
     now = _stamp(folder)  # before the record is read: what is written in between has another one
     if now is None or now != stamp:
@@ -113,7 +120,7 @@ def _still(folder: Path, digests: Digests, stamp: Stamp | None) -> Stamp | None:
     return now
 
 
-def _document_of(folder: Path, digests: Digests) -> dict[str, Any]:
+def _document_of(folder: Place, digests: Digests) -> dict[str, Any]:
     """The attributes of the study's zarr.json. Raises StaleStudy where it is not, or no longer, the one with these digests."""
     try:
         record, attributes = _read_document(folder)
@@ -124,22 +131,21 @@ def _document_of(folder: Path, digests: Digests) -> dict[str, Any]:
     return attributes
 
 
-def read_study_document(folder: Path) -> tuple[StudyRecord, dict]:
+def read_study_document(folder: Place) -> tuple[StudyRecord, dict]:
     """The record, and all attributes of the study's zarr.json: schema_version, pixel_hash, record, files, digest."""
     try:
         return _read_document(folder)
     except FileNotFoundError as error:
-        raise CacheError("no such study", where=folder, do="build the cache again") from error
+        raise NoStudy("no such study", where=folder, do="build the cache again") from error
 
 
-def _read_document(folder: Path) -> tuple[StudyRecord, dict]:
+def _read_document(folder: Place) -> tuple[StudyRecord, dict]:
     """Raises FileNotFoundError where there is no study."""
     try:
         attributes = read_group(folder / GROUP)
-        if attributes["schema_version"] != SCHEMA_VERSION:
-            raise CacheError(
-                f"has schema {attributes['schema_version']}", where=folder, expected=f"schema {SCHEMA_VERSION}"
-            )
+        expected = schema_of(attributes.get("shard_slices"))
+        if attributes["schema_version"] != expected:
+            raise CacheError(f"has schema {attributes['schema_version']}", where=folder, expected=f"schema {expected}")
         return StudyRecord.model_validate_json(canonical_json(attributes["record"])), attributes
     except FileNotFoundError:
         raise
@@ -162,15 +168,19 @@ class Cache:
 
     Labels are no part of a study: they are those of their first use. Whoever counts on them keeps their digest.
 
-    Raises UsageError where there is no cache, CacheError where it is of another schema or damaged.
+    path: a folder, the address of a store (cache_schema.stores), or a zip file. copy: of a store's chunks, on this machine.
+
+    Raises UsageError where there is no cache, CacheError where it is of another schema or damaged, StoreError where the
+    store cannot be reached; so does whatever reads from it.
     """
 
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
+    def __init__(self, path: str | Place, copy: LocalCopy | None = None):
+        self.path = place_of(path)
+        self.copy = copy
         self.attributes = read_cache_document(self.path)
 
     def __getstate__(self) -> dict:
-        travels = {"path": self.path, "attributes": self.attributes, "index": self.index}
+        travels = {"path": self.path, "copy": self.copy, "attributes": self.attributes, "index": self.index}
         return travels | ({"labels": self.labels} if "labels" in self.__dict__ else {})
 
     @property
@@ -201,9 +211,10 @@ class Cache:
         CacheError where its record is damaged."""
         if id not in self._digests:
             raise self._unknown(id)
-        if not (self.path / id / GROUP).is_file():
-            raise self._changed(id)
-        study = StoredStudy(self.path / id)
+        try:
+            study = StoredStudy(self.path / id, self.copy)
+        except NoStudy:
+            raise self._changed(id) from None
         if study.digests != self._digests[id]:
             raise self._changed(id)
         self._stamps[id] = study.stamp
@@ -254,27 +265,32 @@ class Cache:
         return f"Cache({str(self.path)!r})"
 
 
-def _damaged(error: Exception, folder: Path, do: str) -> CacheError:
+def _damaged(error: Exception, folder: Place, do: str) -> CacheError:
     what = reason_of(error) if isinstance(error, OSError) else str(error)
     return CacheError(what, where=folder / GROUP, do=do)
 
 
-def read_cache_document(path: Path) -> dict:
+def read_cache_document(path: Place) -> dict:
     """schema_version, pixel_hash, storage, files, digest: what the root of a cache says."""
-    if not path.is_dir():
-        expected = "a cache made by preprocess build-cache"
+    expected = "a cache made by preprocess build-cache"
+    if isinstance(path, Path) and not path.is_dir():
         raise UsageError("no such folder", where=path, expected=expected, do=did_you_mean_path(path))
     try:
         attributes = read_group(path / GROUP)
-        found = attributes["schema_version"]
+        found, shard = attributes["schema_version"], attributes.get("storage", {}).get("shard_slices")
     except FileNotFoundError as error:
-        raise UsageError("is not a cache", where=path, expected="a cache made by preprocess build-cache") from error
-    except (ValueError, KeyError, OSError) as error:
+        if isinstance(path, StorePath):
+            path.is_dir()  # tells of a bucket that is not there
+        raise UsageError("is not a cache", where=path, expected=expected) from error
+    except (ValueError, KeyError, AttributeError, OSError) as error:
         raise _damaged(error, path, "run build-cache again") from error
     if "record" in attributes:
         raise UsageError("is one study of a cache", where=path, expected="the cache", do=f"did you mean {path.parent}?")
-    if found != SCHEMA_VERSION:
+    if found != schema_of(shard):
         raise CacheError(
-            f"has schema {found}", where=path, expected=f"schema {SCHEMA_VERSION}", do="build it again in a new folder"
+            f"has schema {found}",
+            where=path,
+            expected=f"schema {schema_of(shard)}",
+            do="build it again in a new folder",
         )
     return attributes

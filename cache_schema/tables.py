@@ -18,7 +18,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cache_schema.documents import canonical_json, stamp, write_whole
-from cache_schema.errors import CacheError, UsageError, reason_of
+from cache_schema.errors import CacheError, CspineError, UsageError, reason_of
+from cache_schema.store_path import Place, StorePath
 
 KEY = b"cspine"
 """metadata key, in the parquet footer, of {made_by, inputs, digest, ...} as JSON"""
@@ -79,13 +80,13 @@ def table_bytes(
     return sink.getvalue().to_pybytes(), digest
 
 
-def read_table(path: str | Path, columns: list[str] | None = None) -> pd.DataFrame:
+def read_table(path: str | Place, columns: list[str] | None = None) -> pd.DataFrame:
     """The frame, or these columns of it, with a plain index. Raises UsageError where there is no file or it cannot be read,
     CacheError where it is no parquet, or one of ours that is not as it was written."""
     return _open(path, lambda file: _frame(pq.read_table(file, columns=columns)))
 
 
-def table_meta(path: str | Path) -> dict[str, Any]:
+def table_meta(path: str | Place) -> dict[str, Any]:
     """made_by, inputs, digest and whatever else was said; read from the footer alone where the file was checked before.
 
     A parquet file of another origin has made_by "" and the digest of its content. Raises as `read_table`.
@@ -95,7 +96,7 @@ def table_meta(path: str | Path) -> dict[str, Any]:
     return found or {"made_by": "", "inputs": {}, "digest": content_digest(read_table(path))}
 
 
-def own_meta(path: str | Path) -> dict[str, Any]:
+def own_meta(path: str | Place) -> dict[str, Any]:
     """The same of a table that must be one of ours: raises CacheError where it does not say so."""
     if FILE_DIGEST not in _open(path, _stated):
         raise CacheError("is not a table that this program wrote", where=path, do=MAKE_AGAIN)
@@ -107,14 +108,18 @@ def content_digest(frame: pd.DataFrame) -> str:
     return _content_digest(_to_arrow(frame))
 
 
-def _open(path: str | Path, read: Callable[[Any], Read]) -> Read:
+def _open(path: str | Place, read: Callable[[Any], Read]) -> Read:
+    seen = None
     try:
         # by name pyarrow would read `key=value` folders as columns, and takes names in UTF-8 only
-        with open(path, "rb") as file:
-            seen = stamp(path, os.fstat(file.fileno()))
-            if seen in _checked:
-                return read(file)
-            data = file.read()
+        if isinstance(path, StorePath):
+            data = path.read_bytes()
+        else:
+            with open(path, "rb") as file:
+                seen = stamp(path, os.fstat(file.fileno()))
+                if seen in _checked:
+                    return read(file)
+                data = file.read()
         if (changed := _changed(data)) is None:
             found = read(pa.BufferReader(data))
             if seen is not None:
@@ -126,6 +131,8 @@ def _open(path: str | Path, read: Callable[[Any], Read]) -> Read:
         if error.errno is not None:
             raise UsageError(f"cannot be read ({reason_of(error)})", where=path, expected="a parquet file") from error
         changed = "is not a readable parquet file"
+    except CspineError:
+        raise
     except Exception as error:  # pyarrow has many of its own for bytes that make no sense
         raise CacheError("is not a readable parquet file", where=path, do=MAKE_AGAIN) from error
     raise CacheError(changed, where=path, do=MAKE_AGAIN)

@@ -1,92 +1,144 @@
 """All changes to a cache. A study is there whole or not at all; the root document is rewritten last."""
 
-import errno
-import fcntl
-import os
-import secrets
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from cache_schema.arrays import StudyWriter, is_as_listed
+from cache_schema.arrays import is_as_listed
+from cache_schema.chunks import read_files, unread
 from cache_schema.columns import REPORT_COLUMNS, STUDY_BOX, index_frame, index_row, labels_frame
-from cache_schema.documents import checksum, sync, sync_and_read, write_whole
-from cache_schema.errors import CacheError, UsageError, naming, reason_of
+from cache_schema.documents import checksum, write_whole
+from cache_schema.errors import CacheError, UsageError
+from cache_schema.folder_changes import FolderChanges
 from cache_schema.layout import (
-    BUILD_FOLDER,
+    CHUNK_SLICES,
     GROUP,
     INDEX,
     LABELS,
     PIXEL_HASH,
     REPORT,
-    SCHEMA_VERSION,
-    STORAGE,
-    chunk_starts,
     group_document,
-    is_valid_id,
+    schema_of,
+    storage_of,
 )
-from cache_schema.store import read_cache_document, read_study_document
-from cache_schema.study import ContentDigest, Study, StudyBox, StudyRecord, blocks, segmentation_digest, value_range
+from cache_schema.store import NoStudy, read_cache_document, read_study_document
+from cache_schema.store_changes import StoreChanges
+from cache_schema.store_path import Place, StorePath, each, place_of
+from cache_schema.study import Study, StudyBox, StudyRecord
+from cache_schema.study_writer import Files, Write, write_arrays
 from cache_schema.tables import content_digest, read_table, table_bytes
+from cache_schema.verify import changed_files
+
+LOOKS = 5
+"""how often tables are written again in a store where others publish meanwhile: who still does, writes them at the end"""
 
 
 class CacheWriter:
     """Opens the cache at `path` for changes, or begins one there.
 
-    Raises UsageError where the folder holds something else, CacheError where it holds a cache of another schema or
-    other pixel rules. Several processes may publish at once; `finish` is called by one at a time, under `locked`.
+    shard: slices of pixels a file, a multiple of 8, for a cache in a store; None for a file a chunk. A cache keeps what it
+    began with.
+
+    Raises UsageError where the place holds something else, is read-only, or holds a cache with another `shard`; CacheError
+    where it holds a cache of another schema or other pixel rules. Several processes may publish at once; `finish` is
+    called by one at a time, under `locked`. In a store several may call it: each then writes the tables of all.
     """
 
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
-        self.build_folder = self.path / BUILD_FOLDER
-        if (self.path / GROUP).exists():
-            found = read_cache_document(self.path)
-            if found["pixel_hash"] != PIXEL_HASH:
-                raise CacheError("was made by other pixel rules", where=self.path, do="build it again in a new folder")
-            self.build_folder.mkdir(exist_ok=True)
-            return
-        if self.path.exists() and not self.path.is_dir():
-            raise UsageError("is a file", where=self.path, expected="a folder for the cache")
-        if self.path.is_dir() and any(not _is_ours(entry) for entry in self.path.iterdir()):
-            raise UsageError("is neither empty nor a cache", where=self.path, expected="a new folder or a cache")
+    def __init__(self, path: str | Place, shard: int | None = None):
+        self.path: Place = place_of(path)
+        if shard is not None and (shard < CHUNK_SLICES or shard % CHUNK_SLICES):
+            raise UsageError(f"{shard} slices a shard", expected=f"a multiple of {CHUNK_SLICES}")
+        self._changes = StoreChanges(self.path) if isinstance(self.path, StorePath) else FolderChanges(self.path)
+        self.build_folder: Place = self._changes.build_folder
+        self._changes.check()
+        self.shard = shard
+        if is_there := (self.path / GROUP).exists():
+            self._join(shard)
         self.build_folder.mkdir(parents=True, exist_ok=True)
+        if is_there:
+            return
         with self.locked():
             if not (self.path / GROUP).exists():  # another writer may have begun it meanwhile
                 self.finish()
+        self._join(shard)
+
+    def _join(self, shard: int | None) -> None:
+        found = read_cache_document(self.path)
+        if found["pixel_hash"] != PIXEL_HASH:
+            raise CacheError("was made by other pixel rules", where=self.path, do="build it again in a new folder")
+        self.shard = found["storage"].get("shard_slices")
+        if shard not in (None, self.shard):
+            kept = "no shards" if self.shard is None else f"shards of {self.shard} slices"
+            raise UsageError(f"is a cache with {kept}", where=self.path, do="build it again in a new place")
 
     def publish(self, study: Study) -> StudyRecord:
         """Write a study into the cache; returns its record with the digests.
 
-        8 slices are in memory at a time. Every chunk is written once, flushed, and read back from the disk, the record
-        last; then the whole is renamed into place, where it replaces a study of the same id. Raises CacheError where
-        the disk gives back something else. That, and what reading the study raises, leaves the cache as it was.
+        8 slices, or one shard, are in memory at a time. Every chunk is written once, and the record last. In a folder each
+        is flushed and read back from the disk, and the whole is renamed into place, where it replaces a study of the
+        same id; what this raises leaves the cache as it was. In a store the earlier study is gone from the start.
+        Raises CacheError where the disk, or the store, gives back something else, and what reading the study raises.
         """
-        part = self._aside("new", study.id)
-        try:
-            with naming(part):
-                record, files = _write_study(study, part)
-                _sync_study(part, files)
-            self._swap(part, self.path / study.id)
-        except BaseException:
-            shutil.rmtree(part, ignore_errors=True)
-            raise
+        found: list[StudyRecord] = []
+
+        def fill(write: Write) -> tuple[bytes, Files]:
+            record, files = write_arrays(study, write, self.shard)
+            found.append(record)
+            return study_document(record, files, self.shard), files
+
+        self._changes.publish(study.id, fill)
+        return found[0]
+
+    def publish_copy(self, folder: Place) -> StudyRecord:
+        """Write a study of another cache, which has the same shards, file by file.
+
+        Raises CacheError where a file is not what its record lists; else as `publish`.
+        """
+        record, attributes = read_study_document(folder)
+        if attributes.get("shard_slices") != self.shard:
+            raise ValueError("a study of other shards is published, not copied")
+        files: Files = attributes["files"]
+
+        def fill(write: Write) -> tuple[bytes, Files]:
+            for name, data in read_files(folder, list(files)):
+                if not is_as_listed(name, data, files[name]):
+                    raise unread(folder, f"{name} is not the one that the study's {GROUP} lists")
+                write(name, data)
+            return study_document(record, files, self.shard), files
+
+        self._changes.publish(record.id, fill)
         return record
 
     def remove(self, id: str) -> None:
         """Take a study out of the cache. Nothing happens where there is none."""
-        aside = self._aside("new", id)
-        try:
-            os.rename(self.path / id, aside)
-        except FileNotFoundError:
-            return
-        sync(self.path)
-        shutil.rmtree(aside)
+        self._changes.remove(id)
+
+    def undo(self) -> None:
+        """Remove a cache that was begun and holds nothing yet."""
+        self._changes.undo()
+
+    def places(self) -> Sequence[Place]:
+        """As `studies`, but in a store with those whose record is not there yet, or no more: a single question."""
+        return self._changes.places()
+
+    def studies(self) -> Sequence[Place]:
+        """Places of all studies that have a record, sorted by id."""
+        return self._changes.studies()
+
+    def locked(self, waiting: Callable[[], None] = lambda: None) -> AbstractContextManager[None]:
+        """Hold the cache for changes; calls `waiting` once where another process holds it, then waits.
+
+        A store has no locks: nothing is held there.
+        """
+        return self._changes.locked(waiting)
+
+    def sweep(self) -> None:
+        """Clear what killed writers left behind. Call it under `locked`, while no process publishes."""
+        self._changes.sweep()
 
     def finish(
         self,
@@ -108,18 +160,34 @@ class CacheWriter:
         if report is not None or not (self.path / REPORT).exists():
             report = pd.DataFrame(columns=REPORT_COLUMNS) if report is None else report[list(REPORT_COLUMNS)]
             self._write(REPORT, report.to_csv(index=False, lineterminator="\n").encode())
-        index = self.make_index()
-        self._write(INDEX, table_bytes(index, "cache_schema", {"pixel_hash": PIXEL_HASH})[0])
-        self._write(GROUP, root_document(self.path))
+        for _ in range(LOOKS):
+            index = self.make_index()
+            written = table_bytes(index, "cache_schema", {"pixel_hash": PIXEL_HASH})[0]
+            self._write(INDEX, written)
+            self._write(GROUP, root_document(self.path, self.shard))
+            if isinstance(self.path, Path) or self._is_still(written):
+                break
         return index
 
-    def make_index(self) -> pd.DataFrame:
-        """The index as the records on disk give it."""
-        return index_frame([index_row(*read_study_document(folder)) for folder in self.studies()])
+    def _is_still(self, index: bytes) -> bool:
+        """Whether no other writer has published a study, or written tables, since: whoever writes last looks once more."""
+        same = root_document(self.path, self.shard) == (self.path / GROUP).read_bytes()
+        now = table_bytes(self.make_index(), "cache_schema", {"pixel_hash": PIXEL_HASH})[0]
+        return same and (self.path / INDEX).read_bytes() == index == now
 
-    def studies(self) -> list[Path]:
-        """Folders of all studies on disk, sorted by id."""
-        return sorted(entry for entry in self.path.iterdir() if is_valid_id(entry.name) and (entry / GROUP).is_file())
+    def make_index(self, *, whole: bool = False) -> pd.DataFrame:
+        """The index as the records give it. whole: without studies of which a file is missing, foreign or of another length."""
+        rows = each(partial(self._row, whole=whole), self._changes.places(), self.path)
+        return index_frame([row for row in rows if row is not None])
+
+    def _row(self, folder: Place, whole: bool) -> dict[str, Any] | None:
+        try:
+            record, attributes = read_study_document(folder)
+            return None if whole and changed_files(folder, attributes["files"]) else index_row(record, attributes)
+        except NoStudy:
+            if isinstance(folder, StorePath):
+                return None  # another writer is replacing it, and will write the index again
+            raise
 
     def has_box(self, id: str) -> bool:
         """Whether a study has a study_box, or had one when the index was written where its own record cannot be read."""
@@ -138,128 +206,56 @@ class CacheWriter:
         """
         boxes = boxes_of(table)
         with self.locked():
-            changed, given = [], 0
-            for folder in self.studies():
-                record, attributes = read_study_document(folder)
+            changed, given = dict[str, bytes](), 0
+            for record, attributes in each(read_study_document, self.studies(), self.path):
                 box = boxes.get(record.id)
                 given += box is not None
                 if record.study_box != box:
-                    changed.append((folder, _with_box(record, box), attributes["files"]))
+                    changed[record.id] = study_document(_with_box(record, box), attributes["files"], self.shard)
             if not given:
                 raise UsageError("the table names no study of this cache", where=self.path)
-            for folder, record, files in changed:
-                write_whole(folder / GROUP, study_document(record, files), beside=self.build_folder)
+
+            def write(id: str) -> None:
+                write_whole(self.path / id / GROUP, changed[id], beside=self.build_folder)
+
+            each(write, changed, self.path)
             self.finish()
         return given
 
-    @contextmanager
-    def locked(self, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Hold the cache for changes; calls `waiting` once where another process holds it, then waits."""
-        with open(self.build_folder / "lock", "wb") as lock:
-            if not self._lock(lock, fcntl.LOCK_NB):
-                waiting()
-                self._lock(lock)
-            yield
+    def labels_tag(self) -> str | None:
+        """What changes in a store whenever labels.parquet does; None where there is none, and in a folder."""
+        return (self.path / LABELS).tag() if isinstance(self.path, StorePath) else None
 
-    def _lock(self, lock: IO[bytes], how: int = 0) -> bool:
-        """Whether the lock is ours now. Raises UsageError where the file system has no locks."""
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | how)
-        except BlockingIOError:
-            return False
-        except OSError as error:
-            do = "keep the cache on a file system with locks (flock)"
-            raise UsageError(f"cannot be locked ({reason_of(error)})", where=self.path, do=do) from error
+    def write_labels(self, labels: bytes, tag: str | None) -> bool:
+        """Write labels.parquet; in a store only if no other has written it since it had this tag. Call `finish` then."""
+        if isinstance(self.path, StorePath):
+            return (self.path / LABELS).write_over(labels, tag)
+        self._write(LABELS, labels)
         return True
 
-    def sweep(self) -> None:
-        """Clear what killed writers left behind. Call it under `locked`, while no process publishes."""
-        for aside in sorted(self.build_folder.glob("old/*")):
-            there = self.path / aside.name.rpartition("-")[0]
-            if not there.exists():
-                os.rename(aside, there)  # killed between taking the old study out and putting the new one in
-        for kind in ("old", "new"):
-            shutil.rmtree(self.build_folder / kind, ignore_errors=True)
-        for part in self.build_folder.glob(".*.part"):
-            part.unlink(missing_ok=True)
-
-    def _aside(self, kind: str, id: str) -> Path:
-        folder = self.build_folder / kind
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder / f"{id}-{secrets.token_hex(6)}"
-
-    def _swap(self, part: Path, final: Path) -> None:
-        """Old aside, new in, old removed: who opens the study meanwhile gets old, new or none."""
-        old = []
-        while True:
-            try:
-                os.rename(part, final)
-                break
-            except OSError as error:
-                # another writer may have taken the old study out since
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) and not final.exists():
-                    raise
-            aside = self._aside("old", final.name)
-            try:
-                os.rename(final, aside)
-                old.append(aside)
-            except FileNotFoundError:  # another writer took it
-                continue
-        sync(self.path)
-        for aside in old:
-            shutil.rmtree(aside, ignore_errors=True)
+    def write_file(self, name: str, data: bytes | None) -> None:
+        """Write labels.parquet or report.csv as another cache has it, None: remove it. Call `finish` then."""
+        if data is None:
+            (self.path / name).unlink(missing_ok=True)
+        else:
+            self._write(name, data)
 
     def _write(self, name: str, data: bytes) -> None:
         write_whole(self.path / name, data, beside=self.build_folder)
 
 
-def root_document(path: Path) -> bytes:
+def root_document(path: Place, shard: int | None = None) -> bytes:
     """The root's zarr.json as the files beside it ask for."""
     files = {name: checksum((path / name).read_bytes()) for name in (INDEX, LABELS, REPORT) if (path / name).is_file()}
-    return group_document(
-        {"schema_version": SCHEMA_VERSION, "pixel_hash": PIXEL_HASH, "storage": STORAGE, "files": files}
-    )
+    attributes = {"schema_version": schema_of(shard), "pixel_hash": PIXEL_HASH, "storage": storage_of(shard)}
+    return group_document(attributes | {"files": files})
 
 
-def study_document(record: StudyRecord, files: dict[str, dict]) -> bytes:
+def study_document(record: StudyRecord, files: Files, shard: int | None = None) -> bytes:
     """A study's zarr.json."""
     kept = record.model_dump(mode="json")
-    return group_document({"schema_version": SCHEMA_VERSION, "pixel_hash": PIXEL_HASH, "record": kept, "files": files})
-
-
-def _write_study(study: Study, folder: Path) -> tuple[StudyRecord, dict[str, dict[str, Any]]]:
-    """The record, and what it lists of the study's files."""
-    record = study.record
-    shape = record.shape
-    writer, digest, ranges = StudyWriter(folder), ContentDigest(study), []
-    for first, block in zip(chunk_starts(0, shape[0]), blocks(study), strict=True):
-        if block.dtype != np.uint8 or block.shape[1:] != shape[1:]:
-            raise ValueError(f"{study.id} gives {block.dtype} {block.shape}, its record says uint8 {shape}")
-        writer.write_block(first, block, shape)
-        digest.update(block)
-        ranges.append(value_range(block))
-    small = {"z": study.z, "slice_number": study.slice_number, "value_range": np.concatenate(ranges)}
-    if study.slice_box is not None and study.vertebra_ratio is not None:
-        small |= {"slice_box": study.slice_box, "vertebra_ratio": study.vertebra_ratio}
-    for name, values in small.items():
-        writer.write_small(name, values)
-    found = {"content_digest": digest.hexdigest(), "segmentation_digest": segmentation_digest(study)}
-    for name, value in found.items():
-        if getattr(record, name) not in (None, value):
-            raise CacheError(f"{name} is not what its source promised", where=study.id, do="verify the source")
-    record = study.record_after_reading().model_copy(update=found)
-    (folder / GROUP).write_bytes(study_document(record, writer.files))
-    return record, writer.files
-
-
-def _sync_study(folder: Path, files: dict[str, dict[str, Any]]) -> None:
-    """Flush every file, then the names, then the record: it must not outlive what it lists."""
-    for name, listed in files.items():
-        if not is_as_listed(name, sync_and_read(folder / name), listed):
-            raise CacheError(f"{name} reads back changed", where=folder, do="check the disk")
-    for place in (*sorted({(folder / name).parent for name in files}), folder, folder / GROUP):
-        sync(place)
-    sync(folder.parent)
+    attributes = {"schema_version": schema_of(shard), "pixel_hash": PIXEL_HASH, "record": kept, "files": files}
+    return group_document(attributes if shard is None else attributes | {"shard_slices": shard})
 
 
 def boxes_of(table: pd.DataFrame) -> dict[str, StudyBox]:
@@ -284,9 +280,3 @@ def _with_box(record: StudyRecord, box: StudyBox | None) -> StudyRecord:
         return StudyRecord.model_validate(record.model_dump() | {"study_box": box and box.model_dump()})
     except ValueError as error:
         raise UsageError("its box lies outside the study", where=record.id) from error
-
-
-def _is_ours(entry: Path) -> bool:
-    """Whether it may lie in a cache whose root document was never written, or was lost."""
-    known = entry.name in (BUILD_FOLDER, INDEX, LABELS, REPORT)
-    return known or (is_valid_id(entry.name) and (entry / GROUP).is_file() and (entry / "pixels" / GROUP).is_file())

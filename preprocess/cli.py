@@ -10,6 +10,7 @@ import typer
 
 from cache_schema.errors import CspineError, not_utf8
 from cache_schema.output import OUTPUT, lost_output
+from cache_schema.store_path import file_at, place_of
 from preprocess.os_errors import as_usage_error
 from preprocess.usage_errors import ClickException, check_command, check_places, wrong_words
 
@@ -23,7 +24,15 @@ app = typer.Typer(
 
 INTERRUPTED = 130
 INTERRUPTION = "interrupted; run the same command again to continue"
-CacheFolder = Annotated[Path, typer.Argument(metavar="CACHE", help="a cache made by build-cache")]
+FILES = "the RSNA layout or any tree of DICOM files: a folder, s3:// or gs://"
+NEW = "a new folder or s3://, gs:// place"
+CacheFolder = Annotated[
+    Any, typer.Argument(metavar="CACHE", parser=place_of, help="a cache: a folder, s3://, gs://, https:// or a zip")
+]
+Shard = Annotated[
+    int | None,
+    typer.Option(metavar="N", min=8, help="slices a file in a new cache, a multiple of 8: 64 for a store [8]"),
+]
 Folds = Annotated[
     str | None, typer.Option(metavar="CSV|N", help="a CSV with StudyInstanceUID and fold, or a number [5]")
 ]
@@ -55,8 +64,10 @@ def phantom(
 
 @app.command("build-cache")
 def build_cache(
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="the RSNA layout or any tree of DICOM files")],
-    cache: Annotated[Path, typer.Argument(metavar="CACHE", help="a new folder, or a cache to bring up to date")],
+    source: Annotated[Any, typer.Argument(metavar="SOURCE", parser=file_at, help=FILES)],
+    cache: Annotated[
+        Any, typer.Argument(metavar="CACHE", parser=place_of, help=f"{NEW}, or a cache to bring up to date")
+    ],
     segmentations: Annotated[
         Path | None, typer.Option(metavar="DIR", help="<id>.nii files [SOURCE/segmentations]")
     ] = None,
@@ -77,11 +88,9 @@ def build_cache(
     ] = None,
     trust_mtime: Annotated[
         bool,
-        typer.Option(
-            "--trust-mtime",
-            help="look at the times of SOURCE's folders only, not of each file; misses a file rewritten in place",
-        ),
+        typer.Option("--trust-mtime", help="compare times of folders, not of files; misses a file changed in place"),
     ] = False,
+    shard: Shard = None,
 ) -> int:
     """Decode every study once into CACHE. Studies that are already there are skipped."""
     options = locals()  # the command's parameters are those of the function
@@ -171,20 +180,39 @@ def inspect(
 @app.command()
 def crop(
     cache: CacheFolder,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="a new folder, or a cropped cache to bring up to date")],
+    out: Annotated[Any, typer.Argument(metavar="OUT", parser=place_of, help=f"{NEW}, or a cropped cache")],
     boxes: Annotated[
         Path | None, typer.Option(metavar="TABLE", help="study_boxes.parquet [the boxes in CACHE]")
     ] = None,
     margin: Annotated[int, typer.Option(metavar="PIXELS", min=0, help="keep at least this margin around each box")] = 0,
+    shard: Shard = None,
 ) -> int:
     """Write a smaller cache: of each study the square that training crops around its box. Coordinates stay native."""
     from preprocess.crop import crop_cache
 
-    result = crop_cache(cache, out, boxes=boxes, margin=margin)
+    result = crop_cache(cache, out, boxes=boxes, margin=margin, shard=shard)
     before, after = result.pixels
     left_out = f", {len(result.without_box)} without a box left out" if result.without_box else ""
     _show(f"{out}: {result.studies} studies with {after / before:.0%} of their pixels{left_out}")
     return 3 if result.without_box else 0
+
+
+@app.command()
+def copy(
+    cache: CacheFolder,
+    out: Annotated[
+        str, typer.Argument(metavar="OUT", help="a folder, s3:// or gs:// place, or FILE.zip: new, or an earlier copy")
+    ],
+    shard: Shard = None,
+) -> int:
+    """Copy a cache between folders, stores and zip files; a copy that was stopped goes on. Ends verified."""
+    from preprocess.copy_cache import copy_cache
+
+    result = copy_cache(cache, out, shard=shard)
+    for problem in result.problems:
+        _show(problem)
+    _show(f"{out}: {result.studies} studies, {result.copied} copied now, {len(result.problems)} problems")
+    return 1 if result.problems else 0
 
 
 @app.command()

@@ -8,11 +8,12 @@ import numpy as np
 
 from cache_schema import Cache, Study
 from cache_schema.errors import UsageError, reason_of
+from cache_schema.store_path import Place
 
 SHEET_ROWS, SHEET_COLUMNS, TILE = 4, 6, 192
 
 
-def write_contact_sheet(path: str | Path, id: str | None, png: Path) -> None:
+def write_contact_sheet(path: str | Place, id: str | None, png: Path) -> None:
     """24 slices from head to feet as a PNG, slice boxes drawn in. Raises UsageError without a study, or where it cannot be written."""
     if id is None:
         raise UsageError("--png needs a study", expected="preprocess inspect CACHE ID --png FILE")

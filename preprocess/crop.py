@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from cache_schema import Cache, CacheWriter, Study, StudyBox, StudyRecord
 from cache_schema.errors import CacheError, UsageError
 from cache_schema.layout import REPORT
 from cache_schema.store import read_study_document
+from cache_schema.store_path import Place, each, place_of
 from cache_schema.study import Box, square_around
 from cache_schema.tables import read_table
 from cache_schema.verify import record_if_whole
@@ -46,11 +48,12 @@ class Part:
 
 
 def crop_cache(
-    cache: str | Path,
-    out: str | Path,
+    cache: str | Place,
+    out: str | Place,
     *,
     boxes: str | Path | None = None,
     margin: int = 0,
+    shard: int | None = None,
     tell: Callable[[str], None] = say,
 ) -> CropResult:
     """Write a cache that holds a part of each study's frame, all slices of it; what is there already is skipped.
@@ -61,26 +64,26 @@ def crop_cache(
     left out, and the report says so.
     Raises UsageError where no study has a box, a box lies outside what its study holds, or `out` holds something else.
     """
-    source, out = Cache(cache), Path(out)
+    source, out = Cache(cache), place_of(out)
     if out.resolve() == source.path.resolve():
         raise UsageError("is the cache itself", where=out, expected="a new folder")
     box_of = _boxes(source, boxes)
     known = set(source.ids)
-    parts = [_Cut.of(source.study(id), box, margin) for id, box in box_of.items() if id in known]
+    boxed = [id for id in box_of if id in known]
+    parts = each(lambda id: _Cut.of(source.study(id), box_of[id], margin), boxed, source.path)
     if not parts:
         do = "give boxes with preprocess set-boxes, or a table with --boxes" if boxes is None else None
         raise UsageError("no study of this cache has a box", where=source.path, do=do)
-    writer = CacheWriter(out)
+    writer = CacheWriter(out, shard)
     with writer.locked(lambda: tell(f"another process is changing {out}; waiting for it")):
         writer.sweep()
-        for folder in writer.studies():
-            if read_study_document(folder)[0].origin is None:
-                raise UsageError("is a cache of whole studies", where=out, expected="a new folder, or a cropped cache")
+        there = writer.studies()
+        if any(document[0].origin is None for document in each(read_study_document, there, out)):
+            raise UsageError("is a cache of whole studies", where=out, expected="a new folder, or a cropped cache")
         kept = {part.record.id for part in parts}
-        for folder in writer.studies():
-            if folder.name not in kept:
-                writer.remove(folder.name)
-        _publish(writer, [part for part in parts if not part.is_there(writer)])
+        each(writer.remove, [folder.name for folder in there if folder.name not in kept], out)
+        is_there = each(lambda part: part.is_there(writer), parts, out)
+        _publish(writer, [part for part, found in zip(parts, is_there, strict=True) if not found])
         without = tuple(id for id in source.ids if id not in kept)
         _finish(source, writer, without)
     before = source.index.set_index("id").loc[sorted(kept), "pixels"].sum()
@@ -90,8 +93,9 @@ def crop_cache(
 def _boxes(source: Cache, table: str | Path | None) -> dict[str, StudyBox]:
     if table is not None:
         return boxes_of(read_table(table))
-    found = {id: source.record(id).study_box for id in source.index["id"][source.index["x0"].notna()]}
-    return {id: box for id, box in found.items() if box is not None}
+    ids = list(source.index["id"][source.index["x0"].notna()])
+    records = each(source.record, ids, source.path)
+    return {record.id: record.study_box for record in records if record.study_box is not None}
 
 
 @dataclass(frozen=True)
@@ -144,7 +148,7 @@ def _publish(writer: CacheWriter, parts: list[_Cut]) -> None:
 
 def _report_of(source: Cache) -> list[Finding]:
     try:
-        table = pd.read_csv(source.path / REPORT, dtype=str, keep_default_na=False)
+        table = pd.read_csv(BytesIO((source.path / REPORT).read_bytes()), dtype=str, keep_default_na=False)
         return [Finding(*row) for row in table.itertuples(index=False)]
     except (ValueError, TypeError) as error:
         raise CacheError(

@@ -2,19 +2,19 @@
 
 import json
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from cache_schema import TARGETS, Cache
+from cache_schema.store_path import Place
 
 SPACING_EDGES = (0.0, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, np.inf)
 BOX_EDGES = (0, 128, 192, 256, 320, 384, 512, np.inf)
 
 
-def about_cache(path: str | Path) -> dict[str, Any]:
+def about_cache(path: str | Place) -> dict[str, Any]:
     """Studies, slices, bytes, how often each syntax, decoder and flag occurs, histograms, labels. JSON's types only."""
     cache = Cache(path)
     index, labels = cache.index, cache.labels
@@ -43,7 +43,7 @@ def about_cache(path: str | Path) -> dict[str, Any]:
     return about
 
 
-def about_study(path: str | Path, id: str) -> dict[str, Any]:
+def about_study(path: str | Place, id: str) -> dict[str, Any]:
     """A study's record, as JSON has it."""
     return Cache(path).record(id).model_dump(mode="json")
 

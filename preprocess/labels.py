@@ -10,7 +10,8 @@ from cache_schema import Cache, CacheWriter
 from cache_schema.columns import LABEL_COLUMNS, labels_frame
 from cache_schema.errors import CacheError, UsageError
 from cache_schema.layout import LABELS, TARGETS
-from cache_schema.tables import read_table, table_meta
+from cache_schema.store_path import Place
+from cache_schema.tables import read_table, table_bytes, table_meta
 from preprocess.csv_tables import StudyRow, at, read_by_study, shown
 from preprocess.folds import assign_folds
 from preprocess.pseudonyms import Pseudonyms
@@ -123,7 +124,7 @@ class LabelsTable:
     folds_name: str
 
     @classmethod
-    def read(cls, cache: Path) -> "LabelsTable | None":
+    def read(cls, cache: Place) -> "LabelsTable | None":
         """That of a cache, or None where it has none."""
         path = cache / LABELS
         if not path.is_file():
@@ -140,8 +141,11 @@ class LabelsTable:
         """Write it into a cache, under the writer's lock, with a new index and, where one is given, a new report."""
         writer.finish(self.frame, report, made_by=self.made_by, inputs=self.inputs, extra={"folds": self.folds_name})
 
+    def as_bytes(self) -> bytes:
+        return table_bytes(self.frame, self.made_by, self.inputs, {"folds": self.folds_name})[0]
 
-def check_same(old: LabelsTable, new: LabelsAndFolds, *, labels_given: bool, cache: Path) -> None:
+
+def check_same(old: LabelsTable, new: LabelsAndFolds, *, labels_given: bool, cache: Place) -> None:
     """Raise UsageError where labels or folds given now are not those of the cache.
 
     A train.csv that was only found beside the images does not argue with a table made by `preprocess labels`.
@@ -195,7 +199,7 @@ def _folds(index: pd.DataFrame, labels: pd.DataFrame, new: LabelsAndFolds, fixed
 
 
 def replace_labels(
-    cache: str | Path, labels: str | Path, folds: str | Path | None = None, pseudonymise: str | Path | None = None
+    cache: str | Place, labels: str | Path, folds: str | Path | None = None, pseudonymise: str | Path | None = None
 ) -> tuple[int, int]:
     """Write labels.parquet anew; folds stay where none are asked for. Returns (studies of the cache, those with labels).
 
@@ -211,7 +215,7 @@ def replace_labels(
         check_named(new, set(index["id"]), "the cache", do)
         assert new.labels is not None, "a CSV of labels was named"
         labelled = int(index["id"].isin(new.labels.index).sum())
-        old = None if folds is not None else LabelsTable.read(Path(cache))
+        old = None if folds is not None else LabelsTable.read(writer.path)
         table = make_table(index, new, None, MADE_BY_LABELS) if old is None else _with_folds_of(old, index, new)
         replace(table, made_by=MADE_BY_LABELS).write(writer)
     return len(index), labelled

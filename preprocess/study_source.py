@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from cache_schema.store_path import Place
     from cache_schema.study import Study
     from preprocess.findings import Finding
     from preprocess.series.study_plan import StudyPlan
@@ -60,7 +61,7 @@ def segmentation_folder(source: str | Path, segmentations: str | Path | None) ->
     return folder
 
 
-def open_study(plan: "StudyPlan", segmentation: str | Path | None = None) -> tuple["Study", list["Finding"]]:
+def open_study(plan: "StudyPlan", segmentation: "str | Place | None" = None) -> tuple["Study", list["Finding"]]:
     """A planned study as a lazy Study, and what there is to say about its decoders and its segmentation (a refused one
     leaves the study without labels). The first slice of each kind is decoded here, twice, and images that share a place.
 
@@ -68,6 +69,7 @@ def open_study(plan: "StudyPlan", segmentation: str | Path | None = None) -> tup
     Raises StudyRefused when two decoders disagree, or the segmentation asks for slices that cannot be decoded.
     """
     from cache_schema.study import Study, StudyRecord
+    from preprocess.headers.opened import on_disk
     from preprocess.masks.segmentation import read_segmentation
     from preprocess.pixels.decoder_cross_check import check_decoders
     from preprocess.pixels.same_position import choose_at_same_position
@@ -80,7 +82,8 @@ def open_study(plan: "StudyPlan", segmentation: str | Path | None = None) -> tup
     flags = {finding.reason for finding in checked}
     findings += checked
     if segmentation is not None:
-        boxes, ratios, about = read_segmentation(segmentation, plan, pixels.read)
+        with on_disk(segmentation) as file:
+            boxes, ratios, about = read_segmentation(file, plan, pixels.read)
         findings += about
     record = StudyRecord(
         id=plan.id,

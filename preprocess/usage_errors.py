@@ -21,15 +21,28 @@ def check_command(name: str, known: list[str]) -> None:
 
 
 def check_places(command: Any, words: list[str]) -> None:
-    """Raises UsageError where a word is an address and not the value of an option that asks for one by its metavar.
+    """Raises UsageError where a word is an address, and its parameter names none in its metavar or its help.
 
     A path, a CSV or a number: what a parameter is for does not matter, so that a new one cannot be forgotten.
     """
-    asking = {option for each in command.params if "://" in (each.metavar or "") for option in each.opts}
+    asking = {option for each in command.params if _may_be_address(each) for option in each.opts}
+    flags = {option for each in command.params if getattr(each, "is_flag", False) for option in each.opts}
+    places = iter([each for each in command.params if not each.opts[0].startswith("-")])
     for before, word in pairwise(["", *words]):
-        option, _, value = word.partition("=") if word.startswith("-") else ("", "", word)
-        if option not in asking and before not in asking:
+        if word.startswith("-"):
+            option, _, value = word.partition("=")
+            asked = option in asking
+        elif before.startswith("-") and "=" not in before and before not in flags:
+            value, asked = word, before in asking
+        else:
+            value, argument = word, next(places, None)
+            asked = argument is not None and _may_be_address(argument)
+        if not asked:
             check_place(value)
+
+
+def _may_be_address(parameter: Any) -> bool:
+    return "://" in f"{parameter.metavar}{getattr(parameter, 'help', '')}"
 
 
 def wrong_words(error: Any) -> str:

@@ -21,13 +21,14 @@ import pandas as pd
 
 from cache_schema import TARGETS
 from cache_schema.errors import UsageError
-from cache_schema.layout import GROUP, LABELS
+from cache_schema.layout import LABELS
+from cache_schema.store_path import Place
 from cache_schema.tables import read_table
 from trainer.answers.answer import Answer
 from trainer.leakage.lineage import LABEL
 from trainer.predictor.job import ANSWERS, CARDS, DICOM, RUNS, Job
 from trainer.predictor.results import CSV, REPORT, remove_results, timing_line, write_page, write_tables
-from trainer.predictor.scans import Scans, check_source, require_dicom_results
+from trainer.predictor.scans import Scans, check_source, is_cache, require_dicom_results, source_of
 from trainer.process.command import one_of, say, serve
 from trainer.process.ending import leave
 from trainer.settings.keyvalue import parse_assignments, require_known, whole
@@ -78,7 +79,8 @@ def _main(words: list[str]) -> int:
     for key, example in FOLDERS.items():
         if not isinstance(given.get(key) or None, str):
             raise UsageError(f"no {key} given", expected=example, do="see --help")
-    source, models, out = (Path(given.pop(key)) for key in FOLDERS)
+    source = source_of(given.pop("source"))
+    models, out = (Path(given.pop(key)) for key in ("models", "out"))
     switches = {name: one_of(given, name, ("false", "true")) == "true" for name in SWITCHES}
     switches["report"] = one_of(given, "report", ("true", "false")) == "true"
     processes = whole(given.pop("processes"), "processes", 1, MOST_PROCESSES) if "processes" in given else None
@@ -96,7 +98,7 @@ def _main(words: list[str]) -> int:
 
 
 def predict_studies(
-    source: Path,
+    source: Place,
     models: Path,
     out: Path,
     given: Mapping[str, Any],
@@ -117,10 +119,10 @@ def predict_studies(
     """
     check_folder(out)
     check_source(source)
-    is_cache = (source / GROUP).is_file()
-    if is_inside(out, source) and not is_cache:
+    cached = is_cache(source)
+    if is_inside(out, source) and not cached:
         raise UsageError(f"is inside source={source}", where=f"out={out}", expected="a folder outside the source")
-    if held_out and not is_cache:
+    if held_out and not cached:
         raise _no_folds(source)
     _spare_others(source, models, out, keep)
     if dicom:
@@ -177,11 +179,11 @@ def _by_fold(job: Job, scans: Scans) -> list[tuple[Job, list[str]]]:
     return jobs
 
 
-def _no_folds(source: Path) -> UsageError:
+def _no_folds(source: Place) -> UsageError:
     return UsageError("has no folds", where=source, expected="a cache with labels", do="leave held_out=true out")
 
 
-def _spare_others(source: Path, models: Path, out: Path, keep: bool) -> None:
+def _spare_others(source: Place, models: Path, out: Path, keep: bool) -> None:
     """Raises UsageError if results would replace or remove files that no earlier prediction made."""
     own = [("source", source, out / name) for name in (ANSWERS, CARDS, DICOM)]
     for key, place, folder in [*own, ("models", models, out / RUNS)] if keep else own:
@@ -189,7 +191,7 @@ def _spare_others(source: Path, models: Path, out: Path, keep: bool) -> None:
             raise UsageError(f"lies in {folder}, which holds results", where=f"{key}={place}", do="choose another out=")
     if is_inside(out, models / "tables"):
         raise UsageError("is where the plan keeps its tables", where=f"out={out}", do="choose another out=")
-    if keep and (out / CACHE).exists() and not (source / GROUP).is_file():
+    if keep and (out / CACHE).exists() and not is_cache(source):
         labels = out / CACHE / LABELS
         labelled = labels.is_file() and read_table(labels)[list(TARGETS)].notna().any(axis=None)
         if labelled or not (out / ANSWERS).is_dir():

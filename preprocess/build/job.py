@@ -2,8 +2,9 @@
 
 import os
 import secrets
+import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -11,58 +12,36 @@ import pandas as pd
 
 from cache_schema.documents import checksum, digest_of
 from cache_schema.errors import CacheError, UsageError
-from cache_schema.layout import INDEX, is_valid_id
+from cache_schema.layout import INDEX
 from cache_schema.store import read_cache_document
+from cache_schema.store_path import Place, each
+from cache_schema.stores import StoreError
 from cache_schema.tables import content_digest, table_meta
-from cache_schema.verify import record_if_whole
 from cache_schema.writer import CacheWriter
 from preprocess.build.dask_pool import Pool
 from preprocess.build.isolated_task import Died
+from preprocess.build.planned import Planned, Waiting, with_path
 from preprocess.build.report import report_frame
-from preprocess.build.state import StudyState, decoders_digest, sources_digest, studies_digest, tree_digest
+from preprocess.build.state import StudyState, decoders_digest, studies_digest, tree_digest
 from preprocess.build.task import StudyTask, TaskResult, build_study
 from preprocess.findings import Finding
 from preprocess.headers.inventory import Inventory, read_many
-from preprocess.headers.packed import pack, unpack
+from preprocess.headers.packed import unpack
 from preprocess.headers.source_files import SourceFiles
 from preprocess.labels import MADE_BY_BUILD, LabelsAndFolds, LabelsTable, make_table
-from preprocess.masks.names import find_segmentation, unlistable, unused_masks
+from preprocess.masks.names import unlistable, unused_masks
 from preprocess.natural_order import natural_key
 from preprocess.progress import progress_over
 from preprocess.pseudonyms import Pseudonyms
-from preprocess.series.planning import SALT_BYTES, Planning
-from preprocess.series.study_plan import StudyPlan
+from preprocess.series.planning import SALT_BYTES
 
 FILES_A_TASK = 128
+ROUNDS = 3
+"""in which studies are built again that another build of the same store took out"""
+REPLACED_WITHIN = 60.0
+"""seconds in which another build has put a study back"""
 FILES_READ_HERE = 256
 """a header pass over so few files takes less time than asking the workers"""
-
-
-@dataclass(frozen=True)
-class Waiting:
-    """A study to decode. plan: packed until its turn comes."""
-
-    id: str
-    slices: int
-    plan: bytes
-    segmentation: Path | None
-    sources: str
-
-
-@dataclass
-class Planned:
-    """What planning found. ids: of all studies of the source, in the cache; findings: of the header pass; unchanged: studies
-    that are in the cache as the source gives them, with what their own builds said."""
-
-    ids: set[str]
-    findings: list[Finding]
-    unchanged: int = 0
-    waiting: list[Waiting] = field(default_factory=list)
-    said: list[Finding] = field(default_factory=list)
-
-    @property
-    def studies(self) -> int:
-        return self.unchanged + len(self.waiting)
 
 
 @dataclass
@@ -79,9 +58,12 @@ class Built:
 class BuildJob:
     """What was asked for, and the cache that it is made in."""
 
-    source: Path
+    source: Place
     writer: CacheWriter
     segmentations: Path | None
+    """a folder on this machine"""
+    masks_at: Place | None
+    """where the workers find what it holds"""
     pseudonyms: Pseudonyms | None
     options: str
     limit: int | None
@@ -114,10 +96,8 @@ class BuildJob:
             tables = read_cache_document(path)["files"].items()
             if any(checksum((path / name).read_bytes()) != listed for name, listed in tables):
                 return False
-            index = self.writer.make_index()
-            if studies_digest(index) != content or content_digest(index) != table_meta(path / INDEX)["digest"]:
-                return False
-            return all(record_if_whole(folder) is not None for folder in self.writer.studies())
+            index = self.writer.make_index(whole=True)
+            return studies_digest(index) == content and content_digest(index) == table_meta(path / INDEX)["digest"]
         except (OSError, CacheError):
             return False
 
@@ -127,7 +107,7 @@ class BuildJob:
         self.tell(f"reading the headers of {total} files")
         read = partial(read_many, salt=secrets.token_bytes(SALT_BYTES))
         if total <= FILES_READ_HERE:
-            return read(enumerate(files, start=1))
+            return read(list(enumerate(files, start=1)))
         found, died = Inventory(), dict[int, Died]()
         with progress_over(studies=None, files=total) as steps:
             for number, result in pool.run(read, files.batches(FILES_A_TASK)):
@@ -158,60 +138,50 @@ class BuildJob:
             Finding("", "", "flagged", "unused_mask", message.format(number.get(path, 0)), str(path)) for path in unused
         ]
 
-    def plan_studies(self, found: Inventory) -> Planned:
-        """Plan all studies, and keep of the first `limit` those that are not there yet."""
-        planned, planning, last = Planned(set(), []), Planning(found), ""
-        with progress_over("planning", brief=True, studies=len(planning)) as steps:
-            for plan in planning:
-                steps.advance(studies=1)
-                if plan is None:
-                    continue
-                if self.limit is None or len(planned.ids) < self.limit:
-                    self._sort_out(plan, planned)
-                    last = plan.id
-                planned.ids.add(self.name(plan.id))
-        planned.findings = planning.findings
-        if len(planned.ids) > planned.studies:
-            planned.findings = [finding for finding in planned.findings if finding.id <= last]
-        return planned
-
-    def _sort_out(self, plan: StudyPlan, planned: Planned) -> None:
-        id, mask = self.name(plan.id), find_segmentation(self.segmentations, plan.id)
-        sources = sources_digest(plan, mask, self.source)
-        state = StudyState.load(self.writer, id)
-        if state is not None and state.is_current(self.writer, id, self.options, sources):
-            planned.unchanged += 1
-            planned.said.extend(_with_path(finding, plan, mask) for finding in state.findings)
-        else:
-            planned.waiting.append(Waiting(id, len(plan.slices), pack(plan), mask, sources))
-
     def build_studies(self, planned: Planned, pool: Pool) -> Built:
-        """Publish every planned study that is not there yet."""
+        """Publish every planned study that is not there yet. Raises StoreError where a worker cannot reach the store."""
         built = Built(planned.said, {})
-        # the longest first, so that the last ones end together
-        waiting = sorted(planned.waiting, key=lambda study: -study.slices)
-        slices = sum(study.slices for study in waiting)
         self.tell(
-            f"{planned.studies} studies: {planned.unchanged} unchanged, {len(waiting)} to decode, {slices} slices"
+            f"{planned.studies} studies: {planned.unchanged} unchanged, {len(planned.waiting)} to decode, "
+            f"{sum(study.slices for study in planned.waiting)} slices"
         )
+        self._build(planned.waiting, built, pool)
+        for _ in range(ROUNDS):
+            gone = self._gone(planned.in_store.keys() - built.refused.keys())
+            if not gone:
+                break
+            self._build([planned.in_store[id] for id in sorted(gone)], built, pool)
+        return built
+
+    def _gone(self, ids: set[str]) -> set[str]:
+        """Studies that another build has begun to replace in a store, where it may have been killed since."""
+        return ids - {folder.name for folder in self.writer.studies()} if ids else set()
+
+    def _build(self, waiting: Iterable[Waiting], built: Built, pool: Pool) -> None:
+        # the longest first, so that the last ones end together
+        waiting = sorted(waiting, key=lambda study: -study.slices)
+        slices = sum(study.slices for study in waiting)
         if waiting:
             with progress_over(studies=len(waiting), slices=slices) as steps:
                 for number, result in pool.run(build_study, self.tasks(waiting)):
                     study = waiting[number]
                     steps.advance(studies=1, slices=study.slices)
+                    if isinstance(result, TaskResult) and (error := result.store_error) is not None:
+                        raise StoreError(f"on a worker, {error.what}", where=error.where, do=error.do)
                     if isinstance(result, Died):
                         result = TaskResult(Finding.of_study(study.id, "refused", "worker_died", result.message))
                     findings = result.findings if result.refused is None else (result.refused,)
                     if findings:
                         plan = unpack(study.plan)
-                        findings = tuple(_with_path(each, plan, study.segmentation) for each in findings)
+                        findings = tuple(with_path(found, plan, study.segmentation) for found in findings)
                     if result.refused is not None:
                         (built.refused[study.id],) = findings
                         continue
                     built.findings.extend(findings)
+                    if not result.is_new:
+                        continue
                     built.published += 1
                     built.slices += study.slices
-        return built
 
     def tasks(self, waiting: Iterable[Waiting]) -> Iterator[StudyTask]:
         """The tasks of studies, each unpacked as it is asked for."""
@@ -222,7 +192,7 @@ class BuildJob:
     def all_findings(self, planned: Iterable[Finding], built: Built) -> tuple[list[Finding], set[str]]:
         """All findings but those about the cache itself, and which studies and files were refused."""
         findings, refused = [*built.findings, *built.refused.values()], set(built.refused)
-        for finding in (replace(each, id=self.name(each.id)) for each in planned):
+        for finding in (replace(found, id=self.name(found.id)) for found in planned):
             findings.append(finding)
             if finding.refuses_study or (finding.severity == "refused" and not finding.id):
                 refused.add(finding.id or f"file {finding.file or finding.message}")
@@ -232,40 +202,51 @@ class BuildJob:
         self,
         findings: list[Finding],
         refused: set[str],
-        source_ids: set[str],
+        planned: Planned,
+        before: set[str],
         given: LabelsAndFolds,
-        old: LabelsTable | None,
     ) -> tuple[list[Finding], pd.DataFrame]:
-        """Remove what was refused, then write labels, report and index; returns the report's findings and the index."""
-        gone = {folder.name for folder in self.writer.studies()} - source_ids if self.prune else set()
-        for id in refused | gone:
-            if is_valid_id(id):
-                self.writer.remove(id)
-        index = self.writer.make_index()
-        findings = [*findings, *self.about_cache(index, source_ids)]
-        report = report_frame(findings, paths=self.paths)
-        table = make_table(index, given, old, MADE_BY_BUILD) if len(index) else None
-        if table is None or (old is not None and table.frame.equals(old.frame)):
-            self.writer.finish(report=report)
-        else:
-            table.write(self.writer, report)
+        """Remove what was refused, then write labels, report and index; returns the report's findings and the index.
+
+        before: studies that were there when it began.
+        Raises CacheError where another build of the same store has taken one of them out and has not put it back.
+        """
+        there = {place.name for place in self.writer.places()}
+        gone = there - planned.ids if self.prune else set()
+        each(self.writer.remove, sorted(there & (refused | gone)), self.writer.path)
+        index = self._index_with(planned.chosen - refused)
+        # a study that came meanwhile is another build's, and so is its row of labels
+        labelled = index[index["id"].isin(planned.ids | before)]
+        is_written = False
+        while not is_written:
+            tag, old = self.writer.labels_tag(), LabelsTable.read(self.writer.path)
+            known = labelled if old is None else index[index["id"].isin({*labelled["id"], *old.frame["id"]})]
+            table = make_table(known, given, old, MADE_BY_BUILD) if len(known) else None
+            if table is None or (old is not None and table.frame.equals(old.frame)):
+                break
+            is_written = self.writer.write_labels(table.as_bytes(), tag)
+        findings = [*findings, *self.about_cache(index, planned.ids)]
+        self.writer.finish(report=report_frame(findings, paths=self.paths))
         return findings, index
+
+    def _index_with(self, good: set[str]) -> pd.DataFrame:
+        """The index, once the studies that this build has made, and another one replaces, are there again."""
+        ends = time.monotonic() + REPLACED_WITHIN
+        while missing := good - set((index := self.writer.make_index())["id"]):
+            if isinstance(self.writer.path, Path) or time.monotonic() > ends:
+                what = f"another process took {len(missing)} studies out, first {min(missing)}"
+                raise CacheError(what, where=self.writer.path, do="run the same command again")
+            time.sleep(1)
+        return index
 
     def about_cache(self, index: pd.DataFrame, source_ids: set[str]) -> Iterator[Finding]:
         boxed = dict(zip(index["id"], index["x0"].notna(), strict=True))
-        for id, has_box in boxed.items():
-            state = StudyState.load(self.writer, id)
+        states = each(partial(StudyState.load, self.writer), boxed, self.writer.path)
+        for (id, has_box), state in zip(boxed.items(), states, strict=True):
             if state is not None and state.lost_box and not has_box:
                 yield Finding.of_study(id, "flagged", "study_box_lost")
             if id not in source_ids:
                 yield Finding.of_study(id, "flagged", "not_in_source")
-
-
-def _with_path(finding: Finding, plan: StudyPlan, mask: Path | None) -> Finding:
-    """The finding with the path of the file whose number it carries."""
-    if finding.reason.startswith("segmentation_") and mask is not None:
-        return replace(finding, path=str(mask))
-    return replace(finding, path=next((each.path for each in plan.images if str(each.file) == finding.file), ""))
 
 
 def _masks_digest(folder: Path) -> str:

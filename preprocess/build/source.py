@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 from cache_schema.errors import UsageError
+from cache_schema.store_path import Place
 from cache_schema.writer import CacheWriter
 from preprocess.build.state import load_source, save_source, tree_digest
 from preprocess.findings import Finding
@@ -15,12 +16,12 @@ from preprocess.progress import Steps, progress_over
 
 @dataclass
 class Source:
-    """path: a folder or file. without: folders that are not looked into. trust_mtime: take folders whose times are those of
-    the build before, in `cache`, to hold the same files, unchanged."""
+    """path: a folder, a file or a place in a store. without: folders that are not looked into. trust_mtime: take folders on a
+    disk whose times are those of the build before, in `cache`, to hold the same files, unchanged."""
 
-    path: Path
-    without: list[Path]
-    cache: Path
+    path: Place
+    without: list[Place]
+    cache: Place
     trust_mtime: bool
 
     @property
@@ -36,12 +37,12 @@ class Source:
     def digest(self) -> str:
         """Of names, sizes and times of all files: a stat for each; of each folder only where these are trusted and have
         their times. Raises UsageError where there is no file."""
-        if self.trust_mtime:
+        if self.trust_mtime and isinstance(self.path, Path):
             digest, folders = load_source(self.cache)
             if digest and are_unchanged(self.path, folders, without=self.without):
                 return digest
         with progress_over("sizes and times", brief=True, files=len(self.files)) as steps:
-            return tree_digest(_counted(self.files.below(self.path), steps))
+            return tree_digest(_counted(self.files.below(self.path), steps), self.files.states)
 
     def keep(self, writer: CacheWriter) -> None:
         """For a build that trusts times: what the folders were like. Nothing where only the folders were looked at."""

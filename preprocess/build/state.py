@@ -14,10 +14,12 @@ import pandas as pd
 from cache_schema.columns import REPORT_COLUMNS
 from cache_schema.documents import canonical_json, digest_of, write_whole
 from cache_schema.layout import BUILD_FOLDER, PIXEL_HASH
+from cache_schema.store_path import Place
 from cache_schema.tables import content_digest
 from cache_schema.verify import record_if_whole
 from cache_schema.writer import CacheWriter
 from preprocess.findings import Finding
+from preprocess.headers.opened import FileState
 from preprocess.headers.source_files import FolderState
 from preprocess.pseudonyms import Pseudonyms
 from preprocess.series.study_plan import StudyPlan
@@ -58,6 +60,12 @@ class StudyState:
         except (TypeError, KeyError, ValueError):
             return None
 
+    @classmethod
+    def current(cls, writer: CacheWriter, id: str, options: str, sources: str) -> "StudyState | None":
+        """The state of a study that need not be built, None of one that must."""
+        found = cls.load(writer, id)
+        return found if found is not None and found.is_current(writer, id, options, sources) else None
+
     def save(self, writer: CacheWriter, id: str) -> None:
         path = _state_path(writer, id)
         path.parent.mkdir(exist_ok=True)
@@ -79,17 +87,21 @@ def options_digest(pseudonyms: Pseudonyms | None, rules: int = RULES) -> str:
     return digest_of({"pixel_hash": PIXEL_HASH, "rules": rules, "key": pseudonyms and pseudonyms.fingerprint})
 
 
-def sources_digest(plan: StudyPlan, segmentation: Path | None, source: Path) -> str:
+def sources_digest(plan: StudyPlan, segmentation: Path | None, source: Place) -> str:
     """Of names (hashed, below the source), sizes and times of all files of a study, its segmentation included."""
-    files = [(os.path.relpath(path, source), size, mtime) for path, size, mtime in plan.files]
+    files = [(os.path.relpath(path, str(source)), size, mtime) for path, size, mtime in plan.files]
     if segmentation is not None:
         files.append(("segmentation", *_size_and_time(segmentation)))
     return _files_digest(files)
 
 
-def tree_digest(files: Iterable[tuple[str, str]]) -> str:
-    """Of names, sizes and times of many files, each as (path, path below the source): a stat each."""
-    return _files_digest((name, *_size_and_time(path)) for path, name in files)
+def tree_digest(files: Iterable[tuple[str, str]], states: Mapping[str, FileState] | None = None) -> str:
+    """Of names, sizes and times of many files, each as (path, path below the source): a stat each.
+
+    states: by path, of files in a store, where a listing has told them.
+    """
+    known = states or {}
+    return _files_digest((name, *(known.get(path) or _size_and_time(path))) for path, name in files)
 
 
 def decoders_digest() -> str:
@@ -140,7 +152,7 @@ def clear_finished(writer: CacheWriter) -> None:
     _finished_path(writer).unlink(missing_ok=True)
 
 
-def load_source(cache: Path) -> tuple[str, dict[str, FolderState]]:
+def load_source(cache: Place) -> tuple[str, dict[str, FolderState]]:
     """The digest of a source's files and the state of its folders, as `save_source` kept them; ("", {}) where it did not."""
     found = _read_json(_source_path(cache / BUILD_FOLDER))
     try:
@@ -156,19 +168,19 @@ def save_source(writer: CacheWriter, files: str, folders: Mapping[str, FolderSta
         write_whole(_source_path(writer.build_folder), data, beside=writer.build_folder)
 
 
-def _source_path(build_folder: Path) -> Path:
+def _source_path(build_folder: Place) -> Place:
     return build_folder / "source.json"
 
 
-def _finished_path(writer: CacheWriter) -> Path:
+def _finished_path(writer: CacheWriter) -> Place:
     return writer.build_folder / "finished.json"
 
 
-def _state_path(writer: CacheWriter, id: str) -> Path:
+def _state_path(writer: CacheWriter, id: str) -> Place:
     return writer.build_folder / "studies" / f"{id}.json"
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Place) -> dict[str, Any]:
     try:
         found = json.loads(path.read_bytes())
     except (OSError, ValueError):

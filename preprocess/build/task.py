@@ -2,10 +2,11 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import cv2
 
+from cache_schema.store_path import Place, StorePath
+from cache_schema.stores import StoreError
 from cache_schema.writer import CacheWriter
 from preprocess.build.state import StudyState
 from preprocess.build.watchdog import STALL_SECONDS, GuardedPixels, deadline
@@ -21,8 +22,8 @@ class StudyTask:
 
     id: str
     plan: StudyPlan
-    segmentation: Path | None
-    cache: Path
+    segmentation: Place | None
+    cache: Place
     pseudonyms: Pseudonyms | None
     options: str
     sources: str
@@ -30,23 +31,34 @@ class StudyTask:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """What became of a task. `refused` is None where the study was published."""
+    """What became of a task. `refused` is None where the study is published; is_new: by this task, not by another build.
+
+    store_error: the store cannot be reached or refuses, which is no fault of the study.
+    """
 
     refused: Finding | None
     findings: tuple[Finding, ...] = ()
+    is_new: bool = True
+    store_error: StoreError | None = None
 
 
 def build_study(task: StudyTask) -> TaskResult:
     """Decode and publish. Never raises: a failing study must not stop the others, and tracebacks show names of files."""
     cv2.setNumThreads(1)
     try:
-        return TaskResult(None, _build_study(task))
+        return _build_study(task)
+    except StoreError as error:
+        return TaskResult(None, store_error=error)
     except Exception as error:
         return TaskResult(Finding.of_error(task.id, error))
 
 
-def _build_study(task: StudyTask) -> tuple[Finding, ...]:
+def _build_study(task: StudyTask) -> TaskResult:
     writer = CacheWriter(task.cache)
+    if isinstance(task.cache, StorePath):  # nothing is locked there: another build may have been here since
+        there = StudyState.current(writer, task.id, task.options, task.sources)
+        if there is not None:
+            return TaskResult(None, there.findings, is_new=False)
     with deadline(STALL_SECONDS):
         study, found = open_study(task.plan, task.segmentation)
     if task.pseudonyms is not None:
@@ -67,7 +79,7 @@ def _build_study(task: StudyTask) -> tuple[Finding, ...]:
         findings=findings,
     )
     state.save(writer, task.id)
-    return findings
+    return TaskResult(None, findings)
 
 
 def _named(task: StudyTask, findings: Iterable[Finding]) -> tuple[Finding, ...]:

@@ -1,10 +1,9 @@
 """The bytes of one frame as they lie in its file, compressed or not, and of the whole file."""
 
 import hashlib
-import os
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
-from io import FileIO
 from typing import BinaryIO
 
 import google_crc32c
@@ -13,6 +12,7 @@ from pydicom.encaps import generate_fragments, get_frame, parse_basic_offsets
 from cache_schema.errors import StudyRefused
 from preprocess.decoders import NATIVE_SYNTAXES
 from preprocess.headers.file_header import FileHeader
+from preprocess.headers.opened import opened
 
 _BLOCK = 1 << 20
 
@@ -61,12 +61,11 @@ def file_checksum(header: FileHeader) -> int:
 
 
 @contextmanager
-def unchanged(header: FileHeader) -> Iterator[FileIO]:
+def unchanged(header: FileHeader) -> Iterator[io.FileIO]:
     """The file of a header, open. Raises StudyRefused where its size or time is not the header's, or it cannot be read."""
     try:
-        with open(header.path, "rb", buffering=0) as file:
-            status = os.fstat(file.fileno())
-            if (status.st_size, status.st_mtime_ns) != (header.size, header.mtime_ns):
+        with opened(header.path, max(1, header.size)) as (file, state):
+            if state != (header.size, header.mtime_ns):
                 raise StudyRefused("source_changed", "a file changed after its header was read")
             yield file
     except OSError as error:

@@ -1,10 +1,11 @@
 """The header pass: every file of a source is opened once, in natural order of the paths."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from functools import partial
 
+from cache_schema.store_path import Place, each
 from preprocess.findings import Finding
 from preprocess.headers.file_header import FileHeader
 from preprocess.headers.packed import PackedHeaders
@@ -43,7 +44,7 @@ class Inventory:
         return [Finding("", "", "flagged", "other_files", f"skipped: {counts}")]
 
 
-def scan(source: str | Path, salt: bytes = b"") -> Inventory:
+def scan(source: str | Place, salt: bytes = b"") -> Inventory:
     """Read the headers of every DICOM file under `source`, in natural order of their paths.
 
     `source` is an RSNA folder (its `train_images` is read), any tree, or a single file. salt: see
@@ -57,12 +58,12 @@ def scan(source: str | Path, salt: bytes = b"") -> Inventory:
     return found
 
 
-def read_many(numbered: Iterable[tuple[int, Path]], salt: bytes = b"") -> Inventory:
+def read_many(numbered: Sequence[tuple[int, Place]], salt: bytes = b"") -> Inventory:
     """The header pass over some files of a source, numbered as in the whole of it."""
     found = Inventory()
     headers: dict[str, list[FileHeader]] = {}
-    for number, path in numbered:
-        content = read_headers(path, salt)
+    numbers, paths = [number for number, _ in numbered], [path for _, path in numbered]
+    for number, content in zip(numbers, each(partial(read_headers, salt=salt), paths), strict=True):
         if isinstance(content, Finding):
             found.unread.append(replace(content, file=str(number)))
         elif isinstance(content, OtherFile):

@@ -9,7 +9,6 @@ import struct
 import warnings
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 from typing import BinaryIO
 
 import pydicom
@@ -17,12 +16,14 @@ from pydicom import uid
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 
+from cache_schema.store_path import Place
 from preprocess.decoders import NATIVE_SYNTAXES, PLUGINS, decoder_names
 from preprocess.findings import Finding
 from preprocess.headers.elements import HEAD_BYTES, META_BEGIN, UNDEFINED_LENGTH, Elements, walk
 from preprocess.headers.enhanced import frames_of
 from preprocess.headers.file_header import FileHeader
 from preprocess.headers.file_kinds import APPLE_DOUBLE, archive_kind, is_bare_dicom, other_kind
+from preprocess.headers.opened import FileState, opened
 from preprocess.headers.values import HEADER_TAGS, HU_WORDS, NOT_HU_WORDS, HeaderValues
 
 MAX_MM, MAX_HU = 1e6, 1e9
@@ -45,15 +46,14 @@ class OtherFile:
     kind: str
 
 
-def read_headers(path: str | Path, salt: bytes = b"") -> list[FileHeader] | Finding | OtherFile:
+def read_headers(path: str | Place, salt: bytes = b"") -> list[FileHeader] | Finding | OtherFile:
     """The frames of one file, what else it is, or the Finding that tells why it is unreadable.
 
     salt: of the hash that stands for PatientID; at most 64 bytes, one for all files of a source.
     """
-    path = Path(path)
+    path = str(path)
     try:
-        with open(path, "rb", buffering=0) as file:
-            status = os.fstat(file.fileno())
+        with opened(path) as (file, status):
             head = file.read(HEAD_BYTES)
             if head[128:META_BEGIN] == b"DICM":
                 elements = walk(head, HEADER_TAGS, _walked_syntaxes())
@@ -64,7 +64,7 @@ def read_headers(path: str | Path, salt: bytes = b"") -> list[FileHeader] | Find
             file.seek(0)
             return _read_by_pydicom(io.BufferedReader(file), path, status, salt)
     except OSError as error:
-        return Finding("", "", "refused", "unreadable_file", f"reading failed ({type(error).__name__})", str(path))
+        return Finding("", "", "refused", "unreadable_file", f"reading failed ({type(error).__name__})", path)
 
 
 @cache
@@ -72,9 +72,7 @@ def _walked_syntaxes() -> frozenset[str]:
     return frozenset(syntax for syntax in PLUGINS if syntax != uid.ExplicitVRBigEndian and decoder_names(syntax))
 
 
-def _frames_of_ordinary(
-    elements: Elements, path: Path, status: os.stat_result, salt: bytes
-) -> list[FileHeader] | OtherFile:
+def _frames_of_ordinary(elements: Elements, path: str, status: FileState, salt: bytes) -> list[FileHeader] | OtherFile:
     if elements.storage_class == uid.MediaStorageDirectoryStorage:
         return OtherFile("DICOMDIR files")
     values = HeaderValues(elements.syntax, elements.values.get, salt)
@@ -83,7 +81,7 @@ def _frames_of_ordinary(
 
 
 def _read_by_pydicom(
-    file: BinaryIO, path: Path, status: os.stat_result, salt: bytes
+    file: BinaryIO, path: str, status: FileState, salt: bytes
 ) -> list[FileHeader] | Finding | OtherFile:
     """What is not ordinary, or broken."""
     try:
@@ -99,34 +97,34 @@ def _read_by_pydicom(
         raise
     except Exception as error:  # pydicom meets broken bytes with exceptions of every kind
         message = f"parsing failed ({type(error).__name__})"
-        return Finding("", "", "refused", "unreadable_header", message, str(path))
+        return Finding("", "", "refused", "unreadable_header", message, path)
 
 
-def _not_dicom(path: Path, head: bytes) -> Finding | OtherFile:
+def _not_dicom(path: str, head: bytes) -> Finding | OtherFile:
     archive, kind = archive_kind(head), other_kind(head)
-    named = path.suffix.lower() in DICOM_SUFFIXES
+    named = os.path.splitext(path)[1].lower() in DICOM_SUFFIXES
     if kind is not None and (kind == APPLE_DOUBLE or not named):
         return OtherFile(kind)
     if archive is not None:
-        return Finding("", "", "refused", "archive", f"a {archive} archive; unpack it", str(path))
+        return Finding("", "", "refused", "archive", f"a {archive} archive; unpack it", path)
     if not head:
         message = "the file is empty"
     elif named:
-        message = f"named {path.suffix.lower()} but without the DICOM preamble"
+        message = f"named {os.path.splitext(path)[1].lower()} but without the DICOM preamble"
     else:
         message = "neither DICOM nor another known kind of file; it may be truncated"
-    return Finding("", "", "refused", "not_dicom", message, str(path))
+    return Finding("", "", "refused", "not_dicom", message, path)
 
 
 def _frames_of_dataset(
-    dataset: Dataset, file: BinaryIO, path: Path, status: os.stat_result, salt: bytes
+    dataset: Dataset, file: BinaryIO, path: str, status: FileState, salt: bytes
 ) -> list[FileHeader] | Finding:
     def value(tag: int) -> object:
         element = dataset.get_item(tag)
         return None if element is None else element.value
 
     if "StudyInstanceUID" not in dataset and "SOPClassUID" not in dataset:
-        return Finding("", "", "refused", "unreadable_header", "neither StudyInstanceUID nor SOPClassUID", str(path))
+        return Finding("", "", "refused", "unreadable_header", "neither StudyInstanceUID nor SOPClassUID", path)
     header = _read_header(HeaderValues(_syntax(dataset), value, salt), _find_pixels(dataset, file), path, status)
     if header.has_problem("unsupported_syntax"):  # what else is wrong may follow from that
         message = WHY_UNSUPPORTED.get(header.transfer_syntax, "no decoder for its transfer syntax")
@@ -150,15 +148,13 @@ def _syntax(dataset: Dataset) -> str:
     return str(uid.ImplicitVRLittleEndian if implicit else uid.ExplicitVRLittleEndian)
 
 
-def _read_header(
-    values: HeaderValues, pixels: tuple[int, int | None, str], path: Path, status: os.stat_result
-) -> FileHeader:
+def _read_header(values: HeaderValues, pixels: tuple[int, int | None, str], path: str, status: FileState) -> FileHeader:
     values.check_pixels()
     offset, length, vr = pixels
     return values.header(
-        path=str(path),
-        size=status.st_size,
-        mtime_ns=status.st_mtime_ns,
+        path=path,
+        size=status.size,
+        mtime_ns=status.mtime_ns,
         pixel_offset=offset,
         pixel_length=length,
         pixel_vr=vr,

@@ -10,7 +10,9 @@ from typing import NamedTuple
 
 from cache_schema.documents import SETTLED_SECONDS
 from cache_schema.errors import UsageError
+from cache_schema.store_path import Place, StorePath, file_at
 from preprocess.findings import REASONS, Finding
+from preprocess.headers.opened import FileState, state_of
 from preprocess.natural_order import runs_in_natural_order
 from preprocess.progress import Steps
 
@@ -32,29 +34,31 @@ class SourceFiles:
 
     runs: list[tuple[str, list[str]]] = field(default_factory=list)
     folders: dict[str, FolderState] = field(default_factory=dict)
+    states: dict[str, FileState] = field(default_factory=dict)
+    """of files in a store, by their paths: what its listing told"""
 
     def __len__(self) -> int:
         return sum(len(names) for _, names in self.runs)
 
-    def __iter__(self) -> Iterator[Path]:
-        return (Path(folder, name) for folder, names in self.runs for name in names)
+    def __iter__(self) -> Iterator[Place]:
+        return (file_at(os.path.join(folder, name)) for folder, names in self.runs for name in names)
 
-    def batches(self, size: int) -> Iterator[list[tuple[int, Path]]]:
+    def batches(self, size: int) -> Iterator[list[tuple[int, Place]]]:
         """(number, path) of so many files at a time, numbered from 1 on."""
         numbered = enumerate(self, start=1)
         while batch := list(islice(numbered, size)):
             yield batch
 
-    def below(self, source: Path) -> Iterator[tuple[str, str]]:
+    def below(self, source: Place) -> Iterator[tuple[str, str]]:
         """(path, path relative to `source`) of every file."""
         for folder, names in self.runs:
-            relative = os.path.relpath(folder, source)
+            relative = os.path.relpath(folder, str(source))
             for name in names:
                 yield os.path.join(folder, name), name if relative == os.curdir else os.path.join(relative, name)
 
 
 def find_files(
-    source: str | Path, *, without: Iterable[str | Path] = (), steps: Steps | None = None
+    source: str | Place, *, without: Iterable[str | Place] = (), steps: Steps | None = None
 ) -> tuple[SourceFiles, list[Finding]]:
     """Every file under `source` in natural order (`9.dcm` before `10.dcm`), and a finding for each folder below it that
     cannot be listed.
@@ -62,6 +66,8 @@ def find_files(
     without: folders that are not looked into. steps: told of folders and files as they are found. Raises UsageError when
     `source` is missing or cannot be listed itself.
     """
+    if isinstance(source, StorePath):
+        return _in_store(source, without), []
     source = Path(source)
     if source.is_file():
         return SourceFiles([(os.path.dirname(source) or os.curdir, [source.name])]), []
@@ -94,8 +100,32 @@ def find_files(
     return SourceFiles(list(runs_in_natural_order(str(top), files, folders)), states), findings
 
 
+def _in_store(source: StorePath, without: Iterable[str | Place]) -> SourceFiles:
+    """By one listing."""
+    listed, left_out = source.listing(), tuple(f"{place}/" for place in without)
+    if not listed:
+        raise UsageError("holds no files", where=source, expected="DICOM files")
+    top = source / RSNA_FOLDER if any(name.startswith(f"{RSNA_FOLDER}/") for name in listed) else source
+    files: dict[str, list[str]] = {}
+    folders: dict[str, set[str]] = {}
+    states = {}
+    for name, (size, tag) in listed.items():
+        path = str(source / name)
+        if not path.startswith(f"{top}/") or path.startswith(left_out):
+            continue
+        folder, _, file = path.rpartition("/")
+        files.setdefault(folder, []).append(file)
+        states[path] = state_of(tag, size)
+        while folder != str(top):
+            above, _, below = folder.rpartition("/")
+            folders.setdefault(above, set()).add(below)
+            folder = above
+    runs = runs_in_natural_order(str(top), files, {folder: sorted(names) for folder, names in folders.items()})
+    return SourceFiles(list(runs), states=states)
+
+
 def are_unchanged(
-    source: str | Path, folders: Mapping[str, FolderState], *, without: Iterable[str | Path] = ()
+    source: str | Path, folders: Mapping[str, FolderState], *, without: Iterable[str | Place] = ()
 ) -> bool:
     """Whether the folders under `source` are those of `folders` and have their times: a stat for each, and a listing of
     those that have folders in them."""
@@ -133,7 +163,7 @@ class _Folder(NamedTuple):
     why_not: str = ""
 
 
-def _walk(top: Path, without: Iterable[str | Path]) -> Iterator[_Folder]:
+def _walk(top: Path, without: Iterable[str | Place]) -> Iterator[_Folder]:
     """All folders from `top` on, once each. Files are plain ones and links to nothing (opening a pipe would wait for ever)."""
     seen, waiting = _identities(without), [str(top)]
     while waiting:
@@ -168,9 +198,11 @@ def _top(source: Path) -> Path:
     return source / RSNA_FOLDER if (source / RSNA_FOLDER).is_dir() else source
 
 
-def _identities(folders: Iterable[str | Path]) -> set[str]:
+def _identities(folders: Iterable[str | Place]) -> set[str]:
     found = set()
     for folder in folders:
+        if isinstance(folder, StorePath):
+            continue
         try:
             found.add(_identity(os.stat(folder)))
         except OSError:

@@ -25,13 +25,14 @@ COMMANDS = {
     "phantom": ["OUT", "--prevalence", "--seed", "--segmented", "--slices", "--studies", "--syntax", "--workers"],
     "build-cache": [
         *("SOURCE", "CACHE", "--folds", "--labels", "--limit", "--max-refused", "--paths", "--pseudonymise"),
-        *("--scheduler", "--segmentations", "--trust-mtime", "--workers"),
+        *("--scheduler", "--segmentations", "--shard", "--trust-mtime", "--workers"),
     ],
     "labels": ["CACHE", "CSV", "--folds", "--pseudonymise"],
     "set-boxes": ["CACHE", "TABLE"],
     "verify": ["CACHE", "--sample"],
     "inspect": ["CACHE", "[ID]", "--json", "--png"],
-    "crop": ["CACHE", "OUT", "--boxes", "--margin"],
+    "crop": ["CACHE", "OUT", "--boxes", "--margin", "--shard"],
+    "copy": ["CACHE", "OUT", "--shard"],
     "download": ["DEST"],
 }
 
@@ -126,14 +127,18 @@ def test_a_wrong_call_is_one_clear_line_and_exit_2(arguments, words, rsna, built
     assert not (tmp_path / "new").exists()
 
 
+MAY_BE_ADDRESS = {
+    *((name, "CACHE") for name in COMMANDS),
+    *(("build-cache", "SOURCE"), ("crop", "OUT"), ("copy", "OUT")),
+}
 ADDRESSES = ["s3://bucket/a", "gs://bucket/a", "http://host/a", "file:///a", "S3://bucket"]
 
 
 def calls_with_an_address():
-    """For every parameter of every command but flags and schedulers: a call that is right but for an address there."""
+    """For every parameter of every command but flags, schedulers and what may be an address: a call that is right but for one."""
     for name, command in typer.main.get_command(app).commands.items():
         for wrong in command.params:
-            if getattr(wrong, "is_flag", False) or wrong.name == "scheduler":
+            if getattr(wrong, "is_flag", False) or wrong.name == "scheduler" or (name, wrong.metavar) in MAY_BE_ADDRESS:
                 continue
             call = [name]
             for param in command.params:
@@ -155,6 +160,27 @@ def test_an_address_where_a_path_is_meant_is_one_line_and_makes_nothing(tmp_path
         assert run([word.format(address=address, new=tmp_path / "new") for word in call]) == 2
         out, err = capfd.readouterr()
         assert out == "" and err.startswith(f"error: {address}: is an address") and err.count("\n") == 1, (call, err)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("file:///a", "is of an unknown scheme"),
+        ("http://host/a", "is plain http"),
+        ("s3://user:secret@bucket/a", "credentials"),
+        ("s3://", "names no bucket"),
+    ],
+)
+def test_an_address_of_no_store_is_one_line_and_repeats_no_secret(address, words, tmp_path, capfd):
+    for call in (
+        ["verify", address],
+        ["build-cache", address, str(tmp_path / "new")],
+        ["crop", str(tmp_path), address],
+    ):
+        assert run(call) == 2
+        out, err = capfd.readouterr()
+        assert out == "" and words in err and "secret" not in err and err.count("\n") == 1, err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -170,7 +170,7 @@ def test_a_header_pass_that_kills_its_process_says_which_files_it_was_over(tmp_p
         def run(self, function, batches):
             return ((n, Died("died of SIGSEGV") if n else function([])) for n, _ in enumerate(batches))
 
-    job = BuildJob(tmp_path, None, None, None, "", None, False, False, lambda line: None)
+    job = BuildJob(tmp_path, None, None, None, None, "", None, False, False, lambda line: None)
     with pytest.raises(UsageError, match=f"files {FILES_A_TASK + 1} to {2 * FILES_A_TASK}, .* died of SIGSEGV"):
         job.read_headers(SourceFiles([(str(tmp_path), [f"{number}.dcm" for number in range(300)])]), DeadlyHeaders())
 

@@ -18,11 +18,12 @@ from faults import BUILDS, COMMANDS, Places, plant_faults
 from flips import flip_everything, make_plan
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
-from kills import kill_builds
+from kills import Killed, kill_builds, kill_builds_into_store
 from machine import SourceAndCache
 from memory import peak_of_a_build, peaks_of_predictions
 from mutations import build_mutations
 from pytest import fail
+from s3_server import environment, s3_server
 from tiny_rsna import write_rsna
 from trainer_faults import COMMANDS as TRAINER_COMMANDS
 from trainer_faults import Places as TrainerPlaces
@@ -41,6 +42,7 @@ TRIALS = [
     "mutations",
     "deaths",
     "kills",
+    "store-kills",
     "trainings",
     "flips",
     "trainer-faults",
@@ -56,6 +58,7 @@ Row = tuple[str, str, bool]
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--store-kills", type=int, default=20, help="of builds into a store")
     parser.add_argument("--training-kills", type=int, default=10, help="of each stage")
     parser.add_argument(
         "--launches", type=int, default=10, help="of each build, in each of whose processes something fails"
@@ -87,6 +90,7 @@ def main() -> int:
             "mutations": lambda: _mutations(folder, scheduler, given),
             "deaths": lambda: _deaths(given),
             "kills": lambda: _kills(source, folder, scheduler, given),
+            "store-kills": lambda: _store_kills(source, folder, given),
             "trainings": lambda: _trainings(folder, given),
             "endings": lambda: end_plans(folder / "endings", given.endings, given.seed),
             "trainer-faults": lambda: _trainer_faults(folder / "trainer-faults", given.trainer_faults),
@@ -196,10 +200,21 @@ def _deaths(given: argparse.Namespace) -> list[Row]:
 
 
 def _kills(source: Path, folder: Path, scheduler: str, given: argparse.Namespace) -> list[Row]:
-    done = kill_builds(source, folder / "kills", scheduler, given.kills, given.seed)
+    return _after_kills(kill_builds(source, folder / "kills", scheduler, given.kills, given.seed), "builds")
+
+
+def _store_kills(source: Path, folder: Path, given: argparse.Namespace) -> list[Row]:
+    # the workers take over the environment that leads to the store
+    with s3_server() as s3, environment(s3.environment), local_cluster(2) as cluster:
+        scheduler = cluster.scheduler_address
+        done = kill_builds_into_store(source, folder / "store-kills", s3, scheduler, given.store_kills, given.seed)
+    return _after_kills(done, "builds into a store")
+
+
+def _after_kills(done: Killed, what: str) -> list[Row]:
     return [
         (
-            f"{done.kills} builds killed ({done.too_late} more had ended)",
+            f"{done.kills} {what} killed ({done.too_late} more had ended)",
             f"{done.not_whole} left a study that is not whole",
             not done.not_whole,
         ),

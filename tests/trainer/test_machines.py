@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
 from endings import ROOT, Watched
@@ -24,6 +24,7 @@ from trainer.settings.layers import load
 SLOW = ROOT / "tests/trainer/slow_main.py"
 BEAT, QUIET = 0.05, 1.0
 """seconds, instead of those of a real run"""
+STORE_PORT = 8765
 MINUTE, STARTED = 60, 400
 """seconds in which a loss must have ended all, and in which a launch has trained a little, also on a busy machine"""
 
@@ -141,6 +142,19 @@ def two_machines():
             subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
 
 
+@contextmanager
+def served(machines, folder):
+    """The address of a folder that each machine reaches at its own loopback: a store, for there are no other shared ones."""
+    words = [sys.executable, str(ROOT / "tests/servers/file_server.py"), str(folder), str(STORE_PORT)]
+    with ExitStack() as stack:
+        for name in machines:
+            command = ["ip", "netns", "exec", name, *words]
+            server = stack.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+            stack.callback(server.stdin.close)
+            assert server.stdout.readline()
+        yield f"http://127.0.0.1:{STORE_PORT}"
+
+
 def ip(*words):
     subprocess.run(["ip", *words], check=True)
 
@@ -205,12 +219,12 @@ def until_step(launch, run_dir, step):
 def test_a_lost_machine_ends_the_other_and_the_same_command_goes_on_to_the_same_weights(
     tiny_cache, tiny_settings, tmp_path
 ):
-    """The uninterrupted run's main process works alone for longer than a lost one may be silent, twice."""
-    common = ["stage=bbox", f"cache={tiny_cache}", f"config={tiny_settings}", "deterministic=true"]
+    """The cache is in a store. The uninterrupted run's main process works alone for longer than a lost one may be silent, twice."""
+    common = ["stage=bbox", f"cache=http://127.0.0.1:{STORE_PORT}", f"config={tiny_settings}", "deterministic=true"]
     common += ["train.epochs=20", "train.evaluate_every=10", "train.checkpoint_minutes=0.005"]
     runs = [load([*common, f"out={tmp_path / name}"], must_exist=False).run_dir for name in ("whole", "lost")]
     words = [*common, f"out={tmp_path / 'lost'}"]
-    with two_machines() as machines:
+    with two_machines() as machines, served(machines, tiny_cache):
         with Launch(machines, tmp_path, [*common, f"out={tmp_path / 'whole'}"], script=SLOW) as launch:
             assert launch.statuses() == [0, 0], [said.read_text() for said in launch.said]
 

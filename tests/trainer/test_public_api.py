@@ -20,7 +20,7 @@ SETTINGS = """
 stage variant cache out mode fold seed boxes pseudo backbone weights split deterministic tracker
 model.name model.pretrained model.weights_file model.dropout model.positional model.batch_norm model.mask_pool model.chunk
 data.size data.frames data.stride data.eval_stride data.thin data.crop data.interpolation data.intensity data.loader data.workers
-data.resident data.ram_gb data.on_error data.bank
+data.resident data.ram_gb data.store_cache data.store_cache_gb data.on_error data.bank
 augment.reverse augment.flip augment.contrast augment.contrast_range augment.affine augment.shift augment.scale augment.rotate
 augment.warp augment.cutout augment.holes augment.hole_size
 train.epochs train.batch train.micro_batch train.autotune train.eval_batch train.lr train.eps_form train.weight_decay train.warmup

@@ -90,7 +90,7 @@ def _tables(given: dict[str, str]) -> tuple[Path, list[str]]:
     runs = Path(given["tables"])
     if not runs.is_dir():
         raise UsageError("no such folder", where=f"tables={runs}", expected="the out= of runs")
-    cache = Cache(Path(given["cache"])) if "cache" in given else None
+    cache = Cache(given["cache"]) if "cache" in given else None
     report, walk = one_of(given, "report", ("false", "true")) == "true", given.get("walk")
     if walk is not None and cache is None:
         raise UsageError("walk= needs the study's slices", do="add cache=CACHE")

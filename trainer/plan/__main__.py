@@ -34,6 +34,7 @@ def main(words: list[str]) -> int:
 
 def _main(words: list[str]) -> None:
     from cache_schema import Cache
+    from cache_schema.store_path import place_of
     from trainer.leakage.lineage import table_file
     from trainer.plan import formats
     from trainer.plan.costs import read_costs
@@ -52,7 +53,10 @@ def _main(words: list[str]) -> None:
     scheduler = own.get("scheduler")
     # workers of a cluster start in other folders
     place = Path.absolute if scheduler else Path
-    path, cache_path, out = (place(Path(word)) for word in (plan_file(file), own["cache"], own["out"]))
+    path, out = (place(Path(word)) for word in (plan_file(file), own["out"]))
+    cache_path = place_of(own["cache"])
+    if isinstance(cache_path, Path):
+        cache_path = place(cache_path)
     if "config" in given:
         given["config"] = ",".join(str(place(file)) for file in split_files(given["config"]))
     if "model.weights_file" in given:

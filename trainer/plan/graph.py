@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cache_schema.errors import CspineError, UsageError
+from cache_schema.store_path import Place
 from trainer.runs.run_names import RunName, run_name, split_kind
 from trainer.settings.keyvalue import assignments, given_twice, read_yaml, require_known, split_files, whole
 from trainer.settings.layers import full_name, load, stage_layer
@@ -120,7 +121,7 @@ def plan_file(word: str) -> Path:
     return packaged[word]
 
 
-def read_plan(path: Path, cache: Path, out: Path, extra: Iterable[str] = ()) -> Plan:
+def read_plan(path: Path, cache: Place, out: Path, extra: Iterable[str] = ()) -> Plan:
     """PLAN.yaml -> its graph. extra: `section.key=value` words for every run, `tables.key=value` for the tables.
 
     Raises UsageError for what does not fit.

@@ -16,6 +16,7 @@ import pandas as pd
 from cache_schema import Study, read_table, write_table
 from cache_schema.documents import write_whole
 from cache_schema.errors import CacheError, CspineError, UsageError
+from cache_schema.store_path import Place
 from cache_schema.tables import own_meta
 from trainer.answers.answer import Answer
 from trainer.answers.kept import load_answer, save_answer
@@ -54,7 +55,7 @@ class Job:
         for model in self.models.every:
             model.settings(self.given, gpu=on_gpu())
 
-    def check_pixels(self, source: Path) -> None:
+    def check_pixels(self, source: Place) -> None:
         """Raises UsageError for a cache with other pixel rules than those that the models were trained on."""
         own = pixel_hash(source)
         if own != self.models.pixel_hash:
@@ -192,7 +193,7 @@ def _share(job: Job, scans: Scans, ids: Collection[str], number: int, found: Any
         job._work(scans, ids)
         found.put(scans.refused)
     except Exception as error:
-        line = in_one_line(error, scans.source)
+        line = in_one_line(error, scans.source if isinstance(scans.source, Path) else None)
         if line is None:
             raise
         found.put(line)

@@ -20,7 +20,7 @@ from trainer.answers.flagged import flagged
 from trainer.data.chunk_reader import Recent
 from trainer.inference import predict
 from trainer.models import Network, load_strictly
-from trainer.predictor.scans import Scans
+from trainer.predictor.scans import Scans, source_of
 from trainer.runs.inputs import Inputs
 from trainer.session import Session, on_gpu
 from trainer.tables.boxes import study_boxes
@@ -64,7 +64,7 @@ class Predictor:
         """
         if isinstance(source, Study):
             return self.answered([held(source)])[0]
-        with Scans(Path(source)) as scans:
+        with Scans(source_of(source)) as scans:
             if len(scans.ids) != 1:
                 line = f"holds {len(scans.ids)} studies that can be read"
                 raise UsageError(line, where=source, expected="one", do="use Predictor.answers for several")

@@ -13,6 +13,7 @@ from cache_schema.errors import CacheError, StudyRefused, UsageError, did_you_me
 from cache_schema.layout import GROUP, PIXEL_HASH, REPORT
 from cache_schema.memory import HeldPixels, held, one_ahead
 from cache_schema.store import ChangedStudy
+from cache_schema.store_path import Place, StorePath, place_of
 from trainer.answers.answer import Answer, SuspectedSlice
 
 if TYPE_CHECKING:
@@ -28,11 +29,11 @@ class Refused(NamedTuple):
     message: str
 
 
-def require_dicom_results(source: Path) -> None:
+def require_dicom_results(source: Place) -> None:
     """Raises UsageError where results cannot be written as DICOM: of a cache, and without highdicom."""
     from preprocess.results.write import require_highdicom
 
-    if (source / GROUP).is_file():
+    if is_cache(source):
         what = "is a cache, which keeps nothing of the patient's files"
         raise UsageError(what, where=f"source={source}", expected="DICOM files", do="leave dicom=true out")
     require_highdicom()
@@ -44,14 +45,14 @@ class Scans:
     Raises UsageError for a source that does not exist or holds no study.
     """
 
-    def __init__(self, source: Path, beside: Path | None = None, keep: Path | None = None):
+    def __init__(self, source: Place, beside: Path | None = None, keep: Path | None = None):
         """beside: the folder in which a zip is unpacked; by default the system's for temporary files. keep: where to keep the
         decoded studies as a cache, which is then the source."""
         self.source, self.refused = source, dict[str, Refused]()
         self._open = ExitStack()
         check_source(source)
-        is_cache = (source / GROUP).is_file()
-        self.cache = Cache(source) if is_cache else None if keep is None else self._built(beside, keep)
+        given = is_cache(source)
+        self.cache = Cache(source) if given else None if keep is None else self._built(beside, keep)
         if self.cache is None:
             self._plan(beside)
         else:
@@ -64,6 +65,7 @@ class Scans:
     def _folder(self, beside: Path | None) -> Path:
         from preprocess.archives import is_zip, unpacked
 
+        assert isinstance(self.source, Path), "only a cache is read from a store"
         if self.source.is_file() and not is_zip(self.source):
             raise UsageError("is a file", where=f"source={self.source}", expected="a folder, or a zip, of DICOM files")
         return self._open.enter_context(unpacked(self.source, beside))
@@ -157,14 +159,28 @@ class Scans:
         self.close()
 
 
-def check_source(source: Path) -> None:
+def source_of(text: str | Path) -> Place:
+    """The place that `source=` names: a folder, a zip, or the address of a store. Raises UsageError for another address."""
+    place = place_of(text)
+    return place if "://" in str(text) or is_cache(place) else Path(text)  # else a zip of DICOM files
+
+
+def is_cache(source: Place) -> bool:
+    return (source / GROUP).is_file()
+
+
+def check_source(source: Place) -> None:
     """Raises UsageError if there is no such source."""
-    if not source.exists():
-        expected = "DICOM files, a zip of them, or a cache"
-        do = did_you_mean_path(source.absolute())
-        raise UsageError("no such path", where=f"source={source}", expected=expected, do=do)
+    expected = "DICOM files, a zip of them, or a cache"
+    if isinstance(source, StorePath):
+        if not is_cache(source):
+            do = "give DICOM files as a folder or a zip, or build a cache of them: preprocess build-cache SOURCE CACHE"
+            raise UsageError("is not a cache", where=f"source={source}", expected="a cache", do=do)
+    elif not source.exists():
+        near = did_you_mean_path(source.absolute())
+        raise UsageError("no such path", where=f"source={source}", expected=expected, do=near)
 
 
-def pixel_hash(source: Path) -> str:
+def pixel_hash(source: Place) -> str:
     """The pixel rules of a cache, or those by which DICOM files are decoded. Raises CspineError for a damaged cache."""
-    return Cache(source).pixel_hash if (source / GROUP).is_file() else PIXEL_HASH
+    return Cache(source).pixel_hash if is_cache(source) else PIXEL_HASH

@@ -19,7 +19,7 @@ from trainer.process.faults import in_one_line, quiet_threads
 from trainer.settings.keyvalue import assignments, expand_user, require_known
 
 INTERRUPTED, READER_GONE = 130, 1
-ADDRESSES = ("scheduler",)
+ADDRESSES = ("scheduler", "cache", "source")
 """keys whose values are URLs, not paths"""
 SECONDS_BEHIND = 10
 """delay before a process that prints no error exits on it: a launcher ends all processes of its machine with the first"""

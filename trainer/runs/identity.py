@@ -33,7 +33,7 @@ OUTSIDE = {"cache", "out", "mode", "boxes", "pseudo", "backbone", "weights", "sp
 """settings that are paths, or whose content the digests cover"""
 OUTSIDE_SECTIONS = {
     "model": {"weights_file", "chunk"},
-    "data": {"loader", "workers", "resident", "ram_gb", "eval_stride"},
+    "data": {"loader", "workers", "resident", "ram_gb", "store_cache", "store_cache_gb", "eval_stride"},
     "train": {"autotune", "checkpoint_minutes", "evaluate_every", "log_every", "eval_batch", "threads"},
 }
 """settings that do not change the weights, or only by rounding"""

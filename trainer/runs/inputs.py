@@ -10,6 +10,8 @@ import pandas as pd
 from cache_schema import LEVELS, TARGETS, Cache, Study
 from cache_schema.columns import BOX, DECIMALS, FRACTURES, FULL_FRAME, STUDY_BOX
 from cache_schema.errors import UsageError
+from cache_schema.local_copy import LocalCopy
+from cache_schema.store_path import StorePath, each
 from cache_schema.tables import read_table
 from cache_schema.values import misfit
 from trainer.runs.sources import boxes_digest, digest_rows, source_digest, source_files
@@ -39,7 +41,7 @@ class Inputs:
         use for sources that no longer exist."""
         self.settings, self.recorded = settings, recorded or {}
         self._studies: dict[str, Study] = {}
-        self.cache = cache or Cache(settings.cache)
+        self.cache = cache or open_cache(settings)
         self.index = self.cache.index.set_index("id", drop=False)
         unlabelled = settings.mode == "predict" and settings.split == "all"
         none = pd.DataFrame(columns=["id", *TARGETS, "fold"])
@@ -113,7 +115,8 @@ class Inputs:
             raise UsageError("no boxes given", do="add boxes=TABLE or boxes=cache")
         columns = list(STUDY_BOX)
         if str(path) == "cache":
-            found = {id: self.cache.record(id).study_box for id in self.index.index}
+            ids = list(self.index.index)
+            found = dict(zip(ids, each(lambda id: self.cache.record(id).study_box, ids, self.cache.path), strict=True))
             rows = [{"id": id, **{name: getattr(box, name) for name in columns}} for id, box in found.items() if box]
             table = pd.DataFrame(rows, columns=["id", *columns])
         else:
@@ -245,13 +248,20 @@ class Inputs:
 
     def require_unchanged(self) -> None:
         """Raises CacheError if a study that the run reads is not the one in the index, on which the digests are based."""
-        for id in self.read_ids():
-            self.cache.require_unchanged(id)
+        each(self.cache.require_unchanged, self.read_ids(), self.cache.path)
 
     def check_fresh(self) -> None:
         """Raises StaleStudy if a study that the run reads was replaced or removed since the cache was opened."""
-        for id in self.read_ids():
-            self.cache.check_fresh(id)
+        each(self.cache.check_fresh, self.read_ids(), self.cache.path)
+
+
+def open_cache(settings: Settings) -> Cache:
+    """The cache of the settings; one in a store with its copy on this machine, where they name one."""
+    data, copy = settings.data, None
+    if data.store_cache is not None and isinstance(settings.cache, StorePath):
+        copy = LocalCopy(data.store_cache, int(data.store_cache_gb * 2**30))
+        copy.check()
+    return Cache(settings.cache, copy)
 
 
 def _read(path: Path, columns: list[str]) -> pd.DataFrame:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cache_schema.errors import CacheError
+from cache_schema.store_path import Place
 from trainer.runs.file_names import MODEL_FILE
 from trainer.runs.identity import recorded_config
 from trainer.runs.sources import source_digest, source_files
@@ -23,7 +24,7 @@ class Recorded(NamedTuple):
     version: str | None = None
     """of its stage; None if there are no weights"""
 
-    def settings(self, cache: Path, out: Path) -> Settings:
+    def settings(self, cache: Place, out: Path) -> Settings:
         """The run's settings with this cache and this RUNS instead of the recorded ones."""
         values = {name: value for name, value in self.moved(out).items() if name in Settings.model_fields}
         here = {"cache": cache, "out": out, "mode": "train", "split": "held_out", "weights": None}

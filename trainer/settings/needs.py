@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from cache_schema.errors import UsageError, did_you_mean_path
+from cache_schema.store_path import StorePath
 from trainer.settings.stage_registry import stage_class, stage_names
 
 if TYPE_CHECKING:
@@ -42,6 +43,6 @@ def check_paths(settings: "Settings") -> None:
     """Raises UsageError for an input that does not exist."""
     given = {key: getattr(settings, key) for key in ("cache", "boxes", "pseudo", "backbone", "weights")}
     for key, path in (given | {"model.weights_file": settings.model.weights_file}).items():
-        if path is None or path.exists() or (key == "boxes" and str(path) == "cache"):
+        if path is None or isinstance(path, StorePath) or path.exists() or (key == "boxes" and str(path) == "cache"):
             continue
         raise UsageError("no such path", where=f"{key}={path}", do=did_you_mean_path(path.absolute()))

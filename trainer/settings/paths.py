@@ -7,6 +7,7 @@ from pathlib import Path
 from cache_schema.errors import UsageError
 from cache_schema.layout import GROUP
 from cache_schema.places import check_place
+from cache_schema.store_path import Place, StorePath
 from trainer.settings.keyvalue import expand_user
 
 
@@ -45,6 +46,8 @@ def refuse_folders(files: Iterable[Path]) -> None:
             raise UsageError("is a folder", where=path, expected="a file", do="move it away")
 
 
-def is_inside(place: Path, folder: Path) -> bool:
-    """Whether `place` is `folder` or lies below it, symbolic links resolved."""
+def is_inside(place: Place, folder: Place) -> bool:
+    """Whether `place` is `folder` or lies below it, symbolic links resolved; of places in stores false."""
+    if isinstance(place, StorePath) or isinstance(folder, StorePath):
+        return False
     return Path(os.path.realpath(place)).is_relative_to(os.path.realpath(folder))

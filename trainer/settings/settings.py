@@ -5,12 +5,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from cache_schema.errors import UsageError
 from cache_schema.places import check_place
+from cache_schema.store_path import Place, place_of
 from trainer.settings.keyvalue import require_known
 from trainer.settings.needs import check_needs
 from trainer.settings.stage_registry import stage_class
@@ -28,8 +29,8 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _is_local(cls, value: Any) -> Any:
-        if isinstance(value, str):
+    def _is_local(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, str) and info.field_name != "cache":
             check_place(value)
         return value
 
@@ -77,6 +78,10 @@ class DataSettings(Section):
     resident: Literal["disk", "ram", "gpu"] = "disk"
     """ram: each reader process caches decoded chunks, up to data.ram_gb; gpu: all crops are loaded into GPU memory once"""
     ram_gb: float = Field(8.0, gt=0, le=100_000)
+    store_cache: Path | None = None
+    """a folder on this machine that keeps what was read of a cache in a store: shared by processes and runs"""
+    store_cache_gb: float = Field(100.0, gt=0, le=1_000_000)
+    """once so much is kept, files that nobody has read for a day make room; others stay"""
     on_error: Literal["stop", "skip"] = "stop"
     """on a training item that cannot be read: stop, or replace it by another and count it; evaluation always stops"""
     bank: int = Field(0, ge=0, le=1000)
@@ -134,7 +139,7 @@ class TrainSettings(Section):
 class Settings(Section):
     stage: str
     variant: str
-    cache: Path
+    cache: Annotated[Place, BeforeValidator(place_of)]
     out: Path
     mode: Literal["train", "predict"] = "train"
     fold: Annotated[int, Field(ge=0, le=10_000)] | Literal["all"] = 0
@@ -250,10 +255,10 @@ PATHS = frozenset(
 
 
 def is_path(name: str, value: object) -> bool:
-    """Whether a setting holds a path: not `boxes=cache`, and not null."""
-    return (
-        name in PATHS and isinstance(value, str) and value not in ("", "null") and (name, value) != ("boxes", "cache")
-    )
+    """Whether a setting holds a path: not a store's address, not `boxes=cache`, and not null."""
+    if not isinstance(value, str) or name not in PATHS or (name == "cache" and "://" in value):
+        return False
+    return value not in ("", "null") and (name, value) != ("boxes", "cache")
 
 
 def map_paths(values: Mapping[str, Any], change: Callable[[str], str], prefix: str = "") -> dict[str, Any]:

@@ -35,7 +35,7 @@ def _main(words: list[str]) -> None:
     place, given = split_words(words, "RUNS", ("cache", "export", "tables."), needed=("cache",))
     form = one_of(given, "export", export.FORMATS) if "export" in given else None
     thresholds = {key.removeprefix("tables."): value for key, value in given.items() if key.startswith("tables.")}
-    out, cache = Path(place), Cache(Path(given["cache"]))
+    out, cache = Path(place), Cache(given["cache"])
     check_folder(out / "tables", "RUNS")
     outcome = make.make_all(out, cache, table_settings(thresholds) if thresholds else None)
     if not outcome.made and not outcome.problems and form is None:

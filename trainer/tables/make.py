@@ -9,6 +9,7 @@ from pathlib import Path
 from cache_schema import Cache
 from cache_schema.documents import write_whole
 from cache_schema.errors import CacheError, CspineError
+from cache_schema.store_path import each
 from cache_schema.tables import content_digest, own_meta, read_table, table_meta, write_table
 from trainer.leakage import lineage
 from trainer.process.command import warn_once
@@ -54,8 +55,7 @@ def make(
         path, recipe = sources.path(name), recipe_of(name)
         frame = recipe.frame(sources)
         path.parent.mkdir(parents=True, exist_ok=True)
-        for id in cache.ids:  # predicting may have taken days
-            cache.require_unchanged(id)
+        each(cache.require_unchanged, cache.ids, cache.path)  # predicting may have taken days
         lineage.keep_for_table(path, content_digest(frame), recipe.exposure(name, sources))
         write_table(path, frame, made_by(name), inputs_of(name, sources))
     if name == "study_predictions":

@@ -1,0 +1,106 @@
+"""A file of a source, open for reading: on a disk, or in a store by ranges of bytes."""
+
+import hashlib
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple, cast
+
+from cache_schema.store_path import Bytes, Place, StorePath, file_at
+
+FIRST_BYTES = 1 << 16
+"""of a file in a store, that the first request asks for: nearly every header"""
+NEXT_BYTES = 1 << 20
+
+
+class FileState(NamedTuple):
+    """What tells one state of a file from another. mtime_ns: nanoseconds; of a file in a store a hash of its ETag."""
+
+    size: int
+    mtime_ns: int
+
+
+@contextmanager
+def opened(path: str | os.PathLike, first: int = FIRST_BYTES) -> Iterator[tuple[io.FileIO, FileState]]:
+    """A file without a buffer of Python's, and its state. first: bytes to ask a store for at once, such as all.
+
+    Raises OSError, and StoreError where a store cannot be reached.
+    """
+    place = file_at(path)
+    if isinstance(place, StorePath):
+        file = _StoreFile(place, first)
+        yield cast(io.FileIO, file), file.state
+        return
+    with open(place, "rb", buffering=0) as raw:
+        status = os.fstat(raw.fileno())
+        yield raw, FileState(status.st_size, status.st_mtime_ns)
+
+
+def state_of(tag: str, size: int) -> FileState:
+    """Of a file in a store, by its ETag."""
+    return FileState(size, int.from_bytes(hashlib.sha256(tag.encode()).digest()[:7], "big"))
+
+
+class _StoreFile(io.RawIOBase):
+    """Reads a file in a store; what it has asked for last is kept."""
+
+    def __init__(self, place: StorePath, first: int):
+        super().__init__()
+        self._place, self._at, self._start = place, 0, 0
+        self._held, tag, size = place.read_first(first)
+        self.state = state_of(tag, size)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self.state.size}[whence]
+        self._at = max(0, base + offset)
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        view = memoryview(buffer).cast("B")
+        wanted = min(len(view), max(0, self.state.size - self._at))
+        if wanted == 0:
+            return 0
+        if not self._start <= self._at < self._start + len(self._held):
+            size = min(max(wanted, NEXT_BYTES), self.state.size - self._at)
+            self._held = next(self._place.fetch([Bytes("", self._at, size)]))
+            self._start = self._at
+        begin = self._at - self._start
+        found = self._held[begin : begin + wanted]
+        view[: len(found)] = found.data
+        self._at += len(found)
+        return len(found)
+
+
+@contextmanager
+def on_disk(path: str | Place) -> Iterator[Path]:
+    """The file itself, or a copy of one in a store for as long as it is needed. Raises as `opened`."""
+    place = file_at(str(path))
+    if isinstance(place, Path):
+        yield place
+        return
+    with TemporaryDirectory() as folder:
+        copy = Path(folder, place.name)
+        copy.write_bytes(place.read_bytes())
+        yield copy
+
+
+def copy_to_disk(place: StorePath, folder: Path) -> None:
+    """Copy what lies below a place in a store into a folder; the same content gets the same time."""
+    listed = place.listing()
+    for name, data in zip(listed, place.fetch([Bytes(name) for name in listed]), strict=True):
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(data.data)
+        os.utime(file, ns=(0, state_of(listed[name].tag, listed[name].size).mtime_ns))
