@@ -5,7 +5,7 @@ unpacked directly: zarr's event loop costs more per chunk than the codec, and ha
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import accumulate
 from typing import Any
 
@@ -13,7 +13,7 @@ import google_crc32c
 import numpy as np
 from numcodecs import zstd
 
-from cache_schema.chunks import CRC_BYTES, Chunk, read_packed, unread
+from cache_schema.chunks import CRC_BYTES, Chunk, read_files, read_packed, unread
 from cache_schema.documents import checksum, chunk_checksum
 from cache_schema.layout import (
     ARRAYS,
@@ -157,13 +157,20 @@ def is_as_listed(file: str, data: bytes, listed: Mapping[str, Any]) -> bool:
     """Whether a file of a study holds what the study's record lists of it."""
     if "chunks" in listed:
         ends = zip(accumulate(size for size, _ in listed["chunks"]), listed["chunks"], strict=True)
-        in_place = all(
-            _ends_with(data[end - CRC_BYTES : end], crc) for end, (_, crc) in ends
-        )  # which the CRC of all does not tell
+        # the CRC of the whole shard is the same where two chunks are swapped
+        in_place = all(_ends_with(data[end - CRC_BYTES : end], crc) for end, (_, crc) in ends)
         return in_place and checksum(data) == {name: listed[name] for name in ("bytes", "crc32c")}
     if file.endswith(GROUP):
         return checksum(data) == listed
     return chunk_checksum(data) == listed and _ends_with(data, listed["crc32c"])
+
+
+def checked_files(folder: Place, files: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, bytes]]:
+    """The files that a study's record lists, with their names. Raises CacheError for one that is not as listed."""
+    for name, data in read_files(folder, list(files)):
+        if not is_as_listed(name, data, files[name]):
+            raise unread(folder, f"{name} is not the one that the study's {GROUP} lists")
+        yield name, data
 
 
 def _ends_with(chunk: bytes, crc: str) -> bool:

@@ -100,17 +100,12 @@ def read_files(folder: Place, names: Sequence[str]) -> Iterator[tuple[str, bytes
     """Files of a study with their names, in order; of a store some at a time. Raises CacheError where one is missing."""
     for first in range(0, len(names), FILES_AT_ONCE):
         some = names[first : first + FILES_AT_ONCE]
-        try:
-            if isinstance(folder, StorePath):
-                bodies = folder.fetch([Bytes(name) for name in some])
-                yield from ((name, body.tobytes()) for name, body in zip(some, bodies, strict=True))
-                continue
-            for name in some:
-                yield name, (folder / name).read_bytes()
-        except FileNotFoundError as error:
-            raise unread(
-                folder, f"{str(error.filename or error).rpartition(folder.name)[2].strip('/')} is missing"
-            ) from error
+        bodies = folder.fetch([Bytes(name) for name in some]) if isinstance(folder, StorePath) else None
+        for name in some:
+            try:
+                yield name, (folder / name).read_bytes() if bodies is None else next(bodies).tobytes()
+            except FileNotFoundError as error:
+                raise unread(folder, f"{name} is missing") from error
 
 
 def unread(folder: Place, what: str) -> CacheError:

@@ -7,6 +7,7 @@ SIGABRT where one completes while the interpreter exits.
 import zipfile
 import zlib
 from collections.abc import Iterable
+from io import UnsupportedOperation
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -46,12 +47,10 @@ class Store(Protocol):
     def put_over(self, key: str, data: bytes, tag: str | None) -> bool:
         """Put it where the file still has this tag, None: where there is no file. Returns whether it did."""
 
-    def tag(self, key: str) -> str | None:
-        """What changes whenever the file does; None where there is no file."""
-
     def delete(self, key: str) -> None: ...
 
-    def exists(self, key: str) -> bool: ...
+    def head(self, key: str) -> Listed | None:
+        """What the file is now; None where there is none."""
 
     def names(self, folder: str) -> list[str]:
         """Files and folders of a folder, "" for the first."""
@@ -90,17 +89,9 @@ class ObjectStore:
             obstore.put(self.store, key, data, mode="create" if tag is None else {"e_tag": tag})
         except (exceptions.AlreadyExistsError, exceptions.PreconditionError):
             return False
-        except (exceptions.NotSupportedError, NotImplementedError):  # a store without conditions
+        except exceptions.NotSupportedError:  # a store without conditions
             self.put(key, data)
         return True
-
-    def tag(self, key: str) -> str | None:
-        import obstore
-
-        try:
-            return obstore.head(self.store, key)["e_tag"]
-        except FileNotFoundError:
-            return None
 
     def delete(self, key: str) -> None:
         import obstore
@@ -111,14 +102,13 @@ class ObjectStore:
             if NO_BUCKET in str(error):
                 raise
 
-    def exists(self, key: str) -> bool:
+    def head(self, key: str) -> Listed | None:
         import obstore
 
         try:
-            obstore.head(self.store, key)
+            return _listed(obstore.head(self.store, key))
         except FileNotFoundError:
-            return False
-        return True
+            return None
 
     def names(self, folder: str) -> list[str]:
         import obstore
@@ -162,19 +152,16 @@ class ZipStore:
             raise DamagedFile(key) from None
 
     def put(self, key: str, data: bytes) -> None:
-        raise NotImplementedError
+        raise UnsupportedOperation("a zip file is read-only")
 
     def put_over(self, key: str, data: bytes, tag: str | None) -> bool:
-        raise NotImplementedError
-
-    def tag(self, key: str) -> str | None:
-        return str(self._file.NameToInfo[key].CRC) if key in self._file.NameToInfo else None
+        raise UnsupportedOperation("a zip file is read-only")
 
     def delete(self, key: str) -> None:
-        raise NotImplementedError
+        raise UnsupportedOperation("a zip file is read-only")
 
-    def exists(self, key: str) -> bool:
-        return key in self._file.NameToInfo
+    def head(self, key: str) -> Listed | None:
+        return self.listing("").get(key)
 
     def names(self, folder: str) -> list[str]:
         prefix = f"{folder}/" if folder else ""

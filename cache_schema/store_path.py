@@ -104,7 +104,8 @@ class StorePath:
 
     def tag(self) -> str | None:
         """What changes whenever the file does; None where there is no file."""
-        return self._ask(lambda store: store.tag(self.key))
+        found = self._ask(lambda store: store.head(self.key))
+        return None if found is None else found.tag
 
     def unlink(self, missing_ok: bool = True) -> None:
         """A file that is not there is no error: stores do not tell."""
@@ -114,7 +115,7 @@ class StorePath:
         """Nothing: a store has no folders."""
 
     def is_file(self) -> bool:
-        return self._ask(lambda store: store.exists(self.key))
+        return self._ask(lambda store: store.head(self.key)) is not None
 
     def is_dir(self) -> bool:
         """Whether something lies below; of a store that lists nothing it is assumed."""

@@ -17,6 +17,7 @@ import time
 import zipfile
 from collections.abc import Callable
 from datetime import timedelta
+from io import UnsupportedOperation
 from typing import Any, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
@@ -74,8 +75,11 @@ def _place_alone(url: str) -> SplitResult | None:
     return None if "@" in url or parts.query or parts.fragment else parts
 
 
-_opened: dict[tuple[str, int, int], Store] = {}
-"""by address, process, and what the environment said of stores; memory has neither: a fork has what was there"""
+Key = tuple[str, int, int]
+"""address, process, and a hash of what the environment says of stores; memory has neither: a fork has what was there"""
+_opened: dict[Key, Store] = {}
+_answered: set[Key] = set()
+"""stores that have answered"""
 OF_STORES = ("AWS_", "GOOGLE_", "SSL_")
 """how variables begin that decide how a store is opened"""
 _network_process: int | None = None
@@ -87,14 +91,17 @@ def open_store(url: str) -> Store:
 
     Raises UsageError, also in a fork of a process that read a store over the network.
     """
-    if url.startswith("memory:"):
-        key = url, 0, 0
-    else:
-        said = hash(frozenset(each for each in os.environ.items() if each[0].startswith(OF_STORES)))
-        key = url, os.getpid(), said
+    key = _key(url)
     if key not in _opened:
         _opened.setdefault(key, _open(url))  # another thread may have been faster
     return _opened[key]
+
+
+def _key(url: str) -> Key:
+    if url.startswith("memory:"):
+        return url, 0, 0
+    said = hash(frozenset(each for each in os.environ.items() if each[0].startswith(OF_STORES)))
+    return url, os.getpid(), said
 
 
 def _open(url: str) -> Store:
@@ -157,10 +164,6 @@ def _is_loopback(host: str | None) -> bool:
         return False
 
 
-_answered: set[str] = set()
-"""stores that have answered this process"""
-
-
 def patiently(url: str, ask: Callable[[], Answer]) -> Answer:
     """What `ask` gives, asked again after a while where the network or the server failed.
 
@@ -168,20 +171,21 @@ def patiently(url: str, ask: Callable[[], Answer]) -> Answer:
     """
     from obstore.exceptions import BaseError
 
-    waits = iter(WAITS if url in _answered else FIRST_WAITS)
+    key = _key(url)
+    waits = iter(WAITS if key in _answered else FIRST_WAITS)
     while True:
         try:
             found = ask()
-            _answered.add(url)
+            _answered.add(key)
             return found
         except FileNotFoundError as error:
             if refusal := _refusal(url, error):
                 raise refusal from None
-            _answered.add(url)
+            _answered.add(key)
             raise
         except DamagedFile:
             raise
-        except (BaseError, OSError, NotImplementedError) as error:
+        except (BaseError, OSError) as error:
             refusal, wait = _refusal(url, error), next(waits, None)
             status = re.search(r"status code: (\d{3})", str(error))
             if ends_before(error):
@@ -203,7 +207,7 @@ def _refusal(url: str, error: Exception) -> StoreError | None:
     if isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError):
         do = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and what they may do" if of_s3 else None
         return StoreError("the store refuses access", where=url, do=do)
-    if isinstance(error, exceptions.NotSupportedError | NotImplementedError):
+    if isinstance(error, exceptions.NotSupportedError | UnsupportedOperation):
         return StoreError("the store does not support this", where=url, do="see docs/stores.md")
     if NO_BUCKET in str(error):
         return StoreError("no such bucket", where=url, do="make the bucket, or correct its name")

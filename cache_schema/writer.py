@@ -8,8 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from cache_schema.arrays import is_as_listed
-from cache_schema.chunks import read_files, unread
+from cache_schema.arrays import checked_files
 from cache_schema.columns import REPORT_COLUMNS, STUDY_BOX, index_frame, index_row, labels_frame
 from cache_schema.documents import checksum, write_whole
 from cache_schema.errors import CacheError, UsageError
@@ -104,9 +103,7 @@ class CacheWriter:
         files: Files = attributes["files"]
 
         def fill(write: Write) -> tuple[bytes, Files]:
-            for name, data in read_files(folder, list(files)):
-                if not is_as_listed(name, data, files[name]):
-                    raise unread(folder, f"{name} is not the one that the study's {GROUP} lists")
+            for name, data in checked_files(folder, files):
                 write(name, data)
             return study_document(record, files, self.shard), files
 

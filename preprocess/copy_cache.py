@@ -11,9 +11,8 @@ from functools import partial
 from pathlib import Path
 
 from cache_schema import Cache, CacheWriter
-from cache_schema.arrays import is_as_listed
-from cache_schema.chunks import read_files
-from cache_schema.errors import CacheError, CspineError, UsageError
+from cache_schema.arrays import checked_files
+from cache_schema.errors import CacheError, UsageError
 from cache_schema.layout import GROUP, LABELS, REPORT
 from cache_schema.store import read_study_document
 from cache_schema.store_path import Place, StorePath, each, place_of
@@ -106,12 +105,7 @@ def _copy_to_zip(source: Cache, out: Path, shard: int | None) -> CopyResult:
             for id in source.ids:
                 record = source.study(id).record
                 _, attributes = read_study_document(source.path / id)
-                files = attributes["files"]
-                for name, data in read_files(source.path / id, list(files)):
-                    if not is_as_listed(name, data, files[name]):
-                        raise CacheError(
-                            f"{name} is not the one that the study's {GROUP} lists", where=source.path / id
-                        )
+                for name, data in checked_files(source.path / id, attributes["files"]):
                     archive.writestr(_entry(f"{id}/{name}"), data)
                 archive.writestr(_entry(f"{id}/{GROUP}"), (source.path / id / GROUP).read_bytes())
                 steps.advance(studies=1, slices=record.slices)
@@ -125,7 +119,7 @@ def _copy_to_zip(source: Cache, out: Path, shard: int | None) -> CopyResult:
     except BaseException as error:
         with suppress(OSError):
             part.unlink(missing_ok=True)
-        if isinstance(error, OSError) and not isinstance(error, CspineError):
+        if isinstance(error, OSError):
             error.filename = os.fspath(out)
         raise
     return CopyResult(len(source.ids), len(source.ids), [])

@@ -73,7 +73,8 @@ def write_some(address: str, numbers: list[int], twice: bool) -> None:
     writer.finish()
 
 
-@pytest.mark.parametrize("twice", [False, pytest.param(True, marks=pytest.mark.check)])
+@pytest.mark.check
+@pytest.mark.parametrize("twice", [False, True])
 def test_two_writers_at_once_lose_nothing(s3, tmp_path, twice):
     """Each begins the cache, has studies of its own, and some that the other writes too, at the same time."""
     address = f"s3://bucket/two-{twice}"

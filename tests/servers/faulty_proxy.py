@@ -70,10 +70,18 @@ class Proxy:
             return ""
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
+    """Of a server that keeps connections open, and says nothing."""
+
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     wbufsize = 1 << 16
+
+    def log_message(self, *words: object) -> None:
+        pass
+
+
+class _Handler(Handler):
     proxy: Proxy
 
     def _pass(self) -> None:
@@ -117,9 +125,6 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body[: len(body) // 2] if cut else body)
         self.wfile.flush()
         self.close_connection = self.close_connection or cut
-
-    def log_message(self, *words: object) -> None:
-        pass
 
 
 class Server(ThreadingHTTPServer):

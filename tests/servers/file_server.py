@@ -9,7 +9,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -17,7 +16,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from faulty_proxy import Server
+from faulty_proxy import Handler, Server
 
 RANGE = re.compile(r"bytes=(\d+)-(\d*)")
 
@@ -38,10 +37,7 @@ class FileServer:
         return sum(size for _, _, size in self.requests)
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-    wbufsize = 1 << 16
+class _Handler(Handler):
     site: FileServer
 
     def do_GET(self) -> None:
@@ -78,9 +74,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(sent)
         self.wfile.flush()
-
-    def log_message(self, *words: object) -> None:
-        pass
 
 
 @contextmanager
