@@ -5,7 +5,7 @@ unpacked directly: zarr's event loop costs more per chunk than the codec, and ha
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate
 from typing import Any
 
@@ -115,6 +115,14 @@ class StoredPixels:
 
     def read(self, z0: int, z1: int, box: Box | None = None) -> np.ndarray:
         """uint8 (z1 - z0, h, w). Raises CacheError where a chunk is missing or does not check."""
+        return self.unpacked(z0, z1, box, self.packed(z0, z1))
+
+    def packed(self, z0: int, z1: int) -> Iterator[np.ndarray]:
+        """The stored bytes, uint8 (n,), of each chunk with these slices, valid until the next one. Raises CacheError."""
+        return read_packed(self.folder, self._chunks(z0, z1), self.copy)
+
+    def unpacked(self, z0: int, z1: int, box: Box | None, packed: Iterable[np.ndarray]) -> np.ndarray:
+        """As `read`, from the chunks that `packed` gave."""
         if self._shape is None:
             self._shape = read_shape(self.folder, "pixels", self.chunks, self.expected, self.shard)
         slices, rows, columns = self._shape
@@ -123,9 +131,7 @@ class StoredPixels:
             raise unread(self.folder, "pixels have another shape than the record says")
         out = np.empty((z1 - z0, y1 - y0, x1 - x0), np.uint8)
         whole = out.shape[1:] == (rows, columns)
-        starts = chunk_starts(z0, z1)
-        listed = [_listed(self.folder, "pixels", self.chunks, first) for first in starts]
-        for first, chunk, data in zip(starts, listed, read_packed(self.folder, listed, self.copy), strict=True):
+        for first, chunk, data in zip(chunk_starts(z0, z1), self._chunks(z0, z1), packed, strict=True):
             begin, end = max(z0, first), min(z1, first + CHUNK_SLICES)
             part = out[begin - z0 : end - z0]
             if whole and end - begin == CHUNK_SLICES:
@@ -135,6 +141,9 @@ class StoredPixels:
             _unpack_listed(self.folder, chunk, data, held)
             part[...] = held[begin - first : end - first, y0:y1, x0:x1]
         return out
+
+    def _chunks(self, z0: int, z1: int) -> list[Chunk]:
+        return [_listed(self.folder, "pixels", self.chunks, first) for first in chunk_starts(z0, z1)]
 
 
 def _listed(folder: Place, name: str, chunks: Mapping[str, Chunk], first: int = 0) -> Chunk:

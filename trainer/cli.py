@@ -15,6 +15,7 @@ COMMANDS = {
     "predict": "probabilities of fractures in new studies, by the models of a plan",
     "pack": "the models of a plan in one file",
     "inspect": "what a packed file holds, after a check of every byte",
+    "doctor": "what holds a training back on this machine, and which setting changes it",
     "look": "contact sheets of what a model is shown, or figures of the tables",
 }
 HELP = "\n".join(

@@ -42,7 +42,7 @@ class Run(RunOutput):
         if settings.backbone is not None:
             check_weights(settings, self.inputs.cache.pixel_hash, settings.backbone, stage=settings.facts.backbone)
         ids = self.inputs.train_ids()
-        items = self._items(ids)
+        items = self.training_items(ids)
         last = train.epochs * (len(items) // train.batch)
         model = self.stage.model()
         self.require_boxes(ids)
@@ -78,7 +78,7 @@ class Run(RunOutput):
         accelerator.wait_for_everyone()
         self._finish(prepared, last)
 
-    def _items(self, ids: list[str]) -> list[Item]:
+    def training_items(self, ids: list[str]) -> list[Item]:
         """The training items of these studies. Raises UsageError if there are too few."""
         settings, inputs, batch = self.settings, self.inputs, self.settings.train.batch
         if settings.needs_boxes:

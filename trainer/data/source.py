@@ -18,6 +18,7 @@ from cache_schema.store import ChangedStudy
 from cache_schema.study import Box, square_around
 from trainer.data.augment import Augmentation, AugmentParams
 from trainer.data.chunk_reader import Reader, Recent
+from trainer.data.items import Item
 from trainer.data.order import Schedule, ScheduledItem, Training
 
 MOST_SKIPPED = 20
@@ -137,19 +138,24 @@ class Source:
 
     def pixels(self, entry: ScheduledItem, params: AugmentParams) -> np.ndarray:
         """(frames, h, w) uint8: cropped, stretched and multiplied by the gain; padding is 0."""
-        item, study = entry.item, self.reader.study(entry.item.id)
-        index = item.z_index(params.step, params.phase)
-        index = index[index >= 0]
-        if self.boxes is None and study.record.origin is not None:
+        return self.stretched(entry.item, params, self.native(entry.item, params))
+
+    def native(self, item: Item, params: AugmentParams) -> np.ndarray:
+        """(slices, h, w) uint8: the item's slices in the order of the study, cropped, without padding."""
+        index = self._slices(item, params)
+        if self.boxes is None and self.reader.study(item.id).record.origin is not None:
             raise UsageError(
                 "is a cropped study", where=item.id, do="use a cache of whole slices, or a variant that crops"
             )
         box = None if self.boxes is None else self.squares[item.id]
-        found = self.reader.read(item.id, int(index[0]), int(index[-1]) + 1, box)[:: params.step]
+        return self.reader.read(item.id, int(index[0]), int(index[-1]) + 1, box)[:: params.step]
+
+    def stretched(self, item: Item, params: AugmentParams, found: np.ndarray) -> np.ndarray:
+        """(slices, h, w) uint8 as `native` gives them -> (frames, h, w)."""
         if self.intensity == "fixed":
             low, high = np.zeros(len(found), int), np.full(len(found), 255)
-        elif box is None:
-            low, high = study.value_range[index].T
+        elif self.boxes is None:
+            low, high = self.reader.study(item.id).value_range[self._slices(item, params)].T
         else:
             low, high = found.min(axis=(1, 2)), found.max(axis=(1, 2))
         if self.intensity == "per_slice" or params.gain != 1:
@@ -157,6 +163,12 @@ class Source:
         if len(found) < item.frames:
             found = np.concatenate([found, np.zeros((item.frames - len(found), *found.shape[1:]), np.uint8)])
         return found[::-1] if params.reverse else found
+
+    @staticmethod
+    def _slices(item: Item, params: AugmentParams) -> np.ndarray:
+        """(slices,) z_index of the item's slices, without padding."""
+        index = item.z_index(params.step, params.phase)
+        return index[index >= 0]
 
 
 def squares(cache: Cache, ids: Iterable[str], boxes: dict[str, Box] | None) -> dict[str, Box]:
