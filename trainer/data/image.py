@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from trainer.data.buffers import Buffers
 from trainer.data.source import Sample, Source
 
 MEAN = np.array([0.22363983, 0.18190407, 0.2523437], np.float32) * 255
@@ -16,6 +17,8 @@ INTERPOLATION = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 REMAP_SLICES = 4
 """slices in one call of cv2.remap, as channels of one image: a third of the time for the same pixels"""
 
+_images = Buffers()
+
 
 def make_image(sample: Sample, size: int, interpolation: str = "bilinear") -> np.ndarray:
     """A sample -> (frames / 3, 3, size, size) float16: remapped, normalised, with cutouts."""
@@ -23,7 +26,7 @@ def make_image(sample: Sample, size: int, interpolation: str = "bilinear") -> np
     map_x = a * sample.axis_x + b * sample.axis_y + (c - np.float32(0.5))
     map_y = d * sample.axis_x + e * sample.axis_y + (f - np.float32(0.5))
     frames = sample.pixels[..., 0]
-    out = np.empty((len(frames), size, size), np.float16)
+    out = _images((len(frames), size, size), np.float16)
     for first in range(0, len(frames), REMAP_SLICES):
         part = slice(first, first + REMAP_SLICES)
         remapped = _remap(frames[part], map_x, map_y, INTERPOLATION[interpolation])

@@ -5,7 +5,7 @@ It does not go through `Accelerator.prepare()`: each rank reads its own items on
 """
 
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import count, islice
@@ -16,6 +16,7 @@ import torch
 
 from cache_schema.errors import UsageError
 from trainer.data.augment import AugmentParams
+from trainer.data.buffers import Buffers
 from trainer.data.image import ImageReader
 from trainer.data.order import ScheduledItem
 from trainer.data.reader_pool import Readers, wanted_workers
@@ -49,6 +50,16 @@ class Batch:
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Copies to the device without blocking the host, through pinned memory."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+_batches = Buffers()
+
+
+def empty(shape: Sequence[int], device: torch.device) -> torch.Tensor:
+    """An uninitialised float16 tensor for a batch of images."""
+    if device.type == "cpu":
+        return torch.from_numpy(_batches(shape, np.float16))
+    return torch.empty(shape, dtype=torch.float16, device=device)
 
 
 class Loader:
@@ -151,7 +162,7 @@ def dali_batches(
             outputs, keys = found
             triplets = [tensor.shape()[0] for tensor in outputs]
             with torch.cuda.stream(stream):
-                images = torch.empty((sum(triplets), *outputs[0].shape()[1:]), dtype=torch.float16, device=device)
+                images = empty((sum(triplets), *outputs[0].shape()[1:]), device)
                 for tensor, image in zip(outputs, images.split(triplets), strict=True):
                     feed_ndarray(tensor, image, cuda_stream=stream)
             if stream is not None:
@@ -184,8 +195,7 @@ def plain_batches(
             opened.callback(made.close)
         while found := list(islice(made, batch)):
             images = [torch.from_numpy(image) for image, _ in found]
-            yield (
-                to_device(torch.cat(images), device),
-                [len(image) for image in images],
-                [int(key[0]) for _, key in found],
-            )
+            triplets = [len(image) for image in images]
+            whole = empty((sum(triplets), *images[0].shape[1:]), torch.device("cpu"))
+            torch.cat(images, out=whole)
+            yield to_device(whole, device), triplets, [int(key[0]) for _, key in found]
