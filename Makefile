@@ -48,7 +48,7 @@ $(LOWEST)/.installed: pyproject.toml | $(SETUP)
 soak: $(SETUP)   ## kills, flipped bits, broken files and random changes by the hundred; about an hour
 	PYTHONPATH=tests/preprocess:tests/cache_schema:tests/servers $(BIN)/python tests/soak/soak.py
 
-learn: $(SETUP)  ## whether all stages learn a phantom's truth and nothing they must not know; about an hour
+learn: $(SETUP)  ## whether all stages learn a phantom's truth and nothing they must not know; an hour to an hour and a half
 	$(BIN)/python tests/learn/learn.py
 
 bench-cache: $(SETUP)  ## what the cache costs to build and to read, as ratios of paired rounds
