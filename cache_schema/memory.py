@@ -1,6 +1,7 @@
 """Studies held in memory, behind the interface of a Study and of a Cache."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -55,14 +56,14 @@ def held(study: Study, since: float | None = None) -> Study:
     return Study(record, study.z, study.slice_number, kept, study.slice_box, study.vertebra_ratio)
 
 
-def one_ahead(read: Callable[[Item], Read], items: Iterable[Item]) -> Generator[Read, None, None]:
-    """`read` of each item, in order: a thread reads the next one while the caller uses this one."""
+def read_ahead(read: Callable[[Item], Read], items: Iterable[Item], count: int = 1) -> Generator[Read, None, None]:
+    """`read` of each item, in order: `count` threads read the next ones while the caller uses this one."""
     left = iter(items)
-    with ThreadPoolExecutor(1) as thread:
-        coming = [thread.submit(read, item) for item in islice(left, 1)]
+    with ThreadPoolExecutor(count) as threads:
+        coming = deque(threads.submit(read, item) for item in islice(left, count))
         while coming:
-            found = coming.pop().result()
-            coming = [thread.submit(read, item) for item in islice(left, 1)]
+            found = coming.popleft().result()
+            coming.extend(threads.submit(read, item) for item in islice(left, 1))
             yield found
             del found
 

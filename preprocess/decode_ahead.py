@@ -1,4 +1,4 @@
-"""Studies decoded whole in a process of its own, the next one while the caller works on this one."""
+"""Studies decoded whole in processes of their own, the next ones while the caller works on this one."""
 
 import hashlib
 import os
@@ -7,18 +7,25 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from queue import SimpleQueue
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from cache_schema.memory import HeldPixels, held, one_ahead
+from cache_schema.machine import Machine
+from cache_schema.memory import HeldPixels, held, read_ahead
 from cache_schema.study import Study
 from preprocess.findings import REASONS, Finding
 from preprocess.series.study_plan import StudyPlan
 
+MOST_PROCESSES = 8
+PROCESS_BYTES = 200 << 20
+"""of a decoding process, without its study"""
+SHARE = 4
+"""a quarter of the free memory is for decoding"""
 START = "import sys; sys.path[:] = {path!r}; from preprocess.decode_ahead import serve; serve()"
 
 
@@ -29,13 +36,36 @@ def plan_digest(plan: StudyPlan, source: Path) -> str:
     return hashlib.sha256(repr(files).encode()).hexdigest()
 
 
-def decoded(plans: Iterable[StudyPlan], report: Callable[[Finding], None]) -> Iterator[Study]:
-    """The planned studies in order, all pixels in memory; at most three studies at a time. Close the iterator to end early.
+def decoding_processes(largest: int, machine: Machine) -> int:
+    """How many processes may decode beside the caller: by its cores, of which one is the caller's, and by its free memory.
 
-    report: called with every finding. Studies that are refused, or whose decoder crashes or hangs, are left out.
+    largest: bytes of a study's pixels. Each process has a study, and another one of it waits for the caller.
     """
-    worker = _Worker()
-    ahead = one_ahead(worker.decode, plans)
+    each = PROCESS_BYTES + 2 * largest
+    return max(1, min(MOST_PROCESSES, machine.cores - 1, machine.memory // (SHARE * each)))
+
+
+def decoded(
+    plans: Iterable[StudyPlan], report: Callable[[Finding], None], processes: int = 1
+) -> Generator[Study, None, None]:
+    """The planned studies in order, all pixels in memory. Close the iterator to end early.
+
+    Each process has one study at most, and so many wait, beside the one that the caller works on. report: called with every
+    finding. Studies that are refused, or whose decoder crashes or hangs, are left out.
+    """
+    workers = [_Worker() for _ in range(processes)]
+    idle = SimpleQueue[_Worker]()
+    for worker in workers:
+        idle.put(worker)
+
+    def decode(plan: StudyPlan) -> tuple[Study | None, tuple[Finding, ...]]:
+        worker = idle.get()
+        try:
+            return worker.decode(plan)
+        finally:
+            idle.put(worker)
+
+    ahead = read_ahead(decode, plans, processes)
     try:
         for study, findings in ahead:
             for finding in findings:
@@ -44,7 +74,8 @@ def decoded(plans: Iterable[StudyPlan], report: Callable[[Finding], None]) -> It
                 yield study
             del study
     finally:
-        worker.close()  # first: the thread may wait for it
+        for worker in workers:
+            worker.close()  # first: the threads may wait for them
         ahead.close()
 
 
@@ -144,13 +175,17 @@ def serve() -> None:
             plan = pickle.load(sys.stdin.buffer)
         except EOFError:
             os._exit(0)
-        study, findings = decode(plan)
         with suppress(BrokenPipeError):
-            if study is None:
-                pickle.dump((None, findings), answers)
-            else:
-                held = study.pixels
-                assert isinstance(held, HeldPixels)
-                pickle.dump((study.record, study.z, study.slice_number, held.seconds, held.plan, findings), answers)
-                answers.write(held.pixels.data.cast("B"))
-            answers.flush()
+            _send(*decode(plan), answers)
+
+
+def _send(study: Study | None, findings: tuple[Finding, ...], answers: BinaryIO) -> None:
+    """The study's room is free again when this returns."""
+    if study is None:
+        pickle.dump((None, findings), answers)
+    else:
+        held = study.pixels
+        assert isinstance(held, HeldPixels)
+        pickle.dump((study.record, study.z, study.slice_number, held.seconds, held.plan, findings), answers)
+        answers.write(held.pixels.data.cast("B"))
+    answers.flush()

@@ -1,7 +1,7 @@
 """The studies of a source: a folder or zip of DICOM files, or a cache. The trainer's only door to `preprocess`."""
 
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Collection, Generator, Mapping
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -11,7 +11,8 @@ import pandas as pd
 from cache_schema import Cache, Study
 from cache_schema.errors import CacheError, StudyRefused, UsageError, did_you_mean_path
 from cache_schema.layout import GROUP, PIXEL_HASH, REPORT
-from cache_schema.memory import HeldPixels, held, one_ahead
+from cache_schema.machine import Machine
+from cache_schema.memory import HeldPixels, held, read_ahead
 from cache_schema.store import ChangedStudy
 from cache_schema.store_path import Place, StorePath, place_of
 from trainer.answers.answer import Answer, SuspectedSlice
@@ -45,11 +46,17 @@ class Scans:
     Raises UsageError for a source that does not exist or holds no study.
     """
 
-    def __init__(self, source: Place, beside: Path | None = None, keep: Path | None = None):
+    def __init__(
+        self,
+        source: Place,
+        beside: Path | None = None,
+        keep: Path | None = None,
+        only: Collection[str] | None = None,
+    ):
         """beside: the folder in which a zip is unpacked; by default the system's for temporary files. keep: where to keep the
-        decoded studies as a cache, which is then the source."""
+        decoded studies as a cache, which is then the source. only: ids of the studies to take; by default all."""
         self.source, self.refused = source, dict[str, Refused]()
-        self._open = ExitStack()
+        self._open, self._only = ExitStack(), only
         check_source(source)
         given = is_cache(source)
         self.cache = Cache(source) if given else None if keep is None else self._built(beside, keep)
@@ -60,7 +67,13 @@ class Scans:
             if (index["pixels"] < index[["slices", "rows", "columns"]].astype("int64").prod(axis=1)).any():
                 do = "give the cache that it was cropped from"
                 raise UsageError("holds cropped studies", where=source, expected="whole slices", do=do)
-            self.digests = dict(zip(self.cache.ids, self.cache.index["content_digest"], strict=True))
+            index = index.set_index("id")
+            self.digests = index["content_digest"].to_dict()
+            self.slices = index["slices"].astype(int).to_dict()
+        self.others = [] if only is None else sorted(self.digests.keys() - set(only))
+        """ids that the source holds beside those that are wanted"""
+        for id in self.others:
+            del self.digests[id]
 
     def _folder(self, beside: Path | None) -> Path:
         from preprocess.archives import is_zip, unpacked
@@ -88,6 +101,8 @@ class Scans:
         plans, findings = plan_studies(folder)
         self._plans = {plan.id: plan for plan in plans}
         self.digests = {id: plan_digest(plan, folder) for id, plan in self._plans.items()}
+        self.slices = {plan.id: len(plan.slices) for plan in plans}
+        self._largest = max((plan.rows * plan.columns * len(plan.slices) for plan in plans), default=0)
         for finding in findings:
             self._report(finding)
 
@@ -96,15 +111,25 @@ class Scans:
         """Sorted ids of the studies to decode."""
         return list(self.digests)
 
-    def studies(self, without: Collection[str] = ()) -> Iterator[Study]:
-        """The studies, sorted by id, with all their pixels in memory; each is decoded while the caller uses the one before."""
+    def decoding_processes(self, machine: Machine) -> int:
+        """How many processes should decode DICOM files beside the one that uses them; 0 for a cache, which threads read."""
+        if self.cache is not None:
+            return 0
+        from preprocess.decode_ahead import decoding_processes
+
+        return decoding_processes(self._largest, machine)
+
+    def studies(self, without: Collection[str] = (), processes: int = 1) -> Generator[Study, None, None]:
+        """The studies, sorted by id, with all their pixels in memory; the next ones are decoded, by so many processes, while the
+        caller uses one."""
         ids = [id for id in self.ids if id not in without]
         if self.cache is None:
             from preprocess.decode_ahead import decoded
 
-            yield from decoded((self._plans[id] for id in ids), self._report)
+            with closing(decoded((self._plans[id] for id in ids), self._report, max(1, processes))) as found:
+                yield from found
             return
-        for study in one_ahead(self._read, ids):
+        for study in read_ahead(self._read, ids):
             if study is not None:
                 yield study
             del study
@@ -142,6 +167,8 @@ class Scans:
             self.refused[study.id] = Refused(study.id, error.reason, f"no DICOM results: {error.what}")
 
     def _report(self, finding: "Finding") -> None:
+        if self._only is not None and finding.id and finding.id not in self._only:
+            return
         if finding.refuses_study or (finding.severity == "refused" and not finding.id):
             what = finding.id or f"file {finding.file or finding.message}"
             self.refused.setdefault(what, Refused(what, finding.reason, finding.message))
