@@ -27,11 +27,18 @@ from trainer.models.sequence import TRIPLET
 from trainer.session import Session
 
 
-def predict(session: Session, model: nn.Module, *, scored_only: bool = False) -> pd.DataFrame | None:
+class NotFinite(UsageError):
+    """A model has predicted infinite numbers, or none."""
+
+
+def predict(
+    session: Session, model: nn.Module, *, scored_only: bool = False, images: int | None = None
+) -> pd.DataFrame | None:
     """The stage's prediction table of the split on the main process; None on others.
 
-    scored_only: only the studies that the stage is scored on. Raises UsageError if there is no study, or, in all
-    processes, if a number is not finite.
+    scored_only: only the studies that the stage is scored on. images: in one pass of the CNN over windows; by default as many
+    as `train.eval_batch` windows have. Raises UsageError if there is no study, and NotFinite, in all processes, if a number is
+    not finite.
     """
     accelerator, stage, inputs = session.accelerator, session.stage, session.inputs
     ids = inputs.scored_ids() if scored_only else inputs.eval_ids()
@@ -45,7 +52,8 @@ def predict(session: Session, model: nn.Module, *, scored_only: bool = False) ->
         # processes have different running statistics of batch norm; the main process's are saved
         for buffer in network.buffers():
             broadcast(buffer)
-    batches = encoded_windows(session, network, items) if stage.items == "windows" else image_batches(session, items)
+    of_windows = stage.items == "windows"
+    batches = encoded_windows(session, network, items, images) if of_windows else image_batches(session, items)
     rows = []
     with torch.no_grad():
         for batch in batches:
@@ -58,7 +66,7 @@ def predict(session: Session, model: nn.Module, *, scored_only: bool = False) ->
         line = f"predicts numbers that are not finite, first for study {table['id'][~finite].min()}"
         predicting = session.settings.mode == "predict"
         do = "set train.precision=no" if predicting else "train again with another train.precision"
-        raise UsageError(line, where=session.settings.weights or session.settings.run_dir, do=do)
+        raise NotFinite(line, where=session.settings.weights or session.settings.run_dir, do=do)
     return table if session.is_main else None
 
 
@@ -69,10 +77,12 @@ def image_batches(session: Session, items: Sequence[Item]) -> Iterator[Batch]:
     yield from session.loader(schedule, batch, session.no_augmentation(), _ids(items), limit=schedule.steps * batch)
 
 
-def encoded_windows(session: Session, model: Network, items: Sequence[Item]) -> Iterator[Batch]:
+def encoded_windows(
+    session: Session, model: Network, items: Sequence[Item], images: int | None = None
+) -> Iterator[Batch]:
     """Batches of windows with features instead of images. Each process takes whole studies.
 
-    One pass of the CNN takes as many images as `train.eval_batch` windows have. Features are kept by study.
+    images: in one pass of the CNN; by default as many as `train.eval_batch` windows have. Features are kept by study.
     """
     accelerator, train = session.accelerator, session.settings.train
     studies = [list(windows) for _, windows in groupby(items, key=lambda item: item.id)]
@@ -85,7 +95,7 @@ def encoded_windows(session: Session, model: Network, items: Sequence[Item]) -> 
     triplets = [triplet._replace(key=key) for key, triplet in enumerate(triplets)]
     if not triplets:
         return
-    batch = train.eval_batch * session.settings.data.frames // TRIPLET
+    batch = images or train.eval_batch * session.settings.data.frames // TRIPLET
     schedule = Evaluation(triplets, batch)
     limit, resize, ids = schedule.steps * batch, session.no_augmentation(), _ids(triplets)
     features: dict[tuple[str, int], Tensor] = {}

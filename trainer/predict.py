@@ -12,7 +12,7 @@ if __name__ == "__main__":
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,12 @@ from cache_schema.errors import UsageError
 from cache_schema.layout import LABELS
 from cache_schema.store_path import Place
 from cache_schema.tables import read_table
-from trainer.answers.answer import Answer
 from trainer.leakage.lineage import LABEL
+from trainer.predictor import temporary
+from trainer.predictor.answering import announce, answers_in_time, answers_of
+from trainer.predictor.competition import asked_of, submission_of
 from trainer.predictor.job import ANSWERS, CARDS, DICOM, RUNS, Job
+from trainer.predictor.limit import Limit, seconds_of
 from trainer.predictor.results import CSV, REPORT, remove_results, timing_line, write_page, write_tables
 from trainer.predictor.scans import Scans, check_source, is_cache, require_dicom_results, source_of
 from trainer.process.command import one_of, say, serve
@@ -37,12 +40,14 @@ from trainer.trained.models import COMPUTING, SLICES, check_computing
 from trainer.trained.open_models import open_models
 
 HELP = """usage: trainer predict source=SOURCE models=MODELS out=DIR [report=false] [slices=true] [held_out=true]
-           [dicom=true] [keep=true] [timing=true] [processes=N] [section.key=value ...]
+           [dicom=true] [keep=true] [timing=true] [limit=TIME] [processes=N] [section.key=value ...]
 
 Writes DIR/predictions.csv: for each study the probability of any fracture (patient_overall) and of one in each of C1..C7;
 calibrated ones where the models have a calibration, and flags; and the competition's values in its format, DIR/submission.csv.
 Draws an exam card of each study, DIR/cards/<id>.png, and all of them in one page, DIR/report.html.
-source=   a folder or a zip of DICOM files, or a cache. Labels are not needed.
+source=   a folder or a zip of DICOM files, or a cache. Labels are not needed. Of the competition's folder, with test.csv beside
+          test_images, it reads test_images, and submission.csv has exactly the rows of test.csv: a study without an answer gets
+          the models' prior.
 models=   the out= of a plan, or a file made by trainer pack. Averages its study_fracture models, on boxes of its bbox models
           with fold=all or, without those, of all its bbox models. Skips and names stale runs, made from other tables than RUNS
           holds now.
@@ -54,12 +59,15 @@ dicom=true also writes DIR/dicom/<id>: the most suspicious slices with heat maps
           report (TID 1500), with the patient's and the study's attributes, for an archive. Needs DICOM files and cspine[dicom].
 keep=true keeps the decoded studies in DIR/cache, and each model's own predictions in DIR/runs.
 timing=true prints the seconds of each part.
+limit=    how long this command may take: 9h, 90m or 3600s. Measures the first studies with all models; where all would take
+          longer, leaves models out in the order that they name, for all studies, and says so. DIR keeps the decision. Studies that
+          are left when the time is over have no answer. The command started again has the whole time again.
 processes= how many processes share the studies; by default one for each GPU.
 section.key=value changes how predictions are computed: data.loader=plain (no DALI), data.workers=, train.eval_batch=,
-          train.precision=no ... All other settings are those of the training.
+          train.precision=no ... What is not given fits the device and its memory. All other settings are those of the training.
 Run the same command to continue after an interruption.
 Not a medical device: for research only.
-Exit status: 0 done, 1 something is damaged, 2 a wrong setting or nothing to predict on, 3 some studies of the source were refused."""
+Exit status: 0 done, 1 something is damaged, 2 a wrong setting or nothing to predict on, 3 some studies have no answer."""
 
 FOLDERS = {"source": "source=SOURCE", "models": "models=MODELS", "out": "out=DIR"}
 SWITCHES = ("slices", "keep", "timing", "held_out", "dicom")
@@ -73,7 +81,8 @@ def main(words: list[str]) -> int:
 
 
 def _main(words: list[str]) -> int:
-    given, known = parse_assignments(words), (*FOLDERS, "report", *SWITCHES, "processes", *COMPUTING)
+    started = time.monotonic()
+    given, known = parse_assignments(words), (*FOLDERS, "report", *SWITCHES, "processes", "limit", *COMPUTING)
     for key in given:
         require_known(key, known, f"no setting {key}")
     for key, example in FOLDERS.items():
@@ -84,17 +93,23 @@ def _main(words: list[str]) -> int:
     switches = {name: one_of(given, name, ("false", "true")) == "true" for name in SWITCHES}
     switches["report"] = one_of(given, "report", ("true", "false")) == "true"
     processes = whole(given.pop("processes"), "processes", 1, MOST_PROCESSES) if "processes" in given else None
+    limit = Limit(seconds_of(str(given.pop("limit"))), time.monotonic, started) if "limit" in given else None
     given = {key: value for key, value in given.items() if key not in switches}
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("prediction starts its own processes", do="start it without a launcher; see processes=")
     check_computing(given)
-    table, status = predict_studies(source, models, out, given, processes=processes, **switches)
-    shown = pd.read_csv(out / CSV, dtype={"id": str}, nrows=MOST_SHOWN)[["id", *TARGETS, "flags"]].fillna({"flags": ""})
-    say(shown.to_string(index=False, float_format="{:.3f}".format, na_rep="-"))
-    say(f"{len(table)} studies{f' (the first {MOST_SHOWN} above)' * (len(table) > MOST_SHOWN)}: {out / CSV}")
-    if switches["report"]:
+    table, status = predict_studies(source, models, out, given, processes=processes, limit=limit, **switches)
+    if len(table):
+        _show(out, len(table))
+    if switches["report"] and len(table):
         say(f"report: {out / REPORT}")
     return status
+
+
+def _show(out: Path, count: int) -> None:
+    shown = pd.read_csv(out / CSV, dtype={"id": str}, nrows=MOST_SHOWN)[["id", *TARGETS, "flags"]].fillna({"flags": ""})
+    say(shown.to_string(index=False, float_format="{:.3f}".format, na_rep="-"))
+    say(f"{count} studies{f' (the first {MOST_SHOWN} above)' * (count > MOST_SHOWN)}: {out / CSV}")
 
 
 def predict_studies(
@@ -110,8 +125,10 @@ def predict_studies(
     held_out: bool = False,
     dicom: bool = False,
     processes: int | None = None,
+    limit: Limit | None = None,
 ) -> tuple[pd.DataFrame, int]:
-    """Predicts every study in the source. Returns the `study_predictions` table, and 3 if studies were refused, else 0.
+    """Predicts every study in the source. Returns the `study_predictions` table, and 3 if studies were refused or have no
+    answer in time, else 0.
 
     Writes the table, its CSV files and the study boxes to OUT; with slices, the suspected slices, too. given: settings by
     section, which override those of the training. Skips studies that are answered already. Raises CspineError; for wrong
@@ -124,6 +141,10 @@ def predict_studies(
         raise UsageError(f"is inside source={source}", where=f"out={out}", expected="a folder outside the source")
     if held_out and not cached:
         raise _no_folds(source)
+    if limit is not None and (held_out or keep):
+        other = "held_out=true" if held_out else "keep=true"
+        raise UsageError(f"limit= foretells answers to new studies, {other} does more", do="leave one of them out")
+    asked = None if cached else asked_of(source)
     _spare_others(source, models, out, keep)
     if dicom:
         require_dicom_results(source)
@@ -139,27 +160,38 @@ def predict_studies(
     job.check_pixels(source)
     (out / ANSWERS).mkdir(parents=True, exist_ok=True)
     remove_results(out)
-    with Scans(source, out, keep=out / CACHE if keep else None) as scans:
+    images, only = (source, None) if asked is None else (asked.images, asked.ids)
+    with temporary.inside(out), Scans(images, out, keep=out / CACHE if keep else None, only=only) as scans:
         jobs = _by_fold(job, scans) if held_out else [(job, scans.ids)]
-        started = time.perf_counter()
-        answers = _answers(jobs, scans, processes or _processes())
-        seconds = time.perf_counter() - started
+        announce(jobs)
+        if scans.others:
+            say(f"{len(scans.others)} further studies of {images} are not in test.csv: left out")
+        timed = time.perf_counter()
+        if limit is None:
+            answers = answers_of(jobs, scans, processes or _processes())
+        else:
+            job, answers = answers_in_time(job, scans, processes or _processes(), limit)
+        seconds = time.perf_counter() - timed
         refused, labels = scans.refused, None if scans.cache is None else scans.cache.labels
         for each in refused.values():
             say(f"{each.id}: refused: {each.message}", sys.stderr)
-    if not answers:
-        raise UsageError(
-            "no study can be used", where=source, expected="DICOM files, a zip of them, or a cache of studies"
-        )
+        late = [id for _, ids in jobs for id in ids if id not in answers and id not in refused]
+        for id in late:
+            say(f"{id}: not answered in time", sys.stderr)
+        if not answers and asked is None:
+            what, expected = "no study can be used", "DICOM files, a zip of them, or a cache of studies"
+            raise UsageError("no study was answered in time" if late else what, where=source, expected=expected)
+    submission = None if asked is None else submission_of(asked, answers, trained, scans.refused.keys() | set(late))
     job.remove_others(answers)
-    table = write_tables(out, list(answers.values()), job, labels, slices=slices)
+    table = write_tables(out, list(answers.values()), job, labels, slices=slices, submitted=submission)
     if keep:
         job.runs_tables(answers)
-    if report:
-        write_page(job, list(answers.values()), [f"{each.id}: {each.message}" for each in refused.values()])
-    if timing:
+    if report and answers:
+        left = [*(f"{each.id}: {each.message}" for each in refused.values()), *(f"{id}: not in time" for id in late)]
+        write_page(job, list(answers.values()), left)
+    if timing and answers:
         say(timing_line(list(answers.values()), seconds))
-    return table, 3 if refused else 0
+    return table, 3 if refused or late or (asked is not None and asked.ids - answers.keys()) else 0
 
 
 def _by_fold(job: Job, scans: Scans) -> list[tuple[Job, list[str]]]:
@@ -196,28 +228,6 @@ def _spare_others(source: Place, models: Path, out: Path, keep: bool) -> None:
         labelled = labels.is_file() and read_table(labels)[list(TARGETS)].notna().any(axis=None)
         if labelled or not (out / ANSWERS).is_dir():
             raise UsageError("was not made by an earlier prediction", where=out / CACHE, do="choose another out=")
-
-
-def _answers(jobs: Sequence[tuple[Job, list[str]]], scans: Scans, processes: int) -> dict[str, Answer]:
-    """id -> answer of every study that can be read; those of an earlier command are kept."""
-    every = [id for _, ids in jobs for id in ids]
-    counts: dict[str, int] = {}
-    for job, _ in jobs:
-        for stage, models in job.models.by_stage.items():
-            counts[stage] = counts.get(stage, 0) + len(models)
-    say(f"{len(every)} studies, {', '.join(f'{count} {stage} models' for stage, count in counts.items())}")
-    alone = len(jobs) == 1  # models that hold a study out have seen its segmentation at most
-    if alone and (seen := sorted(jobs[0][0].models.seen(every))):
-        say(f"{len(seen)} of {len(every)} studies were seen in training by these models, first {seen[0]}")
-    found = {id: answer for job, ids in jobs for id in ids if (answer := job.answer(id, scans.digests[id])) is not None}
-    if found:
-        say(f"{len(found)} studies are answered already")
-    for job, ids in jobs:
-        if left := [id for id in ids if id not in found]:
-            job.run(scans, left, min(processes, len(left)))
-            made = {id: job.answer(id, scans.digests[id]) for id in left}
-            found |= {id: answer for id, answer in made.items() if answer is not None}
-    return dict(sorted(found.items()))
 
 
 def _processes() -> int:

@@ -38,7 +38,7 @@ WORDS = {
     "section.key",
     "plan": "cache out dry_run scheduler format costs only config tables.key section.key",
     "tables": "cache export tables.over_seeds tables.key",
-    "predict": "source models out report slices held_out dicom keep timing processes section.key "
+    "predict": "source models out report slices held_out dicom keep timing limit processes section.key "
     "data.loader data.workers train.eval_batch train.precision fold",
     "pack": "out stages variants folds seeds models",
     "inspect": "",

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from trainer.predictor.predictor import Predictor
 
 STEPS = 8
-"""points of the line at which the gradient is taken, in one pass of the CNN"""
+"""points of the line at which the gradient is taken, in one pass of the CNN, which takes no more images elsewhere either"""
 BLUR, SMOOTH = 1 / 12, 1 / 14
 """of the image's side: the width of the mean filter that takes detail away, and the deviation of the Gaussian that joins
 single pixels to an area"""
@@ -94,7 +94,7 @@ def heat_map(
 
     images: (T, 3, S, S) float16, one window as the loader gives it without augmentation. step: the triplet, from 0. level:
     C1..C7. relative: (3T,) in [0, 1] for positional=`relative` only. All zeros where no detail raises the output. The network
-    is set to eval mode, and its parameters get no gradients. Takes one pass of the CNN over the window and one over STEPS images.
+    is set to eval mode, and its parameters get no gradients. Passes of the CNN have at most STEPS images.
     """
     network = stage_network.eval()
     device = next(network.parameters()).device
@@ -102,7 +102,7 @@ def heat_map(
         window = torch.from_numpy(np.asarray(images)).to(device).float()
         places = None if relative is None else torch.from_numpy(np.asarray(relative, np.float32)).to(device)[None]
         with torch.no_grad():
-            features = network.backbone(window)
+            features = torch.cat([network.backbone(part) for part in window.split(STEPS)])
         gained = _integrated(network, features, window[step], step, LEVELS.index(level), places)
     return _normalised(gained.sum(0).cpu().numpy())
 

@@ -4,7 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Collection, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context, parent_process
@@ -16,12 +16,15 @@ import pandas as pd
 from cache_schema import Study, read_table, write_table
 from cache_schema.documents import write_whole
 from cache_schema.errors import CacheError, CspineError, UsageError
+from cache_schema.machine import Machine, this_machine
 from cache_schema.store_path import Place
 from cache_schema.tables import own_meta
 from trainer.answers.answer import Answer
 from trainer.answers.kept import load_answer, save_answer
+from trainer.predictor.pace import Measured, Pace, Timer
 from trainer.predictor.scans import Refused, Scans, pixel_hash
 from trainer.process.child import end_with_parent
+from trainer.process.command import say
 from trainer.process.faults import in_one_line
 from trainer.runs.file_names import PREDICTIONS_OF_ALL
 from trainer.trained.models import Models, TrainedModel
@@ -47,6 +50,8 @@ class Job:
     """draw an exam card of each study"""
     dicom: bool = False
     """write the results as DICOM files"""
+    machine: Machine | None = None
+    """what may be used; None: what is found"""
 
     def check(self) -> None:
         """Raises UsageError for settings that do not fit the models."""
@@ -70,16 +75,23 @@ class Job:
             return None
         return load_answer(self._path(id), self._made_from(digest))
 
-    def run(self, scans: Scans, ids: Collection[str], processes: int) -> None:
-        """Answers these studies, shared by several processes, one per GPU. What scans refuse is added to their list."""
+    def run(
+        self, scans: Scans, ids: Collection[str], processes: int, pace: Pace | None = None, *, quiet: bool = False
+    ) -> Measured:
+        """Answers these studies, shared by several processes, one per GPU. What scans refuse is added to their list.
+
+        pace: where it sets an end, some studies may be left. quiet: do not say how it computes. Returns what they took.
+        """
+        pace = pace or Pace()
         if processes == 1:
-            self._work(scans, ids)
-            return
+            return self._work(scans, ids, pace, quiet=quiet)
         context = get_context("spawn")
         found = context.SimpleQueue()
         shares = [sorted(ids)[first::processes] for first in range(processes)]
         workers = [
-            context.Process(target=_share, args=(self, scans, share, number, found), daemon=True)
+            context.Process(
+                target=_share, args=(self, scans, share, pace, (number, processes), quiet, found), daemon=True
+            )
             for number, share in enumerate(shares)
             if share
         ]
@@ -90,11 +102,15 @@ class Job:
                 worker.start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        total = Measured()
         for _ in workers:
             answered = _next(found, workers)
             if isinstance(answered, CspineError):
                 raise answered
-            scans.refused |= answered
+            refused, measured = answered
+            scans.refused |= refused
+            total += measured
+        return total
 
     def runs_tables(self, ids: Collection[str]) -> dict[Path, pd.DataFrame]:
         """Writes each run's predictions of these studies as one table, and removes their parts."""
@@ -122,26 +138,43 @@ class Job:
                     with suppress(OSError):
                         folder.rmdir()
 
-    def _work(self, scans: Scans, ids: Collection[str]) -> None:
+    def _work(
+        self, scans: Scans, ids: Collection[str], pace: Pace, *, processes: int = 1, quiet: bool = False
+    ) -> Measured:
         from trainer.predictor.predictor import Predictor
 
-        predictor = Predictor(self.models, **self.given)
+        machine = (self.machine or this_machine()).shared(processes)
+        predictor = Predictor(self.models, machine=machine, clock=pace.clock, **self.given)
+        decoding = scans.decoding_processes(machine)
+        for line in () if quiet else predictor.computing.lines(self.models.every, decoding):
+            say(line)
         others = set(scans.ids) - set(ids)
         rows = partial(self._keep_rows, scans.digests) if self.keep_runs else None
-        for study, answer in predictor.with_studies(scans.studies(without=others), rows):
-            started = time.perf_counter()
-            if self.cards or self.dicom:
-                self._draw(predictor, scans, study, answer)
-            answer = replace(answer, seconds={**answer.seconds, "report": time.perf_counter() - started})
-            save_answer(self._path(study.id), answer, self._made_from(scans.digests[study.id]))
+        timer = Timer(pace, decoding)
+        with closing(scans.studies(without=others, processes=decoding)) as studies:
+            for study, answer in predictor.with_studies(timer.in_time(studies), rows):
+                started = time.perf_counter()
+                if self.cards or self.dicom:
+                    self._draw(predictor, scans, study, answer)
+                answer = replace(answer, seconds={**answer.seconds, "report": time.perf_counter() - started})
+                save_answer(self._path(study.id), answer, self._made_from(scans.digests[study.id]))
+                timer.answered(study, predictor.spent)
+        return timer.measured
 
     def _draw(self, predictor: "Predictor", scans: Scans, study: Study, answer: Answer) -> None:
         """The card and the DICOM results, both with heat maps."""
         from trainer.predictor.heat_maps import heat_maps
+        from trainer.predictor.predictor import lacks_memory
         from trainer.report.card import exam_card
         from trainer.report.heat_map import painted
 
-        heats = heat_maps(predictor, study, answer)
+        try:
+            heats = heat_maps(predictor, study, answer)
+        except Exception as error:
+            if not lacks_memory(error):
+                raise
+            say(f"{study.id}: out of memory: no heat maps")
+            heats = []
         if self.cards:
             path = self.card(study.id)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -183,15 +216,21 @@ class Job:
         return {"study": digest, "models": self.models.digest, "settings": dict(self.given)}
 
 
-def _share(job: Job, scans: Scans, ids: Collection[str], number: int, found: Any) -> None:
-    """One process's share, on the GPU of its number. Its result is what was refused, or the error."""
+def _share(
+    job: Job, scans: Scans, ids: Collection[str], pace: Pace, place: tuple[int, int], quiet: bool, found: Any
+) -> None:
+    """One process's share, on the GPU of its number. Its result is what was refused and how long it took, or the error.
+
+    place: its number, and the number of all.
+    """
+    number, processes = place
     parent = parent_process()
     assert parent is not None and parent.pid is not None
     end_with_parent(parent.pid, signal.SIGTERM)
     try:
         _use_gpu(number)
-        job._work(scans, ids)
-        found.put(scans.refused)
+        measured = job._work(scans, ids, pace, processes=processes, quiet=quiet or number > 0)
+        found.put((scans.refused, measured))
     except Exception as error:
         line = in_one_line(error, scans.source if isinstance(scans.source, Path) else None)
         if line is None:
@@ -206,7 +245,7 @@ def _use_gpu(number: int) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = chosen
 
 
-def _next(found: Any, workers: Collection[Any]) -> dict[str, Refused] | CspineError:
+def _next(found: Any, workers: Collection[Any]) -> tuple[dict[str, Refused], Measured] | CspineError:
     """The next result. Raises CspineError if a process ended without one."""
     while found.empty():
         for worker in workers:

@@ -1,7 +1,7 @@
 """From a decoded study to the answer of the models."""
 
-import os
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import islice
@@ -10,24 +10,29 @@ from typing import Any
 
 import pandas as pd
 import torch
+from accelerate.utils.memory import clear_device_cache
 
 from cache_schema import LEVELS, TARGETS, Study
 from cache_schema.columns import FRACTURES, FULL_FRAME
-from cache_schema.errors import UsageError
+from cache_schema.errors import CspineError, UsageError
+from cache_schema.machine import Machine, this_machine
 from cache_schema.memory import MemoryCache, held
 from trainer.answers.answer import Answer, SuspectedSlice
 from trainer.answers.flagged import flagged
 from trainer.data.chunk_reader import Recent
-from trainer.inference import predict
-from trainer.models import Network, load_strictly
+from trainer.inference import NotFinite, predict
+from trainer.models import Network, StudyFractureModel, load_strictly
+from trainer.predictor.computing import Computing, Device, this_device
 from trainer.predictor.scans import Scans, source_of
+from trainer.process.command import say
 from trainer.runs.inputs import Inputs
-from trainer.session import Session, on_gpu
+from trainer.session import Session
 from trainer.tables.boxes import study_boxes
 from trainer.tables.pooling import mean_over_runs
 from trainer.tables.studies import suspected_slices
 from trainer.trained.models import BOXES, SLICES, STUDIES, Models, TrainedModel, check_computing
 from trainer.trained.open_models import open_models
+from trainer.tuning import micro_batch
 
 TOGETHER = 8
 """studies that each model answers in its turn, if memory does not hold all models at once"""
@@ -45,17 +50,30 @@ class Predictor:
     train={"eval_batch": 4}. Raises CspineError for models or settings that do not fit.
     """
 
-    def __init__(self, models: str | Path | Models, **settings: Mapping[str, Any]):
+    def __init__(
+        self,
+        models: str | Path | Models,
+        *,
+        machine: Machine | None = None,
+        device: Device | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        **settings: Mapping[str, Any],
+    ):
+        """machine, device: what may be used; by default what is found. clock: in seconds, for `spent`."""
         check_computing(settings)
         self.models = models if isinstance(models, Models) else open_models(Path(models))
-        self._given, self._gpu = settings, on_gpu()
+        machine = machine or this_machine()
+        self.computing = Computing(settings, device or this_device(machine), machine)
         for model in self.models.every:
-            model.settings(settings, gpu=self._gpu)  # a wrong value is an error before anything is decoded
-        self._range = self.models.range
-        self._networks = Recent(_memory(self._gpu) // SHARE, _bytes)
+            self.computing.settings(model)  # a wrong value is an error before anything is decoded
+        self._range, self._clock = self.models.range, clock
+        self._networks = Recent(self.computing.device.memory // SHARE, _bytes)
         weights = sum(model.bytes for model in self.models.every)
         self.together = 1 if weights <= self._networks.budget else TOGETHER
         """number of studies that are answered at the same time"""
+        self.spent = defaultdict[str, float](float)
+        """seconds of each model so far; with its loading, where not all stay in memory"""
+        self._loading = 0.0
 
     def __call__(self, source: str | Path | Study) -> Answer:
         """The answer for one study. source: a folder or zip of DICOM files of one study, or a Study.
@@ -122,30 +140,72 @@ class Predictor:
 
     def session(self, model: TrainedModel, cache: MemoryCache, boxes: pd.DataFrame | None) -> Session:
         """What a prediction of studies in memory needs. boxes: a study_boxes table."""
-        settings = model.settings(self._given, gpu=self._gpu)
+        settings = self.computing.settings(model)
         inputs = Inputs(settings, cache)
         if boxes is not None:
             inputs.boxes = boxes.assign(found=boxes["source"] != FULL_FRAME).set_index("id")
         return Session(settings, inputs, "", quiet=True)
 
     def _loaded(self, model: TrainedModel) -> Network:
+        started = self._clock()
         session = self.session(model, MemoryCache([]), None)
         network = session.stage.model()
         load_strictly(network, model.tensors(), "this variant", model.where)
-        return network.to(session.accelerator.device).eval()
+        network = network.to(session.accelerator.device).eval()
+        self._loading += self._clock() - started
+        return network
 
     def _predictions(
         self, models: Sequence[TrainedModel], cache: MemoryCache, boxes: pd.DataFrame | None, rows: Rows | None
     ) -> list[pd.DataFrame]:
         found = []
         for model in models:
-            with closing(self.session(model, cache, boxes)) as session:
-                table = predict(session, self.network(model))
-            assert table is not None  # this process is the main one
-            found.append(table)
+            started, loading = self._clock(), self._loading
+            found.append(self._prediction(model, cache, boxes))
+            once = self._loading - loading if self.together == 1 else 0.0
+            self.spent[model.name] += self._clock() - started - once
             if rows is not None:
-                rows(model, table)
+                rows(model, found[-1])
         return found
+
+    def _prediction(self, model: TrainedModel, cache: MemoryCache, boxes: pd.DataFrame | None) -> pd.DataFrame:
+        """One model's table. Tries again with fewer images at once for as long as memory lacks, and in float32 where half
+        precision gave no numbers."""
+        while True:
+            try:
+                return self._tried(model, cache, boxes)
+            except NotFinite:
+                if not self.computing.use_full_precision(model):
+                    raise
+                line = "half precision gave numbers that are not finite: goes on in float32"
+            except Exception as error:
+                if not lacks_memory(error):
+                    raise
+                line = self._need_less(model)
+            say(f"{model.name}: {line}")
+            clear_device_cache(garbage_collection=True)  # here: while an error is handled, it holds what was computed
+
+    def _tried(self, model: TrainedModel, cache: MemoryCache, boxes: pd.DataFrame | None) -> pd.DataFrame:
+        with closing(self.session(model, cache, boxes)) as session:
+            network = self.network(model)
+            if isinstance(network, StudyFractureModel):
+                network.chunk = session.settings.model.chunk
+            table = predict(session, network, images=self.computing.images(model))
+        assert table is not None  # this process is the main one
+        return table
+
+    def _need_less(self, model: TrainedModel) -> str:
+        """Takes less memory from now on, and says how. Raises CspineError if there is nothing left to do without."""
+        if self.computing.halve(model):
+            return f"out of memory: goes on with {self.computing.images(model)} images at once"
+        if len(self._networks.values) > 1:
+            self._networks = Recent(self._networks.budget, _bytes)
+            return "out of memory: loads the other models again when they are needed"
+        line, do = (
+            f"not even one image fits the memory of {self.computing.device.name}",
+            "use a device with more memory",
+        )
+        raise CspineError(f"{model.name}: {line}", do=do)
 
     def _answer(
         self,
@@ -188,8 +248,6 @@ def _bytes(network: torch.nn.Module) -> int:
     return sum(tensor.nbytes for tensor in network.state_dict().values())
 
 
-def _memory(gpu: bool) -> int:
-    """Free bytes of the memory that the networks compute in."""
-    if gpu:
-        return torch.cuda.mem_get_info()[0]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+def lacks_memory(error: Exception) -> bool:
+    """Whether the device's memory, or this machine's, is full."""
+    return isinstance(error, MemoryError) or micro_batch.lacks_memory(error)

@@ -23,21 +23,35 @@ PARTS = ("decode", "boxes", "slices", "study", "report")
 
 
 def write_tables(
-    out: Path, answers: Sequence[Answer], job: Job, labels: pd.DataFrame | None, *, slices: bool
+    out: Path,
+    answers: Sequence[Answer],
+    job: Job,
+    labels: pd.DataFrame | None,
+    *,
+    slices: bool,
+    submitted: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
-    """Writes all tables. Returns study_predictions."""
+    """Writes all tables. submitted: the submission; by default that of the studies that are answered. Returns
+    study_predictions."""
+    write_whole(out / CSV, predictions_csv(answers).to_csv(index=False, float_format="%.4f").encode())
+    columns = ["id", *TARGETS, "runs"]
+    table = pd.DataFrame(
+        [(each.id, *(each.outputs[name] for name in TARGETS), len(each.models[STUDIES])) for each in answers],
+        columns=columns,
+    )
+    rows = submission(table) if submitted is None else submitted
+    write_whole(out / SUBMISSION, rows.to_csv(index=False).encode())
+    if not answers:
+        return table
     made_from = {"models": job.models.digest}
     rows = [(each.id, *each.box, *each.z_range, each.box_source, len(each.models[BBOX])) for each in answers]
     boxes = pd.DataFrame(rows, columns=box_table.COLUMNS)
     write_table(out / BOXES, boxes, "trainer.predict", made_from)
     if lines := box_table.report(boxes):
         say(lines)
-    table = pd.DataFrame([{"id": each.id, **each.outputs, "runs": len(each.models[STUDIES])} for each in answers])
     folds = pd.Series(dtype="Int64") if labels is None else labels.set_index("id")["fold"].astype("Int64")
     table.insert(1, "fold", folds.reindex(table["id"]).array)
     write_table(out / PREDICTIONS, table, "trainer.predict", made_from)
-    write_whole(out / CSV, predictions_csv(answers).to_csv(index=False, float_format="%.4f").encode())
-    write_whole(out / SUBMISSION, submission(table).to_csv(index=False).encode())
     if slices:
         named = [(each.id, *place) for each in answers for place in each.slices]
         where = pd.DataFrame(named, columns=["id", "level", "z_index", "slice_number", "fracture"])
@@ -63,7 +77,7 @@ def predictions_csv(answers: Sequence[Answer]) -> pd.DataFrame:
         calibrated = {f"{target}{SUFFIX}": value for target, value in each.shown_calibrated.items()}
         flags = dict.fromkeys(flag.code for flag in each.flags)
         rows.append({"id": each.id, **each.probabilities, **calibrated, "flags": " ".join(flags)})
-    frame = pd.DataFrame(rows)
+    frame = pd.DataFrame(rows, columns=None if rows else ["id", *TARGETS, "flags"])
     columns = [f"{target}{SUFFIX}" for target in TARGETS if f"{target}{SUFFIX}" in frame]
     return frame[["id", *TARGETS, *columns, "flags"]].astype(dict.fromkeys((*TARGETS, *columns), "float64"))
 

@@ -88,6 +88,10 @@ class Models:
     """by the slice models; None if they hold nothing out"""
     notes: tuple[str, ...] = field(default_factory=tuple)
     """lines about runs that are left out, and what is missing"""
+    leave_out: tuple[str, ...] = ()
+    """names of models in the order in which they may be left out when time is short"""
+    priors: Mapping[str, float | None] = field(default_factory=dict)
+    """each target's prevalence among the studies with out-of-fold predictions; None where it is not known"""
 
     @property
     def digest(self) -> str:
@@ -116,6 +120,15 @@ class Models:
             raise UsageError(line, where=self.where, do="give models of every fold, or leave held_out=true out")
         return replace(self, by_stage=own)
 
+    def without(self, names: Collection[str]) -> "Models":
+        """The others. At least one of each stage must be left."""
+        kept = {
+            stage: tuple(model for model in models if model.name not in names)
+            for stage, models in self.by_stage.items()
+        }
+        assert all(kept.values()), "a stage's first model always stays"
+        return replace(self, by_stage=kept)
+
     @property
     def range(self) -> TrainingRange:
         """The image statistics of all studies that the models were trained on, as far as they are recorded."""
@@ -125,6 +138,23 @@ class Models:
     def names(self) -> dict[str, tuple[str, ...]]:
         """stage -> names of its models."""
         return {stage: tuple(model.name for model in models) for stage, models in self.by_stage.items()}
+
+
+def leave_out_order(models: Mapping[str, Collection[TrainedModel]]) -> list[str]:
+    """Names of models in the order in which they may be left out when time is short: a stage's first model always stays.
+
+    First slice models, which decide no probability, then those of boxes, then study models; later seeds and folds first.
+    """
+    order = []
+    for stage in (SLICES, BOXES, STUDIES):
+        ordered = sorted(models.get(stage, ()), key=lambda model: (int(model.metadata["seed"]), model.name))
+        order += [model.name for model in reversed(ordered[1:])]
+    return order
+
+
+def priors_of(calibration: Calibration | None) -> dict[str, float | None]:
+    """Each target's prevalence among the studies with out-of-fold predictions."""
+    return {} if calibration is None else {name: target.prevalence for name, target in calibration.targets.items()}
 
 
 def check_models(found: Collection[TrainedModel]) -> str:

@@ -17,7 +17,17 @@ from trainer.runs.weights import require_whole, weights_digest
 from trainer.scores.calibration import Calibration
 from trainer.tables.calibration import FILE as CALIBRATION
 from trainer.tables.make import made_with
-from trainer.trained.models import BOXES, SLICES, STUDIES, USED, Models, TrainedModel, check_models
+from trainer.trained.models import (
+    BOXES,
+    SLICES,
+    STUDIES,
+    USED,
+    Models,
+    TrainedModel,
+    check_models,
+    leave_out_order,
+    priors_of,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,16 +58,19 @@ def models_of_runs(
     pixel_hash = check_models(every)
     for model in every:
         require_whole(model.where / MODEL_FILE)
+    calibration = _calibration(runs / "tables", notes)
     return Models(
         runs,
         {stage: models for stage, models in by_stage.items() if models},
         made_with(runs),
         pixel_hash,
-        _calibration(runs / "tables", notes),
+        calibration,
         LevelsFound.of(
             read_table(path) for model in by_stage.get(SLICES, ()) if (path := model.where / PREDICTIONS).is_file()
         ),
         notes=tuple(notes),
+        leave_out=tuple(leave_out_order(by_stage)),
+        priors=priors_of(calibration),
     )
 
 

@@ -10,10 +10,9 @@ from cache_schema.documents import canonical_json, digest_of, sync
 from trainer.answers.unlike import RANGE
 from trainer.leakage import exposure, lineage
 from trainer.runs.weights import DIGEST, MADE_WITH, version_of
-from trainer.scores.calibration import Calibration
 from trainer.settings.settings import is_path
 from trainer.trained.model_card import model_card
-from trainer.trained.models import BOXES, SLICES, STUDIES, Models, TrainedModel
+from trainer.trained.models import Models, TrainedModel
 from trainer.trained.pack_file import CARD, MANIFEST, VERSION, salted, write_entries
 
 if TYPE_CHECKING:
@@ -36,18 +35,6 @@ def write_pack(models: Models, out: Path) -> None:
     sync(out.parent)
 
 
-def leave_out_order(models: Mapping[str, Collection[TrainedModel]]) -> list[str]:
-    """Names of models in the order in which they may be left out when time is short: a stage's first model always stays.
-
-    First slice models, which decide no probability, then those of boxes, then study models; later seeds and folds first.
-    """
-    order = []
-    for stage in (SLICES, BOXES, STUDIES):
-        ordered = sorted(models.get(stage, ()), key=lambda model: (int(model.metadata["seed"]), model.name))
-        order += [model.name for model in reversed(ordered[1:])]
-    return order
-
-
 def _entries(models: Models) -> Iterator[tuple[str, bytes]]:
     """The manifest first, which lists the digests of all that follows: so the weights are read twice, and kept never."""
     every, salt = models.every, digest_of([model.digest for model in models.every])
@@ -65,9 +52,9 @@ def _entries(models: Models) -> Iterator[tuple[str, bytes]]:
         "models": listed,
         "thresholds": models.thresholds.model_dump(mode="json"),
         "calibration": None if models.calibration is None else models.calibration.document(),
-        "priors": None if models.calibration is None else _priors(models.calibration),
+        "priors": models.priors or None,
         "levels_found": models.levels_found,
-        "leave_out": leave_out_order(models.by_stage),
+        "leave_out": models.leave_out,
         "salt": salt,
     }
     card = model_card(manifest, models).encode()
@@ -106,11 +93,6 @@ def _without_paths(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any
         elif not is_path(prefix + key, value):
             kept[key] = value
     return kept
-
-
-def _priors(calibration: Calibration) -> dict[str, float | None]:
-    """Each target's prevalence among the studies with out-of-fold predictions."""
-    return {name: target.prevalence for name, target in calibration.targets.items()}
 
 
 def _shared_backbones(models: Collection[TrainedModel]) -> set[str]:

@@ -130,6 +130,8 @@ def models_of_pack(path: Path) -> Models:
         check_models(every),
         None if held["calibration"] is None else Calibration.from_document(held["calibration"]),
         None if held["levels_found"] is None else LevelsFound(*held["levels_found"]),
+        leave_out=tuple(held["leave_out"]),
+        priors=held["priors"] or {},
     )
 
 

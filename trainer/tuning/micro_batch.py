@@ -26,7 +26,13 @@ from trainer.settings.stage_registry import stage_file
 
 RESERVED_COPIES = 3
 """of the trained weights: two moments of AdamW, and DDP's gradient buckets"""
-OUT_OF_MEMORY = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "unable to find an engine")
+OUT_OF_MEMORY = (
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "unable to find an engine",
+    "cudaErrorMemoryAllocation",
+    "CUDA allocation failed",
+)
 """errors of libraries that lack memory, beside those that Accelerate knows"""
 
 
@@ -54,7 +60,7 @@ def largest_that_fits(most: int, attempt: Callable[[int], object]) -> int:
             attempt(size)
             return size
         except Exception as error:
-            if not _lacks_memory(error):
+            if not lacks_memory(error):
                 raise
         clear_device_cache(garbage_collection=True)
         size //= 2
@@ -67,14 +73,15 @@ def explain_out_of_memory(config: Path, micro_batch: int) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not _lacks_memory(error):
+        if not lacks_memory(error):
             raise
         line = f"out of memory with {micro_batch} items at once"
         do = "remove `chosen` from this file and set micro_batch=auto, or a smaller micro_batch"
         raise CspineError(line, where=config, do=do) from error
 
 
-def _lacks_memory(error: Exception) -> bool:
+def lacks_memory(error: Exception) -> bool:
+    """Whether the error says that the device's memory is full."""
     return should_reduce_batch_size(error) or any(text in str(error) for text in OUT_OF_MEMORY)
 
 
