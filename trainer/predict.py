@@ -165,7 +165,7 @@ def predict_studies(
         jobs = _by_fold(job, scans) if held_out else [(job, scans.ids)]
         announce(jobs)
         if scans.others:
-            say(f"{len(scans.others)} further studies of {images} are not in test.csv: left out")
+            say(f"test.csv does not list {len(scans.others)} of the studies in {images}: left out")
         timed = time.perf_counter()
         if limit is None:
             answers = answers_of(jobs, scans, processes or _processes())

@@ -94,7 +94,7 @@ def test_studies_that_test_csv_does_not_list_are_left_out_and_said(models, folde
     )
     assert predict([f"source={source}", f"models={models}", f"out={tmp_path / 'out'}", "report=false"]) == 0
     said, told = capfd.readouterr()
-    assert f"1 further studies of {source / 'test_images'} are not in test.csv: left out" in said
+    assert f"test.csv does not list 1 of the studies in {source / 'test_images'}: left out" in said
     assert "refused" not in told and submitted(tmp_path / "out").index.tolist() == ["a row"]
     (source / "test.csv").unlink()
     assert predict([f"source={source}", f"models={models}", f"out={tmp_path / 'out'}", "report=false"]) == 0
@@ -142,9 +142,22 @@ mount -o remount,ro,bind /
 for place in $(awk '$2 != "/" && $2 !~ "^/(proc|sys)(/|$)" {print $2}' /proc/self/mounts); do
     test "$place" = "$OUT" || mount -o remount,ro,bind "$place" 2>/dev/null || true
 done
-! touch "$HOME/x" /tmp/x /dev/shm/x "$SOURCE/x" 2>/dev/null
+for place in "$HOME" /tmp /dev/shm /var/tmp "$SOURCE" "$PWD"; do
+    if touch "$place/x" 2>/dev/null; then exit 78; fi
+done
+touch "$OUT/x" && rm "$OUT/x"
 exec "$@"
 """
+
+
+def sealed(command, environment):
+    """Runs it where nothing but $OUT can be written."""
+    unshare = ["unshare", "--mount", "sh", "-c", SEALED, "sh"]
+    tried = subprocess.run([*unshare, "true"], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert tried.returncode != 78, "a place can still be written to"
+    if tried.returncode:
+        pytest.skip(f"mount namespaces are not permitted here: {tried.stderr.strip()}")
+    return subprocess.run([*unshare, *command], cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
 @pytest.mark.check
@@ -157,10 +170,7 @@ def test_nothing_is_written_outside_out_with_everything_else_read_only(models, f
     command = [sys.executable, "-m", "trainer.predict", *words]
     environment = {name: value for name, value in os.environ.items() if name not in ("TMPDIR", "MPLCONFIGDIR")}
     environment |= {"HOME": str(home), "OUT": str(out), "SOURCE": str(source)}
-    unshare = ["unshare", "--mount", "sh", "-c", SEALED, "sh"]
-    if subprocess.run([*unshare, "true"], env=environment, capture_output=True).returncode:
-        pytest.skip("mount namespaces are not permitted here")
-    done = subprocess.run([*unshare, *command], cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = sealed(command, environment)
     assert done.returncode == 3, done.stderr
     assert "Matplotlib" not in done.stderr and "Traceback" not in done.stderr
     assert len(submitted(out)) == 12 and (out / "report.html").stat().st_size > 10_000
@@ -174,9 +184,6 @@ def test_a_zip_is_unpacked_inside_out_with_everything_else_read_only(models, fol
     archive = shutil.make_archive(str(tmp_path / "scan"), "zip", folder / "test_images" / ids[0])
     command = [sys.executable, "-m", "trainer.predict", f"source={archive}", f"models={models}", f"out={out}"]
     environment = os.environ | {"HOME": "/nowhere", "OUT": str(out), "SOURCE": "/nowhere"}
-    unshare = ["unshare", "--mount", "sh", "-c", SEALED, "sh"]
-    if subprocess.run([*unshare, "true"], env=environment, capture_output=True).returncode:
-        pytest.skip("mount namespaces are not permitted here")
-    done = subprocess.run([*unshare, *command], cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = sealed(command, environment)
     assert done.returncode == 0, done.stderr
     assert len(pd.read_csv(out / "predictions.csv")) == 1 and not list(out.glob(".*"))

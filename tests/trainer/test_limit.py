@@ -253,9 +253,8 @@ def test_what_cannot_be_foretold_is_refused(word, models, tiny_cache, tmp_path, 
 
 
 @pytest.mark.check
-@pytest.mark.parametrize("part", [0.1, 0.7])
-def test_killed_at_any_time_the_same_command_decides_once_and_ends_with_one_set_of_models(
-    part, scans, runs, costs, tmp_path
+def test_killed_again_and_again_the_same_command_decides_once_and_ends_with_one_set_of_models(
+    scans, runs, costs, tmp_path
 ):
     limit = costs.limit(3)
     run(scans, runs, tmp_path / "whole", limit, clock := ImageClock())
@@ -265,18 +264,17 @@ def test_killed_at_any_time_the_same_command_decides_once_and_ends_with_one_set_
         command = [sys.executable, HERE / "image_clock.py", *words]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
-    assert started(int(part * clock.looks)).returncode == -9
-    decided = (tmp_path / "out/limit.json").is_file()
-    again = started(0)
-    assert again.returncode == 0, again.stderr
-    assert decided == (part > 0.3) == ("as decided before" in again.stdout)
-    count, names = answered(tmp_path / "out")
-    assert count == 8 and not list(tmp_path.glob("out/.*"))
-    if decided:
-        assert names == ["seed1"]
-        whole, found = (pd.read_csv(tmp_path / name / "submission.csv") for name in ("whole", "out"))
-        assert whole["row_id"].equals(found["row_id"])
-        assert (whole["fractured"] - found["fractured"]).abs().max() < 1e-6
+    assert started(clock.looks // 10).returncode == -9, "while the first studies are measured"
+    assert not (tmp_path / "out/limit.json").exists()
+    killed = started(clock.looks * 7 // 10)
+    assert killed.returncode == -9 and "study_fracture-04F/fold0-seed2; the others answer" in killed.stdout
+    decision = (tmp_path / "out/limit.json").read_bytes()
+    ended = started(0)
+    assert ended.returncode == 0 and "fold0-seed2, as decided before" in ended.stdout, ended.stderr
+    assert (tmp_path / "out/limit.json").read_bytes() == decision and not list(tmp_path.glob("out/.*"))
+    assert answered(tmp_path / "out") == (8, ["seed1"])
+    whole, found = (pd.read_csv(tmp_path / name / "submission.csv") for name in ("whole", "out"))
+    assert whole["row_id"].equals(found["row_id"]) and (whole["fractured"] - found["fractured"]).abs().max() < 1e-6
 
 
 @pytest.mark.check

@@ -20,7 +20,10 @@ BYTES_PER_PIXEL = {"no": 450, "fp16": 300, "bf16": 300}
 SHARE = 2
 """half of the free memory is for a pass of the CNN, the rest for weights, decoded studies and what DALI holds"""
 MOST_IMAGES = {True: 32, False: 8}
-"""on a GPU, and on a CPU: more are hardly faster, and repeats fill the last pass of each study"""
+"""on a GPU, and on a CPU: repeats fill the last pass of each study"""
+MOST_PIXELS = 2**18
+"""on a CPU, of all images at once, or one image: the tensors of larger passes exceed 32 MiB, above which glibc fetches memory anew
+from the system for each: with eight of 512 x 512 an image takes about twice as long"""
 WORDS = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
@@ -56,7 +59,9 @@ def precision_of(device: Device) -> str:
 def images_of(device: Device, size: int, precision: str) -> int:
     """Images of size x size pixels in one pass of a CNN: a power of two."""
     fit = device.memory // (SHARE * BYTES_PER_PIXEL[precision] * size**2)
-    return 1 << max(1, min(fit, MOST_IMAGES[device.capability is not None])).bit_length() - 1
+    gpu = device.capability is not None
+    most = MOST_IMAGES[gpu] if gpu else min(MOST_IMAGES[gpu], MOST_PIXELS // size**2)
+    return 1 << max(1, min(fit, most)).bit_length() - 1
 
 
 @cache
