@@ -14,6 +14,7 @@ COMMANDS = {
     "tables": "make the tables and scores that finished runs allow",
     "predict": "probabilities of fractures in new studies, by the models of a plan",
     "pack": "the models of a plan in one file",
+    "bundle": "models and packages in one folder, for a machine without a network",
     "inspect": "what a packed file holds, after a check of every byte",
     "doctor": "what holds a training back on this machine, and which setting changes it",
     "look": "contact sheets of what a model is shown, or figures of the tables",

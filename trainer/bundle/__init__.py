@@ -1,0 +1,1 @@
+"""A folder that answers studies on a machine without a network: wheels, models, and a check of both on arrival."""
