@@ -1,5 +1,6 @@
 """Bundles tried as they are used: by another Python, without a network, where nothing but out= can be written."""
 
+import csv
 import os
 import shutil
 import signal
@@ -36,7 +37,10 @@ PATIENCE_SECONDS = 1800
 
 
 def can_be_alone() -> bool:
-    return shutil.which("unshare") is not None and not subprocess.run([*_unshare(), "true"], capture_output=True).returncode
+    return (
+        shutil.which("unshare") is not None
+        and not subprocess.run([*_unshare(), "true"], capture_output=True).returncode
+    )
 
 
 def _unshare() -> list[str]:
@@ -87,20 +91,25 @@ def environment_of(folder: Path, names: Iterable[str]) -> Path:
     """bin/python of an environment that has these packages of the present one, and no others; as links."""
     python = empty_environment(folder)
     (place,) = folder.glob("lib/python*/site-packages")
-    files = {name: [file for file in metadata.files(name) or [] if file.parts[0] not in ("..", "/")] for name in names}
     owners: dict[str, set[str]] = {}
     for dist in metadata.distributions():
-        for file in dist.files or []:
-            owners.setdefault(file.parts[0], set()).add(str(dist.name).lower().replace("_", "-"))
-    for name, own in files.items():
-        for file in own:
-            shared = len(owners.get(file.parts[0], set())) > 1
-            parts = file.parts[:2] if shared else file.parts[:1]
-            link, base = place.joinpath(*parts), Path(str(metadata.distribution(name).locate_file("")))
-            if not link.is_symlink():
-                link.parent.mkdir(parents=True, exist_ok=True)
+        for parts in _recorded(dist):
+            owners.setdefault(parts[0], set()).add(dist.name)
+    for name in names:
+        dist = metadata.distribution(name)
+        base = Path(str(dist.locate_file("")))
+        for parts in {parts[: 2 if len(owners[parts[0]]) > 1 else 1] for parts in _recorded(dist)}:
+            link = place.joinpath(*parts)
+            link.parent.mkdir(exist_ok=True)
+            if not link.is_symlink():  # of another package, as the folders of CUDA's are
                 link.symlink_to(base.joinpath(*parts))
     return python
+
+
+def _recorded(dist: metadata.Distribution) -> set[tuple[str, ...]]:
+    """The first two parts of the path of each file that was installed beside it. By RECORD: `files` looks at each file."""
+    rows = csv.reader((dist.read_text("RECORD") or "").splitlines())
+    return {parts[:2] for row in rows if (parts := tuple(row[0].split("/")))[0] not in ("..", "")}
 
 
 def differences(one: Path, other: Path) -> float:

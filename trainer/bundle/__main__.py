@@ -6,7 +6,9 @@ if __name__ == "__main__":
     answer_at_once("interrupted: run the same command to continue")
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from trainer.process.command import one_of, say, serve
 from trainer.process.ending import leave
@@ -29,6 +31,7 @@ torch=    wheels of torch and, if it is another version than the one here, of to
 Wheels come by pip from your package registry. Made again it is the same folder, byte for byte.
 Exit status: 0 done, 2 a wrong setting, or a package that cannot be had."""
 
+CUDA = ("target", "cu13", "cu12", "cpu")
 KEYS = ("out", "models", "target", "python", "cuda", "torch")
 
 
@@ -54,23 +57,30 @@ def _main(words: list[str]) -> None:
     check_out(out)
     if not models.is_file():
         raise UsageError("no such file", where=f"models={models}", expected="a file made by trainer pack")
-    PackFile(models).check()
     name, python = given.get("target", "kaggle"), given.get("python")
     if python is not None:
         python = one_of(given, "python", PYTHONS)
-    cuda = one_of(given, "cuda", ("target" if name != "bare" else "cu13", "target", "cu13", "cu12", "cpu"))
+    cuda = one_of(given, "cuda", CUDA if name != "bare" else (CUDA[1], CUDA[0], *CUDA[2:]))
     torch = split_files(given["torch"]) if "torch" in given else []
     contents = choose(name, python, cuda, torch, models)
+    PackFile(models).check()
     out.parent.mkdir(parents=True, exist_ok=True)
     manifest = write_bundle(out, contents, say)
+    for line in _told(manifest):
+        say(line)
+    say(f"for Python {manifest['python']}: {out}")
+
+
+def _told(manifest: dict[str, Any]) -> Iterator[str]:
+    """What it brings, what is the target's, and the size."""
     sizes = {file: size for file, (size, _) in manifest["files"].items()}
-    own = ", ".join(f"{name} {each['version']}" for name, each in manifest["own"].items())
-    say("brings:")
+    yield "brings:"
     for file, size in sorted(sizes.items(), key=lambda each: -each[1]):
         if file.endswith(".whl"):
-            say(f"  {size / 1e6:8.1f} MB  {file.rpartition('/')[2]}")
-    say(f"the target's own: {own or 'none'}")
-    say(f"{sum(sizes.values()) / 1e6:.1f} MB in all, of them {sizes['MODELS.cspine'] / 1e6:.1f} MB of models, for Python {manifest['python']}: {out}")
+            yield f"  {size / 1e6:8.1f} MB  {file.rpartition('/')[2]}"
+    own = ", ".join(f"{name} {each['version']}" for name, each in manifest["own"].items())
+    yield f"the target's own: {own or 'none'}"
+    yield f"{sum(sizes.values()) / 1e6:.1f} MB in all, of them {sizes['MODELS.cspine'] / 1e6:.1f} MB of models"
 
 
 if __name__ == "__main__":

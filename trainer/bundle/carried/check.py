@@ -33,7 +33,9 @@ def unpacked(manifest: dict, own: Path) -> Path:
     """The folder below `own` with all wheels unpacked: that of an earlier command, or a new one, named once it is whole."""
     place = own / f"packages-{manifest['sha256'][:16]}"
     if os.pathsep in str(place):
-        raise Refused(f"{own.parent}: Python cannot import from a folder with {os.pathsep} in its name; choose another out=")
+        raise Refused(
+            f"{own.parent}: Python cannot import from a folder with {os.pathsep} in its name; choose another out="
+        )
     if place.is_dir():
         return place
     own.mkdir(parents=True, exist_ok=True)

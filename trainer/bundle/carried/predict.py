@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.dont_write_bytecode = True  # the folder may be read-only, and its files are checked
 
-from check import FOLDER, Refused, checked, environment, unpacked
+from check import FOLDER, Refused, checked, environment, unpacked  # noqa: E402
 
 if __name__ == "__main__":
     given = dict(word.lstrip("-").split("=", 1) for word in sys.argv[1:] if "=" in word)
