@@ -70,7 +70,6 @@ def open_study(plan: "StudyPlan", segmentation: "str | Place | None" = None) -> 
     """
     from cache_schema.study import Study, StudyRecord
     from preprocess.headers.opened import on_disk
-    from preprocess.masks.segmentation import read_segmentation
     from preprocess.pixels.decoder_cross_check import check_decoders
     from preprocess.pixels.same_position import choose_at_same_position
     from preprocess.pixels.study_pixels import DicomPixels
@@ -82,6 +81,8 @@ def open_study(plan: "StudyPlan", segmentation: "str | Place | None" = None) -> 
     flags = {finding.reason for finding in checked}
     findings += checked
     if segmentation is not None:
+        from preprocess.masks.segmentation import read_segmentation  # and nibabel, which a bundle does not bring
+
         with on_disk(segmentation) as file:
             boxes, ratios, about = read_segmentation(file, plan, pixels.read)
         findings += about

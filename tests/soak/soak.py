@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+from bundles import try_bundles
 from damage import damage
 from deaths import WAYS, die_among_the_sound
 from endings import end_plans
@@ -32,6 +33,7 @@ from trainings import kill_all_stages, make_models, write_inputs
 
 from preprocess.build.build_cache import build_cache
 from preprocess.build.dask_pool import local_cluster
+from trainer.pack import main as pack
 
 TRIALS = [
     "faults",
@@ -47,6 +49,7 @@ TRIALS = [
     "flips",
     "trainer-faults",
     "endings",
+    "bundles",
 ]
 SECONDS_AT_MOST, MB_AT_MOST, GROWTH_AT_MOST = 10, 1024, 1.10
 PREDICTION_GROWTH_AT_MOST = 1.05
@@ -95,6 +98,7 @@ def main() -> int:
             "endings": lambda: end_plans(folder / "endings", given.endings, given.seed),
             "trainer-faults": lambda: _trainer_faults(folder / "trainer-faults", given.trainer_faults),
             "flips": lambda: _flips(folder / "flips", given),
+            "bundles": lambda: _bundles(folder / "bundles"),
         }
         good = True
         for name in given.only:
@@ -251,6 +255,13 @@ def _trainer_faults(folder: Path, count: int) -> list[Row]:
         what = f"{failed.tried} failures of the system in {name}: one line, and mended by the next run"
         rows.append((what, f"{len(failed.wrong)} not", bool(failed.tried) and not failed.wrong))
     return rows
+
+
+def _bundles(folder: Path) -> list[Row]:
+    models = folder / "models.cspine"
+    if pack([str(make_models(folder / "models")), f"out={models}"]):
+        return [("the models of a bundle", "were not packed", False)]
+    return try_bundles(folder, models)
 
 
 if __name__ == "__main__":

@@ -26,14 +26,19 @@ MANIFEST, MODELS, IMAGE = "manifest.json", "MODELS.cspine", "image.npy"
 INTERRUPTED = "interrupted: run the same command to continue"
 CHECKED = "checked.json"
 """in the folder of unpacked packages: the machine's own versions with which all was well"""
-IMPORTED = (
+IMPORTED = (  # also what is imported later: by the first study, or in another process
     "trainer.predict",
     "trainer.predictor.predictor",
     "trainer.report.card",
     "preprocess.decode_ahead",
     "preprocess.decoders",
-    "preprocess.study_source",
     "preprocess.build.watchdog",
+    "preprocess.headers.opened",
+    "preprocess.pixels.decoder_cross_check",
+    "preprocess.pixels.same_position",
+    "preprocess.pixels.study_pixels",
+    "preprocess.series.planning",
+    "preprocess.study_source",
 )
 GREY_LEVELS = 1.0
 """by which an image may differ: another processor may round another way"""

@@ -89,7 +89,7 @@ def needed(target: Target, pins: Mapping[str, str], requires_of: RequiresOf) -> 
 def project_requirements() -> list[Requirement]:
     """What prediction needs of the project's own requirements."""
     found = [Requirement(line) for line in metadata.requires(PROJECT) or []]
-    named = {canonicalize_name(each.name): each for each in found if "extra" not in str(each.marker)}
+    named = {str(canonicalize_name(each.name)): each for each in found if "extra" not in str(each.marker)}
     absent = {name for name in OPTIONAL if installed_version(name) is None}
     return [named[name] for name in ROOTS if name not in absent]
 

@@ -135,8 +135,10 @@ def given_wheel(path: Path, python: str) -> tuple[str, str]:
     if named is None or not path.is_file():
         raise UsageError("is no wheel", where=path, expected="torch-VERSION-cpNNN-...whl")
     tag = f"cp{python.replace('.', '')}"
-    if not any(each.interpreter in (tag, "py3") for each in parse_wheel_filename(path.name)[3]):
-        raise UsageError(f"is not for Python {python}", where=path, expected=f"a wheel with {tag} in its name")
+    tags = parse_wheel_filename(path.name)[3]
+    if not any(each.interpreter in (tag, "py3") and each.platform.endswith(("any", "_x86_64")) for each in tags):
+        what = f"is not for Python {python} on Linux x86_64"
+        raise UsageError(what, where=path, expected=f"a wheel with {tag} and x86_64 in its name")
     if (what := fault(path)) is not None:
         raise UsageError(what, where=path, do="download it again")
     return named

@@ -55,6 +55,9 @@ def write_bundle(out: Path, contents: Contents, tell: Callable[[str], None]) -> 
     part = out.with_name(f".{out.name}.part")
     wheels = part / WHEELS
     wheels.mkdir(parents=True, exist_ok=True)
+    for path in part.iterdir():  # of an interrupted command: only its wheels are used again
+        if path != wheels:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     _use_again(out / WHEELS, wheels)
     versions = {name: version for name, version in contents.needed.brought.items() if name not in contents.given}
     download(versions, contents.target.python, wheels, tell)

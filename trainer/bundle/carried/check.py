@@ -54,8 +54,8 @@ def environment(packages: Path, own: Path) -> dict:
     """The variables of the prediction and of all processes that it starts: imports from `packages`, writes below `own` only."""
     own.joinpath("tmp").mkdir(exist_ok=True)
     before = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    places = ("MPLCONFIGDIR", "HF_HOME", "TORCH_HOME", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")
-    places += ("CUDA_CACHE_PATH", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "NUMBA_CACHE_DIR")
+    places = ["MPLCONFIGDIR", "HF_HOME", "TORCH_HOME", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"]
+    places += ["CUDA_CACHE_PATH", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "NUMBA_CACHE_DIR"]
     return {
         **os.environ,
         **{name: str(own / "cache" / name.lower()) for name in places},
