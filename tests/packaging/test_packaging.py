@@ -9,10 +9,12 @@ import sys
 import tomllib
 import zipfile
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
+from trainer.bundle.project_wheel import project_wheel
 from trainer.cli import COMMANDS, HELP
 from trainer.plan.graph import packaged_plans
 
@@ -181,6 +183,9 @@ def test_a_wheel_goes_from_a_phantom_to_a_trained_run_in_an_empty_folder(install
     for package in PACKAGES:
         where = call("python -c", f"import {package}; print({package}.__file__)")
         assert Path(where).is_relative_to(installed.parent)
+    of_bundles = "from trainer.bundle.project_wheel import project_wheel; print(sha256(project_wheel()[1]).hexdigest())"
+    made = call("python -c", f"from hashlib import sha256; {of_bundles}")
+    assert made.strip() == sha256(project_wheel()[1]).hexdigest(), "a bundle's wheel is the checkout's"
     call("preprocess phantom rsna --studies 4 --slices 24 --segmented 4 --syntax explicit --workers 1")
     call("preprocess build-cache rsna cache --folds 2 --workers 1")
     given = ("stage=bbox", "cache=cache", "out=runs", "config=tiny.yaml")

@@ -373,7 +373,7 @@ def test_the_machines_packages_are_compared_with_what_fits():
     assert check_versions(own) == {name: metadata.version(name) for name in own}
     wrong = {**own, "pandas": {"needs": ">=99"}, "nonesuch": {"needs": ">=1"}}
     line = (
-        rf"nonesuch is not there, pandas {metadata.version('pandas')} does not fit >=99; make it again with target=FILE"
+        rf"nonesuch is not there, pandas {metadata.version('pandas')} does not fit >=99; make it again with python=3."
     )
     with pytest.raises(NotAsMade, match=line) as error:
         check_versions(wrong)

@@ -42,7 +42,8 @@ IMPORTED = (  # also what is imported later: by the first study, or in another p
 )
 GREY_LEVELS = 1.0
 """by which an image may differ: another processor may round another way"""
-AS_FILE = "make it again with target=FILE, FILE being what `pip freeze` prints here"
+HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
+AS_FILE = f"make it again with python={HERE} target=FILE, FILE being what `pip freeze` prints here"
 
 
 class NotAsMade(CspineError):

@@ -27,7 +27,8 @@ def project_wheel() -> tuple[str, bytes]:
     own = next((each for each in every if each.read_text("METADATA")), metadata.distribution(PROJECT))
     base = f"{canonicalize_name(own.name).replace('-', '_')}-{own.version}"
     content = dict(_modules())
-    content[f"{base}.dist-info/METADATA"] = _text(own, "METADATA")
+    # without the README, which a checkout may have changed since it was installed
+    content[f"{base}.dist-info/METADATA"] = _text(own, "METADATA").partition(b"\n\n")[0] + b"\n"
     content[f"{base}.dist-info/WHEEL"] = WHEEL.encode()
     content[f"{base}.dist-info/entry_points.txt"] = _text(own, "entry_points.txt")
     lines = []
@@ -37,10 +38,10 @@ def project_wheel() -> tuple[str, bytes]:
     record = f"{base}.dist-info/RECORD"
     content[record] = "".join([*lines, f"{record},,\n"]).encode()
     made = io.BytesIO()
-    with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(made, "w", zipfile.ZIP_STORED) as archive:  # versions of zlib give other bytes
         for name, each in content.items():
             entry = zipfile.ZipInfo(name)  # of 1980: no time of this machine
-            entry.create_system, entry.external_attr, entry.compress_type = 3, 0o644 << 16, zipfile.ZIP_DEFLATED
+            entry.create_system, entry.external_attr = 3, 0o644 << 16
             archive.writestr(entry, each)
     return f"{base}-py3-none-any.whl", made.getvalue()
 

@@ -139,8 +139,8 @@ def given_wheel(path: Path, python: str) -> tuple[str, str]:
     if not any(each.interpreter in (tag, "py3") and each.platform.endswith(("any", "_x86_64")) for each in tags):
         what = f"is not for Python {python} on Linux x86_64"
         raise UsageError(what, where=path, expected=f"a wheel with {tag} and x86_64 in its name")
-    if (what := fault(path)) is not None:
-        raise UsageError(what, where=path, do="download it again")
+    if (wrong := fault(path)) is not None:
+        raise UsageError(wrong, where=path, do="download it again")
     return named
 
 
