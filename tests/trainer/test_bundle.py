@@ -209,6 +209,10 @@ def test_a_damaged_or_cut_wheel_is_found_by_its_own_record(tmp_path):
         assert wheels.fault(path)
     path.write_bytes(content[:-100])
     assert wheels.fault(path) == "is not a whole wheel"
+    path.write_bytes(content)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("trainer/vendored/other-1.dist-info/RECORD", "")
+    assert wheels.fault(path) == "states no digest of trainer/vendored/other-1.dist-info/RECORD"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("cspine-0.1.0.dist-info/RECORD", "trainer/__init__.py,,\n")
         archive.writestr("trainer/__init__.py", "")

@@ -37,8 +37,7 @@ def requires_of(name: str, version: str, python: str, given: Mapping[str, Path])
     """What a package requires in this version: by a given wheel, the installed package, or the registry. Raises NoWheel."""
     if name in given:
         with zipfile.ZipFile(given[name]) as archive:
-            (entry,) = (each for each in archive.namelist() if each.endswith(".dist-info/METADATA"))
-            return message_from_bytes(archive.read(entry)).get_all("Requires-Dist") or []
+            return message_from_bytes(archive.read(_own(archive, "METADATA"))).get_all("Requires-Dist") or []
     try:
         found = metadata.distribution(name)
         if found.version == version:
@@ -107,7 +106,7 @@ def fault(wheel: Path) -> str | None:
     """What is wrong with a wheel by the digests of its own RECORD; None if nothing is."""
     try:
         with zipfile.ZipFile(wheel) as archive:
-            (record,) = (name for name in archive.namelist() if name.endswith(".dist-info/RECORD"))
+            record = _own(archive, "RECORD")
             rows = csv.reader(archive.read(record).decode().splitlines())
             digests = {row[0]: row[1] for row in rows if len(row) > 1 and row[1]}
             for entry in archive.infolist():
@@ -127,6 +126,12 @@ def fault(wheel: Path) -> str | None:
     except Exception as error:  # zlib and others have their own
         return f"is damaged ({type(error).__name__})"
     return None
+
+
+def _own(archive: zipfile.ZipFile, name: str) -> str:
+    """The entry in the wheel's own .dist-info; packages that it contains whole have theirs. Raises ValueError if there is none."""
+    (entry,) = (each for each in archive.namelist() if each.endswith(f".dist-info/{name}") and each.count("/") == 1)
+    return entry
 
 
 def given_wheel(path: Path, python: str) -> tuple[str, str]:
