@@ -91,8 +91,11 @@ class Workers:
 
 
 def _set_plugins(plugins: dict[str, tuple[str, ...]]) -> None:
-    PLUGINS.update(plugins)
-    decoder_names.cache_clear()
+    """On a worker: imports by itself, since a function of __main__ travels with copies of what it names."""
+    from preprocess import decoders
+
+    decoders.PLUGINS.update(plugins)
+    decoders.decoder_names.cache_clear()
 
 
 def _decode_only(files: list[Path]) -> float:
