@@ -18,7 +18,7 @@ from packaging.utils import canonicalize_name
 from cache_schema.errors import UsageError
 from trainer.bundle import wheels
 from trainer.bundle.__main__ import main as bundle
-from trainer.bundle.arrival import NotAsMade, arrival_image, check_image, check_versions
+from trainer.bundle.arrival import NotAsMade, arrival_image, check_image
 from trainer.bundle.choose import choose
 from trainer.bundle.packages import ROOTS, installed_version, needed, project_requirements
 from trainer.bundle.project_wheel import project_wheel
@@ -372,16 +372,15 @@ def test_the_commands_of_a_bundle_answer_in_one_line_and_leave_nothing_in_it(mad
     assert not (tmp_path / "out").exists() and not list(made.rglob("__pycache__"))
 
 
-def test_the_machines_packages_are_compared_with_what_fits():
+def test_the_machines_packages_are_compared_with_what_fits(made, monkeypatch):
+    check = _check(made)
+    monkeypatch.setattr(sys, "path", [*sys.path])
     own = {"numpy": {"needs": ">=2.1"}, "packaging": {"needs": ""}}
-    assert check_versions(own) == {name: metadata.version(name) for name in own}
+    check.check_versions(own, made)
     wrong = {**own, "pandas": {"needs": ">=99"}, "nonesuch": {"needs": ">=1"}}
-    line = (
-        rf"nonesuch is not there, pandas {metadata.version('pandas')} does not fit >=99; make it again with python=3."
-    )
-    with pytest.raises(NotAsMade, match=line) as error:
-        check_versions(wrong)
-    assert error.value.exit_status == 1
+    line = rf"nonesuch is not there, pandas {metadata.version('pandas')} does not fit >=99; make the bundle again with python=3."
+    with pytest.raises(check.Refused, match=line):
+        check.check_versions(wrong, made)
 
 
 def test_an_image_that_differs_is_refused_and_rounding_is_not(tmp_path):

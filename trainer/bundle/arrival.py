@@ -3,17 +3,23 @@
 Started by a bundle's predict.py with the bundle's packages in front of the machine's own.
 """
 
+import sys
+from importlib import import_module, metadata
+
 if __name__ == "__main__":
     from trainer.process.ending import answer_at_once
 
     answer_at_once("interrupted: run the same command to continue")
+    try:
+        import_module("cache_schema")
+    except Exception as error:  # whatever a package does on import
+        print(f"error: this machine's packages do not go together ({type(error).__name__}: {error})", file=sys.stderr)
+        sys.exit(1)
 
 import json
 import py_compile
-import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from contextlib import suppress
-from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +70,7 @@ def main(words: list[str]) -> int:
 
 
 def check_arrival(bundle: Path, given: Collection[str] = ()) -> None:
-    """Versions, imports and an image, the latter two only with versions that are new. Raises NotAsMade.
+    """Imports and an image, once for the versions that are there. Raises NotAsMade.
 
     given: settings of the prediction. Raises UsageError for one that a bundle cannot serve.
     """
@@ -75,7 +81,7 @@ def check_arrival(bundle: Path, given: Collection[str] = ()) -> None:
 
     packages = Path(next(iter(trainer.__path__))).parent
     manifest = json.loads((bundle / MANIFEST).read_bytes())["content"]
-    versions = check_versions(manifest["own"])
+    versions = {name: metadata.version(name) for name in manifest["own"]}
     checked = packages / CHECKED
     with suppress(FileNotFoundError, ValueError):
         if json.loads(checked.read_bytes()) == versions:
@@ -84,26 +90,6 @@ def check_arrival(bundle: Path, given: Collection[str] = ()) -> None:
     check_image(bundle / IMAGE)
     keep_bytecode(packages)
     write_whole(checked, json.dumps(versions).encode())
-
-
-def check_versions(own: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
-    """name -> version of the machine's own packages. own: name -> the versions that fit, as `needs`. Raises NotAsMade."""
-    try:
-        from packaging.specifiers import SpecifierSet
-    except ImportError:
-        raise NotAsMade("packaging is not there: this is not the machine that the bundle is for", do=AS_FILE) from None
-    found, wrong = {}, []
-    for name, each in sorted(own.items()):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            wrong.append(f"{name} is not there")
-            continue
-        if not SpecifierSet(each["needs"]).contains(found[name], prereleases=True):
-            wrong.append(f"{name} {found[name]} does not fit {each['needs']}")
-    if wrong:
-        raise NotAsMade(f"not the packages that the bundle is for: {', '.join(wrong)}", do=AS_FILE)
-    return found
 
 
 def check_imports() -> None:

@@ -1,4 +1,4 @@
-"""`python check.py`: whether the bundle is whole and made for this machine. Imports nothing that the bundle carries."""
+"""`python check.py`: whether the bundle is whole and made for this machine. Imports nothing that it carries before it is checked."""
 
 import hashlib
 import json
@@ -7,6 +7,7 @@ import platform
 import shutil
 import sys
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
@@ -48,6 +49,31 @@ def unpacked(manifest: dict, own: Path) -> Path:
                 _unpack(archive, part)
     os.replace(part, place)
     return place
+
+
+def check_versions(own: dict, packages: Path) -> None:
+    """Compares the machine's own packages with the versions that fit. Raises Refused.
+
+    own: name -> the versions that fit, as `needs`. packages: the bundle's, unpacked.
+    """
+    sys.path.insert(0, str(packages))
+    here = f"{sys.version_info.major}.{sys.version_info.minor}"
+    do = f"make the bundle again with python={here} target=FILE, FILE being what `pip freeze` prints here"
+    try:
+        from packaging.specifiers import SpecifierSet
+    except ImportError:
+        raise Refused(f"not the packages that the bundle is for: packaging is not there; {do}") from None
+    wrong = []
+    for name, each in sorted(own.items()):
+        try:
+            version = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            wrong.append(f"{name} is not there")
+            continue
+        if not SpecifierSet(each["needs"]).contains(version, prereleases=True):
+            wrong.append(f"{name} {version} does not fit {each['needs']}")
+    if wrong:
+        raise Refused(f"not the packages that the bundle is for: {', '.join(wrong)}; {do}")
 
 
 def environment(packages: Path, own: Path) -> dict:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.dont_write_bytecode = True  # the folder may be read-only, and its files are checked
 
-from check import FOLDER, Refused, checked, environment, unpacked  # noqa: E402
+from check import FOLDER, Refused, check_versions, checked, environment, unpacked  # noqa: E402
 
 if __name__ == "__main__":
     given = dict(word.lstrip("-").split("=", 1) for word in sys.argv[1:] if "=" in word)
@@ -15,7 +15,9 @@ if __name__ == "__main__":
         sys.exit(2)
     own = Path(os.path.abspath(os.path.expanduser(given["out"])), "bundle")
     try:
-        packages = unpacked(checked(), own)
+        manifest = checked()
+        packages = unpacked(manifest, own)
+        check_versions(manifest["own"], packages)
         variables = environment(packages, own)
     except KeyboardInterrupt:
         sys.exit(130)
