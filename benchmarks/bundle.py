@@ -5,6 +5,8 @@ depend on the models' size, but for their reading.
 """
 
 import argparse
+import contextlib
+import io
 import subprocess
 import sys
 import tempfile
@@ -29,9 +31,10 @@ def packed_models(folder: Path) -> Path:
     given = dict(word.split("=", 1) for word in write_inputs(folder / "inputs", count=4, slices=30))
     pseudo = given.pop("pseudo")
     common = {**given, "out": folder / "runs", **TINY, **DATA, **STEPS}
-    train(stage="bbox", **common)
-    backbone = train(stage="slice_fracture", pseudo=pseudo, **common)
-    train(stage="study_fracture", backbone=backbone, **common)
+    with contextlib.redirect_stdout(io.StringIO()):
+        train(stage="bbox", **common)
+        backbone = train(stage="slice_fracture", pseudo=pseudo, **common)
+        train(stage="study_fracture", backbone=backbone, **common)
     file = folder / "models.cspine"
     subprocess.run(
         [sys.executable, "-m", "trainer.pack", folder / "runs", f"out={file}"], check=True, capture_output=True
