@@ -13,6 +13,7 @@ COMMANDS = {
     "plan": "make every run and table of a plan; skip what is done",
     "tables": "make the tables and scores that finished runs allow",
     "predict": "probabilities of fractures in new studies, by the models of a plan",
+    "healthy": "whether the watch of trainer predict watch=IN is at work; for health checks",
     "pack": "the models of a plan in one file",
     "bundle": "models and packages in one folder, for a machine without a network",
     "inspect": "what a packed file holds, after a check of every byte",

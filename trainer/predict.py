@@ -41,6 +41,7 @@ from trainer.trained.open_models import open_models
 
 HELP = """usage: trainer predict source=SOURCE models=MODELS out=DIR [report=false] [slices=true] [held_out=true]
            [dicom=true] [keep=true] [timing=true] [limit=TIME] [processes=N] [section.key=value ...]
+       trainer predict watch=IN models=MODELS out=DIR [quiet=SECONDS] [every=SECONDS] [report=false] [slices=true] [dicom=true] ...
 
 Writes DIR/predictions.csv: for each study the probability of any fracture (patient_overall) and of one in each of C1..C7;
 calibrated ones where the models have a calibration, and flags; and the competition's values in its format, DIR/submission.csv.
@@ -54,6 +55,9 @@ models=   the out= of a plan, or a file made by trainer pack. Averages its study
 report=false draws no cards and writes no report.html, which saves time.
 slices=true also writes DIR/slices.csv, by all slice_fracture models: for each study and level the slice most likely to show a
           fracture.
+watch=    instead of source=: a folder that studies arrive in. Answers each study once it has not changed for quiet= seconds
+          (60), looks every= seconds (10), and goes on until it is ended. DIR/refused.csv names what it cannot use. `trainer
+          healthy DIR` says whether it is at work.
 held_out=true answers for the studies of a cache that have a fold, each by the models that hold this fold out.
 dicom=true also writes DIR/dicom/<id>: the most suspicious slices with heat maps as secondary captures, and a structured
           report (TID 1500), with the patient's and the study's attributes, for an archive. Needs DICOM files and cspine[dicom].
@@ -82,7 +86,12 @@ def main(words: list[str]) -> int:
 
 def _main(words: list[str]) -> int:
     started = time.monotonic()
-    given, known = parse_assignments(words), (*FOLDERS, "report", *SWITCHES, "processes", "limit", *COMPUTING)
+    given = parse_assignments(words)
+    if "watch" in given:
+        from trainer.predictor.watch_command import watch
+
+        return watch(given)
+    known = (*FOLDERS, "watch", "report", *SWITCHES, "processes", "limit", *COMPUTING)
     for key in given:
         require_known(key, known, f"no setting {key}")
     for key, example in FOLDERS.items():

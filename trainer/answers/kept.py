@@ -24,11 +24,17 @@ def save_answer(path: Path, answer: Answer, made_from: Mapping[str, Any]) -> Non
 
 def load_answer(path: Path, made_from: Mapping[str, Any]) -> Answer | None:
     """None if there is none, if it was made from something else, or if it is damaged."""
+    found = load_kept(path)
+    return found[0] if found is not None and found[1] == made_from else None
+
+
+def load_kept(path: Path) -> tuple[Answer, dict[str, Any]] | None:
+    """An answer and what it was made from; None if there is none, if another version wrote it, or if it is damaged."""
     try:
         document = json.loads(path.read_bytes())
         digest = document.pop("digest")
-        if digest == digest_of(document) and (document["version"], document["made_from"]) == (VERSION, made_from):
-            return answer_of(document["answer"])
+        if digest == digest_of(document) and document["version"] == VERSION:
+            return answer_of(document["answer"]), document["made_from"]
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return None

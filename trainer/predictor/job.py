@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Generator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,7 +30,7 @@ from trainer.runs.file_names import PREDICTIONS_OF_ALL
 from trainer.trained.models import Models, TrainedModel
 
 if TYPE_CHECKING:
-    from trainer.predictor.predictor import Predictor
+    from trainer.predictor.predictor import Predictor, Rows
 
 ANSWERS, CARDS, DICOM, RUNS = "answers", "cards", "dicom", "runs"
 POLL_SECONDS = 0.5
@@ -151,7 +151,26 @@ class Job:
         others = set(scans.ids) - set(ids)
         rows = partial(self._keep_rows, scans.digests) if self.keep_runs else None
         timer = Timer(pace, decoding)
-        with closing(scans.studies(without=others, processes=decoding)) as studies:
+        for _ in self.answers(predictor, scans, others, rows, timer=timer, decoding=decoding):
+            pass
+        return timer.measured
+
+    def answers(
+        self,
+        predictor: "Predictor",
+        scans: Scans,
+        without: Collection[str] = (),
+        rows: "Rows | None" = None,
+        *,
+        timer: Timer | None = None,
+        decoding: int = 1,
+    ) -> Generator[Answer]:
+        """Answers the studies of `scans` but those of `without`, and yields each answer once it is kept.
+
+        timer: lets no study begin that would end too late. decoding: number of processes that decode.
+        """
+        timer = timer or Timer(Pace(), decoding)
+        with closing(scans.studies(without=without, processes=decoding)) as studies:
             for study, answer in predictor.with_studies(timer.in_time(studies), rows):
                 started = time.perf_counter()
                 if self.cards or self.dicom:
@@ -159,7 +178,8 @@ class Job:
                 answer = replace(answer, seconds={**answer.seconds, "report": time.perf_counter() - started})
                 save_answer(self._path(study.id), answer, self._made_from(scans.digests[study.id]))
                 timer.answered(study, predictor.spent)
-        return timer.measured
+                del study
+                yield answer
 
     def _draw(self, predictor: "Predictor", scans: Scans, study: Study, answer: Answer) -> None:
         """The card and the DICOM results, both with heat maps."""

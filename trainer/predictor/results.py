@@ -1,6 +1,6 @@
 """What a prediction writes beside its answers: tables, CSV files and report.html."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -30,9 +30,10 @@ def write_tables(
     *,
     slices: bool,
     submitted: pd.DataFrame | None = None,
+    tell: Callable[[str], None] = say,
 ) -> pd.DataFrame:
     """Writes all tables. submitted: the submission; by default that of the studies that are answered. Returns
-    study_predictions."""
+    study_predictions. tell: takes lines about boxes."""
     write_whole(out / CSV, predictions_csv(answers).to_csv(index=False, float_format="%.4f").encode())
     columns = ["id", *TARGETS, "runs"]
     table = pd.DataFrame(
@@ -48,7 +49,7 @@ def write_tables(
     boxes = pd.DataFrame(rows, columns=box_table.COLUMNS)
     write_table(out / BOXES, boxes, "trainer.predict", made_from)
     if lines := box_table.report(boxes):
-        say(lines)
+        tell(lines)
     folds = pd.Series(dtype="Int64") if labels is None else labels.set_index("id")["fold"].astype("Int64")
     table.insert(1, "fold", folds.reindex(table["id"]).array)
     write_table(out / PREDICTIONS, table, "trainer.predict", made_from)

@@ -1,6 +1,6 @@
 """The studies of a source: a folder or zip of DICOM files, or a cache. The trainer's only door to `preprocess`."""
 
-from collections.abc import Collection, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -18,7 +18,9 @@ from cache_schema.store_path import Place, StorePath, place_of
 from trainer.answers.answer import Answer, SuspectedSlice
 
 if TYPE_CHECKING:
+    from preprocess.arrivals.arrivals import Arrivals
     from preprocess.findings import Finding
+    from preprocess.series.study_plan import StudyPlan
 
 
 class Refused(NamedTuple):
@@ -75,6 +77,16 @@ class Scans:
         for id in self.others:
             del self.digests[id]
 
+    @classmethod
+    def of_plans(cls, source: Path, plans: "Iterable[StudyPlan]", digests: Mapping[str, str]) -> Self:
+        """Studies of `source` that are planned already. It has nothing to close."""
+        made = cls.__new__(cls)
+        made.source, made.refused, made.cache, made._open = source, {}, None, ExitStack()
+        made._only, made.others = None, []
+        made._take(plans)
+        made.digests = dict(digests)
+        return made
+
     def _folder(self, beside: Path | None) -> Path:
         from preprocess.archives import is_zip, unpacked
 
@@ -99,12 +111,15 @@ class Scans:
 
         folder = self._folder(beside)
         plans, findings = plan_studies(folder)
-        self._plans = {plan.id: plan for plan in plans}
+        self._take(plans)
         self.digests = {id: plan_digest(plan, folder) for id, plan in self._plans.items()}
-        self.slices = {plan.id: len(plan.slices) for plan in plans}
-        self._largest = max((plan.rows * plan.columns * len(plan.slices) for plan in plans), default=0)
         for finding in findings:
             self._report(finding)
+
+    def _take(self, plans: "Iterable[StudyPlan]") -> None:
+        self._plans = {plan.id: plan for plan in plans}
+        self.slices = {id: len(plan.slices) for id, plan in self._plans.items()}
+        self._largest = max((plan.rows * plan.columns * len(plan.slices) for plan in self._plans.values()), default=0)
 
     @property
     def ids(self) -> list[str]:
@@ -184,6 +199,13 @@ class Scans:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def arrivals(folder: Path, quiet: float, work: Path, beat: Callable[[], None]) -> "Arrivals":
+    """Studies as they arrive in a folder. Raises UsageError if there is no such folder."""
+    from preprocess.arrivals.arrivals import Arrivals
+
+    return Arrivals(folder, quiet, work, beat)
 
 
 def source_of(text: str | Path) -> Place:

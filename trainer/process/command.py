@@ -104,8 +104,8 @@ def _tell(line: str, *, everyone: bool = True) -> None:
 
 
 def _scans(words: Iterable[str]) -> Path | None:
-    """The folder of DICOM files given as source=."""
-    given = [word.partition("=")[2] for word in words if word.lstrip("-").startswith("source=")]
+    """The folder of DICOM files given as source= or watch=."""
+    given = [word.partition("=")[2] for word in words if word.lstrip("-").startswith(("source=", "watch="))]
     return Path(expand_user(given[0])) if given else None
 
 

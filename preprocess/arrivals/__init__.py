@@ -1,0 +1,1 @@
+"""Studies that arrive in a folder, piece by piece."""
