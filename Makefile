@@ -5,7 +5,7 @@ BIN := .venv/bin
 SETUP := .venv/.installed
 LOWEST := .venv-lowest
 
-.PHONY: help setup demo test test-lowest check soak learn bench-cache bench-loader bench-train bench-scale bench-gpu lint format wheel lock clean-demo
+.PHONY: help setup demo test test-lowest check soak learn bench-cache bench-loader bench-train bench-scale bench-gpu lint format wheel sbom lock clean-demo
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: *[^#]*## */\t/' | sort | awk -F'\t' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -75,12 +75,18 @@ lint: $(SETUP)   ## ruff, its format, and types by mypy
 wheel: $(SETUP)  ## dist/*.whl, by way of a source distribution; without the network
 	$(BIN)/uv build --quiet --python $(BIN)/python --no-build-isolation --clear
 
+sbom: $(SETUP)   ## dist/sbom.cdx.json: the packages that an image holds, with versions, hashes and licences
+	$(BIN)/python container/sbom.py dist/sbom.cdx.json
+
 format: $(SETUP) ## rewrites the code in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-lock: $(SETUP)   ## requirements.lock from pyproject.toml
-	$(BIN)/uv pip compile --universal --generate-hashes --no-emit-index-url --no-header --extra dev pyproject.toml -o requirements.lock
+lock: $(SETUP)   ## requirements.lock from pyproject.toml, and of it what an image holds: requirements.runtime.lock
+	$(BIN)/uv pip compile $(COMPILE) --extra dev pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile $(COMPILE) --extra dicom --constraints requirements.lock pyproject.toml -o requirements.runtime.lock
+
+COMPILE := --quiet --universal --generate-hashes --no-emit-index-url --no-header
 
 clean-demo:      ## removes work/demo
 	rm -rf $(DEMO)

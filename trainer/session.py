@@ -20,6 +20,7 @@ from trainer.data.resident import Crops
 from trainer.data.source import TRIPLET_CHUNKS_BYTES, Source, squares
 from trainer.process import machines
 from trainer.process.command import say
+from trainer.process.shared_memory import free_shared_memory, spare_shared_memory
 from trainer.runs.identity import prediction_inputs
 from trainer.runs.inputs import Inputs
 from trainer.settings.settings import Settings
@@ -167,6 +168,13 @@ def accelerator(settings: Settings) -> Accelerator:
 
 
 def _accelerator(settings: Settings, precision: str, gpu: bool) -> Accelerator:
+    if gpu and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        spared = spare_shared_memory(os.environ, free_shared_memory())
+        os.environ.update(spared)
+        if spared:
+            say(
+                "/dev/shm is small: GPUs without a direct path talk over sockets, which is slower; docker run --shm-size=1g"
+            )
     made = Accelerator(
         cpu=not gpu,
         mixed_precision=precision,

@@ -19,6 +19,7 @@ from faults import BUILDS, COMMANDS, Places, plant_faults
 from flips import flip_everything, make_plan
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
+from image import try_image
 from kills import Killed, kill_builds, kill_builds_into_store
 from machine import SourceAndCache
 from memory import peak_of_a_build, peaks_of_predictions
@@ -30,6 +31,7 @@ from trainer_faults import COMMANDS as TRAINER_COMMANDS
 from trainer_faults import Places as TrainerPlaces
 from trainer_faults import plant_trainer_faults
 from trainings import kill_all_stages, make_models, write_inputs
+from watches import kill_watches
 
 from preprocess.build.build_cache import build_cache
 from preprocess.build.dask_pool import local_cluster
@@ -50,6 +52,8 @@ TRIALS = [
     "trainer-faults",
     "endings",
     "bundles",
+    "watch",
+    "image",
 ]
 SECONDS_AT_MOST, MB_AT_MOST, GROWTH_AT_MOST = 10, 1024, 1.10
 PREDICTION_GROWTH_AT_MOST = 1.05
@@ -77,6 +81,8 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=30, help="of each of its runs")
     parser.add_argument("--slices", type=int, default=1000, help="of the longer study whose memory is measured")
     parser.add_argument("--studies", type=int, default=200, help="of the longer prediction whose memory is measured")
+    parser.add_argument("--arriving", type=int, default=100, help="studies that arrive in a watched folder")
+    parser.add_argument("--watch-kills", type=int, default=10, help="of the watch meanwhile")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", choices=TRIALS, default=TRIALS, metavar="TRIAL", help=", ".join(TRIALS))
     given = parser.parse_args()
@@ -99,6 +105,8 @@ def main() -> int:
             "trainer-faults": lambda: _trainer_faults(folder / "trainer-faults", given.trainer_faults),
             "flips": lambda: _flips(folder / "flips", given),
             "bundles": lambda: _bundles(folder / "bundles"),
+            "watch": lambda: _watch(folder / "watch", given),
+            "image": lambda: _image(folder / "image"),
         }
         good = True
         for name in given.only:
@@ -233,6 +241,25 @@ def _trainings(folder: Path, given: argparse.Namespace) -> list[Row]:
         seen = f"{done.differing} ended with other weights, {done.logs_differing} logged other steps"
         rows.append((what, seen, not done.differing and not done.logs_differing))
     return rows
+
+
+def _watch(folder: Path, given: argparse.Namespace) -> list[Row]:
+    folder.mkdir()
+    done = kill_watches(
+        folder / "watched", make_models(folder / "models"), given.arriving, given.watch_kills, given.seed
+    )
+    what = f"{done.studies} studies that arrived in pieces, {done.kills} kills of the watch"
+    seen = (
+        f"{done.answered} answered, {done.twice} twice ({done.paused} came with long pauses), {done.same} as by predict"
+    )
+    well = done.answered == done.same == done.studies and not done.twice and done.status == 143
+    return [(what, seen, well)]
+
+
+def _image(folder: Path) -> list[Row]:
+    folder.mkdir()
+    folder.chmod(0o755)
+    return try_image(folder, make_models(folder / "models"))
 
 
 def _flips(folder: Path, given: argparse.Namespace) -> list[Row]:

@@ -19,6 +19,9 @@ from trainer.answers.answer import Answer, SuspectedSlice
 
 if TYPE_CHECKING:
     from preprocess.arrivals.arrivals import Arrivals
+    from preprocess.arrivals.arrivals import Planned as Planned  # for the watch
+    from preprocess.arrivals.arrivals import Settled as Settled
+    from preprocess.arrivals.arrivals import Stray as Stray
     from preprocess.findings import Finding
     from preprocess.series.study_plan import StudyPlan
 

@@ -26,7 +26,7 @@ from trainer.process.heartbeat import Heartbeat
 from trainer.trained.models import TrainedModel
 
 if TYPE_CHECKING:
-    from preprocess.arrivals.arrivals import Planned, Settled, Stray
+    from trainer.predictor.scans import Planned, Settled, Stray
 
 REFUSED = "refused.csv"
 STUDIES_A_ROUND = 8
