@@ -45,7 +45,7 @@ $(LOWEST)/.installed: pyproject.toml | $(SETUP)
 	$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct --editable '.[dev]'
 	touch $@
 
-soak: $(SETUP)   ## kills, flipped bits, broken files and random changes by the hundred; about an hour
+soak: $(SETUP)   ## kills, flipped bits, broken files and random changes by the hundred; about two hours
 	PYTHONPATH=tests/preprocess:tests/cache_schema:tests/servers $(BIN)/python tests/soak/soak.py
 
 learn: $(SETUP)  ## whether all stages learn a phantom's truth and nothing they must not know; an hour to an hour and a half

@@ -15,6 +15,7 @@ import pandas as pd
 
 from cache_schema.documents import digest_of, write_whole
 from cache_schema.errors import UsageError
+from cache_schema.machine import this_machine
 from trainer.answers.answer import Answer
 from trainer.answers.kept import load_kept
 from trainer.predictor.job import ANSWERS, CARDS, DICOM, Job
@@ -71,7 +72,8 @@ class Watch:
                 part.unlink()
         self._load_answers()
         self._arrivals = arrivals(self.folder, self.quiet, self.job.out / FOLDER, self._beat_looking)
-        self._predictor = Predictor(self.job.models, **self.job.given)
+        self._machine = self.job.machine or this_machine()
+        self._predictor = Predictor(self.job.models, machine=self._machine, **self.job.given)
         if self._predictor.together == 1:
             for model in self.job.models.every:  # before any study can be blamed for a model that cannot be read
                 self._beat_looking()
@@ -80,6 +82,8 @@ class Watch:
         say(
             f"watching {self.folder} every {self.every} s: {counts}; a study is answered {self.quiet} s after its last change"
         )
+        for line in self._predictor.computing.lines(self.job.models.every, decoding=0):
+            say(line)
         self._write_results()
         try:
             while True:
@@ -140,7 +144,9 @@ class Watch:
         plans = [each.plan for each in planned if each.plan is not None]
         scans, left = Scans.of_plans(self.folder, plans, {id: each.digest for id, each in by_id.items()}), dict(by_id)
         self._beat_answering()
-        with closing(self.job.answers(self._predictor, scans, rows=self._beat_answering)) as answers:
+        decoding = scans.decoding_processes(self._machine)
+        found = self.job.answers(self._predictor, scans, rows=self._beat_answering, decoding=decoding)
+        with closing(found) as answers:
             while left:
                 first = next(iter(left.values())).study.uid
                 self._state.begin(first)

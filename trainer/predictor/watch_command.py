@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from cache_schema.errors import UsageError
+from trainer.predictor import temporary
 from trainer.predictor.job import ANSWERS, Job
 from trainer.predictor.scans import require_dicom_results
 from trainer.predictor.watch import Watch
@@ -59,7 +60,7 @@ def watch(given: dict[str, Any]) -> int:
     job.check_pixels(folder)
     (out / ANSWERS).mkdir(parents=True, exist_ok=True)
     try:
-        with hold_run(out, LEASE):
+        with hold_run(out, LEASE), temporary.inside(out):
             Watch(folder, job, seconds["quiet"], seconds["every"], switches["slices"]).run()
     except LeaseTaken:
         who = holder(lease_file(out, LEASE)) or "another process"
