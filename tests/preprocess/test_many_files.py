@@ -8,6 +8,8 @@ import sys
 import time
 import tracemalloc
 from contextlib import contextmanager
+from itertools import pairwise
+from statistics import median
 
 import pytest
 from dicom_files import picture, write_slice
@@ -77,9 +79,11 @@ def memory_of_a_build(folder, files):
 
 def test_a_file_costs_two_hundred_bytes_until_it_is_decoded(tmp_path):
     memory_of_a_build(tmp_path, 352)  # what is loaded and cached once
-    small, large = (memory_of_a_build(tmp_path, 352 * studies) for studies in (2, 12))
-    more = [(of_large - of_small) / (352 * 10) for of_large, of_small in zip(large, small, strict=True)]
-    assert all(each < MOST_BYTES_A_FILE for each in more), more
+    found = [memory_of_a_build(tmp_path, 352 * studies) for studies in (2, 5, 8, 11)]
+    for sizes in zip(*found, strict=True):
+        # of three steps one may hold a jump: the interpreter's table of interned strings doubles now and then
+        more = [(larger - smaller) / (352 * 3) for smaller, larger in pairwise(sizes)]
+        assert median(more) < MOST_BYTES_A_FILE, more
 
 
 def test_headers_that_come_one_by_one_are_packed_together(tmp_path):
