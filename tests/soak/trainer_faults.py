@@ -188,10 +188,11 @@ class Trial:
 def faults_of(status: int, out: str, err: str) -> list[str]:
     """What must not be in what a command said and how it ended."""
     lines = [line for line in err.splitlines() if line.startswith("error:")]
+    refused = status == 3 and ": refused: " in err  # a study that could not be read, named; the others are answered
     rules = [
-        (status in STATUSES, f"exit status {status}"),
+        (refused or status in STATUSES, f"exit status {status}"),
         ("Traceback" not in out + err, "a traceback"),
-        (len(lines) == bool(status), f"{len(lines)} errors and status {status}"),
+        (len(lines) == (bool(status) and not refused), f"{len(lines)} errors and status {status}"),
     ]
     return [f"{words}: {(out + err).strip()[-1500:]}" for well, words in rules if not well]
 
