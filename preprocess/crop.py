@@ -1,6 +1,5 @@
 """A smaller cache: of every study what training cuts around its box, at native resolution and in native coordinates."""
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ import pandas as pd
 from cache_schema import Cache, CacheWriter, Study, StudyBox, StudyRecord
 from cache_schema.errors import CacheError, UsageError
 from cache_schema.layout import REPORT
+from cache_schema.machine import this_machine
 from cache_schema.store import read_study_document
 from cache_schema.store_path import Place, each, place_of
 from cache_schema.study import Box, square_around
@@ -134,7 +134,7 @@ class _Cut:
 def _publish(writer: CacheWriter, parts: list[_Cut]) -> None:
     # threads: decoding, hashing and flushing all release the GIL
     with (
-        ThreadPoolExecutor(os.cpu_count()) as pool,
+        ThreadPoolExecutor(this_machine().cores) as pool,
         progress_over(studies=len(parts), slices=sum(part.record.slices for part in parts)) as steps,
     ):
         waiting = [pool.submit(part.publish, writer) for part in parts]

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from preprocess.findings import Finding
+from preprocess.headers.file_kinds import ZIP, archive_kind
 from preprocess.headers.opened import FileState
 from preprocess.headers.read import OtherFile, read_headers
 from preprocess.headers.source_files import find_files
 
-ZIP = "zip archive"
-"""in the message of the finding about one"""
+HEAD_BYTES = 512
 FILES_A_BEAT = 500
 
 
@@ -37,12 +37,14 @@ class SeenFile:
     """StudyInstanceUID; "" for what is no DICOM image"""
     unread: Finding | None = None
     """why it cannot be read, or not yet"""
+    is_zip: bool = False
+    """by its first bytes: it may not be whole"""
     content: dict[str, list[int]] | None = None
     """of a zip that was opened: StudyInstanceUID -> keys of the files in it"""
 
     @property
     def is_unopened_zip(self) -> bool:
-        return self.content is None and self.unread is not None and ZIP in self.unread.message
+        return self.is_zip and self.content is None
 
     @property
     def is_closed(self) -> bool:
@@ -107,7 +109,7 @@ class Folder:
         seen = SeenFile(key_of(self.name(path), state), state, appeared, now)
         found = read_headers(path, self.salt)
         if isinstance(found, Finding):
-            seen.unread = found
+            seen.unread, seen.is_zip = found, found.reason == "archive" and _begins_as_zip(path)
         elif not isinstance(found, OtherFile):
             seen.uid = found[0].study_uid
             if not seen.uid:
@@ -117,3 +119,11 @@ class Folder:
     def _unlisted(self, finding: Finding, now: float) -> SeenFile:
         state = FileState(-1, -1)
         return SeenFile(key_of(self.name(finding.path), state), state, now, now, unread=finding)
+
+
+def _begins_as_zip(path: str) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return archive_kind(file.read(HEAD_BYTES)) == ZIP
+    except OSError:  # it was removed since: the next look sees that
+        return False

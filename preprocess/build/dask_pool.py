@@ -14,6 +14,7 @@ from typing import Any
 from uuid import uuid4
 
 from cache_schema.errors import UsageError
+from cache_schema.machine import this_machine
 from preprocess.build.isolated_task import Died, run_alone, run_alone_on_worker
 from preprocess.headers.packed import pack, unpack
 
@@ -187,7 +188,7 @@ class Pool:
     @property
     def _own_workers(self) -> int:
         """Workers of its own; 0 where they are someone else's."""
-        return 0 if self._scheduler else self._workers or os.cpu_count() or 1
+        return 0 if self._scheduler else self._workers or this_machine().cores
 
     def _threads(self) -> int:
         """Of all workers; 0 where there are none, or the scheduler does not answer."""

@@ -5,6 +5,7 @@ import zlib
 
 NIFTI = "NIfTI volumes"
 APPLE_DOUBLE = "AppleDouble files"
+ZIP = "zip"
 _PREFIXES: dict[str, tuple[bytes, ...]] = {
     "images": (
         *(b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*", b"\0\0\x01\0", b"\0\0\x02\0"),
@@ -29,10 +30,9 @@ _ZIPPED = {
 }
 """first names within documents and programs that are zip archives"""
 
-_ARCHIVES = {
+_ARCHIVES: dict[str, bytes | tuple[bytes, ...]] = {
     "gzip": b"\x1f\x8b",
-    "zip": b"PK\x03\x04",
-    "empty zip": b"PK\x05\x06",
+    ZIP: (b"PK\x03\x04", b"PK\x05\x06"),  # the second: an empty one
     "bzip2": b"BZh",
     "xz": b"\xfd7zXZ\0",
     "7-Zip": b"7z\xbc\xaf\x27\x1c",

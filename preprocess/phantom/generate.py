@@ -1,6 +1,5 @@
 """A whole set of phantoms in the RSNA layout, study by study on every core."""
 
-import os
 import shutil
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -14,6 +13,7 @@ import pandas as pd
 
 from cache_schema.errors import UsageError, reason_of
 from cache_schema.layout import LEVELS
+from cache_schema.machine import this_machine
 from preprocess.phantom.dicom import SYNTAXES, plan_files, write_dicom
 from preprocess.phantom.labels import draw_labels
 from preprocess.phantom.nifti import write_segmentation
@@ -68,7 +68,7 @@ def write_phantom(
         shutil.rmtree(partial, ignore_errors=True)
         for folder in ("train_images", "segmentations", "truth"):
             (partial / folder).mkdir(parents=True)
-        _run(orders, workers or os.cpu_count() or 1, progress)
+        _run(orders, workers or this_machine().cores, progress)
         table.to_csv(partial / "train.csv", index=False)
         partial.rename(out)
     except BaseException as error:

@@ -16,6 +16,7 @@ from s3_server import environment
 
 from cache_schema import Cache, CacheWriter
 from cache_schema.errors import CacheError, StaleStudy, UsageError
+from cache_schema.layout import GROUP
 from cache_schema.store import ChangedStudy
 from cache_schema.store_path import place_of
 from cache_schema.stores import StoreError
@@ -227,6 +228,17 @@ def test_a_store_with_something_else_in_it_is_left_alone(s3):
     with pytest.raises(UsageError, match="is not a cache"):
         Cache("s3://bucket/thesis")
     assert list(place_of("s3://bucket/thesis").sizes()) == ["text.txt"]
+
+
+def test_the_first_objects_of_another_build_are_a_caches_whichever_comes_first(s3):
+    for number, first in enumerate((f"pixels/{GROUP}", "pixels/c/0/0/0", "pixels/c/7/0/0")):
+        cache = place_of(f"s3://bucket/begun{number}")
+        (cache / "1.2.3" / first).write_bytes(b"half")
+        (cache / "1.2.4" / "notes.txt").write_bytes(b"do not touch")
+        with pytest.raises(UsageError, match="neither empty nor a cache"):
+            CacheWriter(str(cache))
+        (cache / "1.2.4" / "notes.txt").unlink()
+        CacheWriter(str(cache))
 
 
 def test_https_is_read_where_its_certificate_is_trusted(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Studies of a folder that others write into: each is planned once it has stopped growing, as the whole tree would have it."""
 
+import gzip
 import json
 import os
 import shutil
@@ -196,6 +197,12 @@ def test_a_zip_is_a_folder_that_arrives_at_once(arrivals, into, tmp_path):
     again = made(into, tmp_path)
     settled(again)
     assert plans(again)[0].digest == planned.digest, "whatever the folder is called that it is unpacked into"
+
+
+def test_another_archive_is_called_by_its_own_name(arrivals, into):
+    (into / "a.dcm.gz").write_bytes(gzip.compress(b"one image"))
+    assert settled(arrivals) == []
+    assert [stray.message for stray in arrivals.strays()] == ["a gzip archive; unpack it"]
 
 
 def test_pieces_in_a_folder_and_in_two_zips_are_one_study(arrivals, into, tmp_path):

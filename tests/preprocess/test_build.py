@@ -170,7 +170,8 @@ def test_two_builds_at_once_lose_nothing(source, built, scheduler, tmp_path):
     assert files_of(tmp_path / "cache") == files_of(built)
 
 
-def test_no_scheduler_is_one_clear_line(build):
+def test_no_scheduler_is_one_clear_line(build, monkeypatch):
+    monkeypatch.setattr("preprocess.build.dask_pool.CONNECT_SECONDS", 2)
     with pytest.raises(UsageError, match="no Dask scheduler"):
         build(scheduler="tcp://127.0.0.1:1")
 

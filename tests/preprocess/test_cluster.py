@@ -95,6 +95,7 @@ def test_what_is_lost_with_a_worker_is_tried_once_more_alone_and_no_neighbour_of
     assert any("lost with workers that died" in line for line in lines) and not isolated_processes()
 
 
+@pytest.mark.check
 def test_on_a_scheduler_a_study_over_the_workers_memory_is_refused_and_says_so(small_workers, tmp_path):
     for n in (1, 2, 3):
         write_study(tmp_path / "rsna", n)

@@ -67,6 +67,7 @@ def test_several_processes_give_the_studies_in_their_order_and_a_bounded_number_
     assert number == 8 and not findings and not alive()
 
 
+@pytest.mark.check
 def test_of_several_processes_one_that_dies_costs_one_study_and_none_is_left(tmp_path):
     plan, _ = plan_one(write_series(tmp_path / "in"))
     first, second, *others = numbered(plan, 5)

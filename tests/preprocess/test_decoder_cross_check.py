@@ -120,6 +120,7 @@ def test_a_decoder_that_hangs_costs_its_task_and_never_the_run(tmp_path):
     assert (found[0], found[2]) == ("A", "B") and mark.read_text() == "xx"
 
 
+@pytest.mark.check
 def test_workers_that_nobody_starts_again_are_replaced(monkeypatch):
     """As after one that died before its start was noticed."""
     monkeypatch.setattr("preprocess.build.dask_pool.RESPAWN_SECONDS", 1)

@@ -79,9 +79,12 @@ def test_a_line_names_the_typed_path_and_the_study_below_a_cache(places, monkeyp
         ),
     }
     for file, (words, line) in calls.items():
-        shutil.rmtree("new", ignore_errors=True)
-        with planted([file], 8 if file.name == "new" else 1, errno.EROFS):
-            status, _, err = quietly(words)
+        for nth in range(8, 16) if file.name == "new" else (1,):
+            shutil.rmtree("new", ignore_errors=True)
+            with planted([file], nth, errno.EROFS):
+                status, _, err = quietly(words)
+            if status:  # else it met a mkdir of a folder that is there, which passes: studies are cropped side by side
+                break
         assert status == 2 and re.fullmatch(f"error: {line}", err.splitlines()[-1]), err
     with planted([cache / IDS[2]], 3, errno.EIO):
         status, out, _ = quietly(["verify", "cache"])

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, Self
 
 QUIET, EVERY = 2, 1
+THREADS = "train.threads=1"
+"""other numbers add up in another order, and answers are compared to the last bit"""
 PATIENCE_SECONDS = 1800
 HERE = Path(__file__).parent
 
@@ -33,6 +35,7 @@ class Watched:
 
     def start(self) -> None:
         words = [f"watch={self.into}", f"models={self.models}", f"out={self.out}", f"quiet={QUIET}", f"every={EVERY}"]
+        words.append(THREADS)
         environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
         with self._log.open("ab") as log:
             command = [sys.executable, "-m", "trainer.predict", *words, "report=false"]
@@ -129,7 +132,7 @@ def same_answers(watched: Watched, out: Path, predict: Callable[[list[str]], int
     """
     own, same = documents(watched.out), 0
     for number, source in enumerate([watched.into, *sorted(watched.into.rglob("*.zip"))]):
-        words = [f"source={source}", f"models={watched.models}", f"out={out / str(number)}", "report=false"]
+        words = [f"source={source}", f"models={watched.models}", f"out={out / str(number)}", "report=false", THREADS]
         assert (predict or _predict)(words) in (0, 3)  # 3: the folder's zips are files of no study
         for id, document in documents(out / str(number)).items():
             assert own[id] == document, id

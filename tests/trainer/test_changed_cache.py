@@ -133,6 +133,7 @@ def test_processes_that_opened_different_studies_do_not_train_together(given, mo
         train(**given)
 
 
+@pytest.mark.check
 def test_one_of_two_processes_says_that_a_study_was_replaced_and_both_stop(given):
     words = {**given, **DAYS, "train.batch": 4, "train.micro_batch": 2}
     settings = settings_of(words)

@@ -184,6 +184,7 @@ def test_lack_of_memory_halves_the_images_at_once_and_changes_no_answer(own, tin
     assert memory.passes.count(8) == memory.passes.count(4) == len(own.every), "the second study begins with what fits"
 
 
+@pytest.mark.check
 def test_given_images_are_halved_as_well_and_kept_answers_stay(models, tiny_cache, tmp_path, capsys):
     words = [f"source={tiny_cache}", f"models={models}", f"out={tmp_path}", "report=false", "train.eval_batch=6"]
     with Memory(holds=5):

@@ -37,6 +37,7 @@ EPOCHS = {"bbox": 1, "vertebrae": 5, "slice_fracture": 4, "study_fracture": 20}
 """at least 20 optimiser steps of 4 items each"""
 
 
+@pytest.mark.check
 def test_two_processes_train_and_predict_as_one_does(tiny_cache, tiny_settings, true_boxes, pseudo, tmp_path, capfd):
     common = [f"cache={tiny_cache}", f"config={tiny_settings}", f"boxes={true_boxes}", "model.dropout=0"]
     common += ["train.batch=4", "train.micro_batch=4", "train.lr=3e-4", "train.checkpoint_minutes=0.005", "fold=all"]

@@ -11,6 +11,7 @@ import pytest
 from pydantic import BaseModel
 
 import trainer
+from trainer.cli import COMMANDS
 from trainer.settings.settings import Settings
 from trainer.settings.stage_registry import stage_file, stage_names
 from trainer.stages.base import Stage
@@ -38,10 +39,13 @@ WORDS = {
     "section.key",
     "plan": "cache out dry_run scheduler format costs only config tables.key section.key",
     "tables": "cache export tables.over_seeds tables.key",
-    "predict": "source models out report slices held_out dicom keep timing limit processes section.key "
+    "predict": "source watch models out report slices held_out dicom keep timing limit processes quiet every section.key "
     "data.loader data.workers train.eval_batch train.precision fold",
+    "healthy": "watch out",
     "pack": "out stages variants folds seeds models",
     "inspect": "",
+    "bundle": "out models target python cuda torch source",
+    "doctor": "stage variant cache boxes pseudo seconds section.key data.workers",
     "look": "stage variant cache out boxes pseudo fold seed config draw epoch items slices tile tables mode split report walk "
     "section.key",
 }
@@ -73,6 +77,10 @@ def test_a_stage_s_facts_and_methods_are_these():
     assert own == set(STAGE_FACTS.split())
     methods = {name for name, _ in inspect.getmembers(Stage, callable) if not name.startswith("_")}
     assert methods == set(STAGE_METHODS.split())
+
+
+def test_commands_are_these():
+    assert set(COMMANDS) == set(WORDS)
 
 
 @pytest.mark.parametrize("command", WORDS)

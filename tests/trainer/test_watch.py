@@ -34,6 +34,7 @@ def watched(models, tmp_path):
         yield started
 
 
+@pytest.mark.check
 def test_studies_in_pieces_are_answered_once_also_after_a_kill(watched, scans, models, tmp_path, capfd):
     watched.start()
     feeder = watched.feed(scans, seed=5)

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from cache_schema.errors import CspineError
+from cache_schema.machine import this_machine
 from trainer.data.reader_process import ALIGNED, Answer, Close, Function, Open, Read, unpacked
 from trainer.settings.settings import DataSettings
 
@@ -47,8 +48,8 @@ def wanted_workers(settings: DataSettings, device: torch.device) -> int:
         return settings.workers
     if device.type == "cpu":
         return 0
-    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(0, min(MOST_WORKERS, cores - 1))
+    here = this_machine().shared(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return min(MOST_WORKERS, here.cores - 1)
 
 
 class Readers:

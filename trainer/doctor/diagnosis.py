@@ -1,9 +1,9 @@
 """Measures a training with these settings, and says what holds it back."""
 
-import os
 from collections.abc import Mapping
 from contextlib import closing
 
+from cache_schema.machine import this_machine
 from cache_schema.store_path import StorePath
 from trainer.data.order import Training
 from trainer.data.reader_pool import wanted_workers
@@ -35,7 +35,7 @@ def _machine(run: Run) -> Machine:
     index = cache.index
     return Machine(
         gpu=device.type == "cuda",
-        cores=len(os.sched_getaffinity(0)),
+        cores=this_machine().cores,
         workers=wanted_workers(data, device),
         loader=data.loader,
         resident=data.resident,

@@ -88,7 +88,7 @@ def _advice(part: str, machine: Machine) -> tuple[str, ...]:
     if part == "warp" and not machine.gpu:
         advice.append(f"a smaller data.size= (now {machine.size}): another run; or a GPU, which warps by itself")
     if part == "hand-over" and machine.workers:
-        advice.append("data.workers=0, or fewer: images pass through less hands")
+        advice.append("data.workers=0, or fewer: images pass through fewer hands")
     return tuple(advice) or (f"a machine with more cores than {machine.cores}, or a faster disk",)
 
 

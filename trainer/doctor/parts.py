@@ -4,7 +4,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import count
 
 import numpy as np
 import torch
@@ -71,11 +70,10 @@ def part_seconds(
 
 
 def _timed(run: Run, source: Source, schedule: Training, seconds: float, most: int) -> tuple[Clock, int]:
-    clock, ends = Clock(), time.monotonic() + seconds
-    for k in count():
-        if k == most or (k and time.monotonic() > ends):
-            return clock, k
-        entry, data = schedule[k], run.settings.data
+    """The time of each part, and the number of items: one at least."""
+    clock, ends, data = Clock(), time.monotonic() + seconds, run.settings.data
+    for k in range(most):
+        entry = schedule[k]
         item, study = entry.item, source.reader.study(entry.item.id)
         assert isinstance(study.pixels, StoredPixels)  # it is a cache's
         study.pixels = TimedPixels(study.pixels, clock)
@@ -89,7 +87,9 @@ def _timed(run: Run, source: Source, schedule: Training, seconds: float, most: i
         _image(sample, run.accelerator.device, data.size, data.interpolation, clock)
         with clock.part("targets"):
             run.stage.targets(entry, item.z_index(params.step, params.phase), params)
-    raise AssertionError("count() does not end")
+        if time.monotonic() > ends:
+            break
+    return clock, k + 1
 
 
 def _image(sample: Sample, device: torch.device, size: int, interpolation: str, clock: Clock) -> None:

@@ -151,7 +151,7 @@ class Job:
         others = set(scans.ids) - set(ids)
         rows = partial(self._keep_rows, scans.digests) if self.keep_runs else None
         timer = Timer(pace, decoding)
-        for _ in self.answers(predictor, scans, others, rows, timer=timer, decoding=decoding):
+        for _ in self.answers(predictor, scans, timer, others, rows):
             pass
         return timer.measured
 
@@ -159,18 +159,15 @@ class Job:
         self,
         predictor: "Predictor",
         scans: Scans,
+        timer: Timer,
         without: Collection[str] = (),
         rows: "Rows | None" = None,
-        *,
-        timer: Timer | None = None,
-        decoding: int = 1,
     ) -> Generator[Answer]:
         """Answers the studies of `scans` but those of `without`, and yields each answer once it is kept.
 
-        timer: lets no study begin that would end too late. decoding: number of processes that decode.
+        timer: lets no study begin that would end too late.
         """
-        timer = timer or Timer(Pace(), decoding)
-        with closing(scans.studies(without=without, processes=decoding)) as studies:
+        with closing(scans.studies(without=without, processes=timer.decoding_processes)) as studies:
             for study, answer in predictor.with_studies(timer.in_time(studies), rows):
                 started = time.perf_counter()
                 if self.cards or self.dicom:

@@ -57,7 +57,7 @@ class Timer:
     """Measures one process's studies in their turn, and lets no study begin that would end too late."""
 
     def __init__(self, pace: Pace, decoding_processes: int):
-        self._pace, self._decoding_processes = pace, max(1, decoding_processes)
+        self._pace, self.decoding_processes = pace, decoding_processes
         self._began = self._last = pace.clock()
         self._waiting = 0
         self._models: Mapping[str, float] = {}
@@ -80,7 +80,7 @@ class Timer:
         now, slices, so_far = self._pace.clock(), study.record.slices, dict(models)
         self._waiting -= slices
         if self._answered:
-            decoding = getattr(study.pixels, "seconds", 0.0) / self._decoding_processes
+            decoding = getattr(study.pixels, "seconds", 0.0) / max(1, self.decoding_processes)
             spent = {name: seconds - self._models.get(name, 0.0) for name, seconds in so_far.items()}
             self.measured += Measured(1, slices, now - self._last, spent, decoding)
         else:

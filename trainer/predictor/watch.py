@@ -19,6 +19,7 @@ from cache_schema.machine import this_machine
 from trainer.answers.answer import Answer
 from trainer.answers.kept import load_kept
 from trainer.predictor.job import ANSWERS, CARDS, DICOM, Job
+from trainer.predictor.pace import Pace, Timer
 from trainer.predictor.results import CSV, write_page, write_tables
 from trainer.predictor.scans import Scans, arrivals
 from trainer.predictor.watch_state import FOLDER, Done, WatchState
@@ -144,9 +145,8 @@ class Watch:
         plans = [each.plan for each in planned if each.plan is not None]
         scans, left = Scans.of_plans(self.folder, plans, {id: each.digest for id, each in by_id.items()}), dict(by_id)
         self._beat_answering()
-        decoding = scans.decoding_processes(self._machine)
-        found = self.job.answers(self._predictor, scans, rows=self._beat_answering, decoding=decoding)
-        with closing(found) as answers:
+        timer = Timer(Pace(), scans.decoding_processes(self._machine))
+        with closing(self.job.answers(self._predictor, scans, timer, rows=self._beat_answering)) as answers:
             while left:
                 first = next(iter(left.values())).study.uid
                 self._state.begin(first)
