@@ -75,11 +75,10 @@ def test_a_mistyped_name_is_one_line_with_the_nearest(words, line):
     assert (done.returncode, done.stdout, done.stderr) == (2, "", line + "\n")
 
 
-@pytest.mark.parametrize("words", [["--help"], ["nonsense=1"]], ids=str)
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command, words", [("plan", "--help"), ("look", "nonsense=1"), ("inspect", "gone.cspine")])
 def test_a_command_is_what_its_module_is(command, words, tmp_path):
     one, other = (
-        python("-m", *name, *words, folder=tmp_path) for name in (("trainer", command), (f"trainer.{command}",))
+        python("-m", *name, words, folder=tmp_path) for name in (("trainer", command), (f"trainer.{command}",))
     )
     assert (one.returncode, one.stdout, one.stderr) == (other.returncode, other.stdout, other.stderr)
 
