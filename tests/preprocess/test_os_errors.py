@@ -22,7 +22,7 @@ from preprocess.build.state import StudyState
 from preprocess.build.task import StudyTask, build_study
 from preprocess.series.planning import plan_studies
 
-FEW, MANY = 5, 40
+FEW, MANY = 3, 40
 """operations of each command that fail: of a test, of a check"""
 
 

@@ -47,7 +47,9 @@ PLANTS = {
 }
 
 
-@pytest.mark.parametrize("slow", PLANTS)
+@pytest.mark.parametrize(
+    "slow", [pytest.param(part, marks=[pytest.mark.check] * (part in ("decode", "warp"))) for part in PLANTS]
+)
 def test_a_part_that_was_slowed_down_is_named(slow, tiny_cache, tiny_settings, monkeypatch, capsys):
     where, name = PLANTS[slow]
     monkeypatch.setattr(where, name, asleep(getattr(where, name), SLEEP.get(slow, 0.05)))

@@ -82,7 +82,7 @@ def refusal(module, learns_from: str, exposure, scored: list[str]) -> str:
         return str(error)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(graphs(), some)
 def test_groups_hold_the_pairs_and_answer_alike(made, scored):
     for one in made:
