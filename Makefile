@@ -5,7 +5,7 @@ BIN := .venv/bin
 SETUP := .venv/.installed
 LOWEST := .venv-lowest
 
-.PHONY: help setup demo test test-lowest check soak learn bench-cache bench-loader bench-train bench-scale bench-gpu lint format wheel sbom lock clean-demo
+.PHONY: help setup demo test test-lowest check soak learn bench-cache bench-loader bench-train bench-scale bench-gpu peers lint format wheel sbom lock clean-demo
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: *[^#]*## */\t/' | sort | awk -F'\t' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -66,6 +66,16 @@ bench-scale: $(SETUP)  ## what grows with the size of a set, up to 711,601 files
 
 bench-gpu: $(SETUP)    ## what only a GPU shows: its tests, items a second without a network, steps of the full-size variants in bf16
 	$(BIN)/python -m benchmarks.gpu images tests ceiling train
+
+# an environment each, because their pins clash with the lock; what could not be installed is left out by the benchmark
+PEERS := $(basename $(notdir $(wildcard benchmarks/peers/requirements/*.txt)))
+peers: $(PEERS:%=work/peers/%/.installed)  ## what people use instead, each in an environment of its own in work/peers, for the benchmarks
+
+work/peers/%/.installed: benchmarks/peers/requirements/%.txt | $(SETUP)
+	@mkdir -p work/peers
+	@{ $(BIN)/uv venv --quiet --clear --python $(BIN)/python work/peers/$* && \
+	  $(BIN)/uv pip install --quiet --python work/peers/$*/bin/python -r $< && touch $@; } 2> work/peers/$*.log || \
+	  echo "make peers: $* cannot be installed here; work/peers/$*.log says why"
 
 lint: $(SETUP)   ## ruff, its format, and types by mypy
 	$(BIN)/ruff check .
