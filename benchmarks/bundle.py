@@ -5,41 +5,21 @@ depend on the models' size, but for their reading.
 """
 
 import argparse
-import contextlib
-import io
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
-from benchmarks.phantoms import write_inputs
+from benchmarks.predictions import packed_models, seconds_to_an_answer
 from benchmarks.rounds import machine, print_and_keep
 from preprocess.phantom.generate import write_phantom
-from trainer import train
 
-TINY = {"model.name": "test_efficientnet_gn", "model.pretrained": False, "model.chunk": 8, "tracker": "none"}
+TINY = {"model.name": "test_efficientnet_gn", "model.pretrained": False, "model.chunk": 8}
 DATA = {"data.size": 64, "data.frames": 12, "data.stride": 3, "data.eval_stride": 8}
 STEPS = {"train.epochs": 1, "train.batch": 2, "train.micro_batch": 2, "train.evaluate_every": 0}
 TARGETS = ("here", "kaggle", "bare")
-
-
-def packed_models(folder: Path) -> Path:
-    """A file of models from a tiny training of each stage that prediction uses."""
-    given = dict(word.split("=", 1) for word in write_inputs(folder / "inputs", count=4, slices=30))
-    pseudo = given.pop("pseudo")
-    common = {**given, "out": folder / "runs", **TINY, **DATA, **STEPS}
-    with contextlib.redirect_stdout(io.StringIO()):
-        train(stage="bbox", **common)
-        backbone = train(stage="slice_fracture", pseudo=pseudo, **common)
-        train(stage="study_fracture", backbone=backbone, **common)
-    file = folder / "models.cspine"
-    subprocess.run(
-        [sys.executable, "-m", "trainer.pack", folder / "runs", f"out={file}"], check=True, capture_output=True
-    )
-    return file
 
 
 def listed_here(folder: Path) -> Path:
@@ -59,32 +39,19 @@ def made(folder: Path, models: Path, target: str) -> tuple[Path, float]:
     return bundle, (sum(sizes.values()) - sizes["MODELS.cspine"]) / 1e6
 
 
-def seconds_to_an_answer(python: str, bundle: Path, source: Path, out: Path) -> float:
-    """Until the first study's answer is kept."""
-    for path in out.glob("answers/*"):
-        path.unlink()
-    began = time.monotonic()
-    command = [python, bundle / "predict.py", f"source={source}", f"out={out}", "report=false"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-        while not list(out.glob("answers/*.json")):
-            if process.poll():
-                raise SystemExit(f"{bundle} ended with status {process.returncode}")
-            time.sleep(0.01)
-        return time.monotonic() - began
-
-
 def report(targets: list[str], python: str) -> Iterator[str]:
     yield f"{machine()}\nTiny networks; one phantom study of 60 slices; by the Python of `here` or the one given\n"
     with tempfile.TemporaryDirectory(prefix="bench-bundle-") as name:
         folder = Path(name)
-        models = packed_models(folder)
+        models = packed_models(folder, {**TINY, **DATA, **STEPS})
         write_phantom(folder / "scans", 1, slices=60, segmented=0, syntax="sv1", progress=False)
         for target in targets:
             bundle, megabytes = made(folder, models, target)
             line = f"{target:7} {megabytes:8.1f} MB without models"
             if target == "here" or python != sys.executable:
                 source, out = folder / "scans/train_images", folder / f"out-{target}"
-                first, again = (seconds_to_an_answer(python, bundle, source, out) for _ in range(2))
+                command = [python, bundle / "predict.py", f"source={source}", f"out={out}", "report=false"]
+                first, again = (seconds_to_an_answer(command, out) for _ in range(2))
                 line += f"; first answer after {first:.1f} s, of a later command after {again:.1f} s"
             yield line
 

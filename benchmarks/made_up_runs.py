@@ -128,8 +128,8 @@ def write_runs(plan: Plan, cache: Cache) -> None:
             make.make(node.name, node.output.parents[1], cache, run_dirs)
 
 
-def write_run(settings: Settings, cache: Cache) -> None:
-    """A finished run, with predictions unless it holds nothing out."""
+def write_run(settings: Settings, cache: Cache, tensors: dict[str, np.ndarray] | None = None) -> None:
+    """A finished run, with random predictions unless it holds nothing out. tensors: its weights; by default one number."""
     inputs, run_dir = Inputs(settings, cache), settings.run_dir
     key = run_key(settings, inputs)
     run_dir.mkdir(parents=True)
@@ -143,7 +143,7 @@ def write_run(settings: Settings, cache: Cache) -> None:
         "fold": str(settings.fold),
         "seed": str(settings.seed),
     }
-    tensors = {"bias": np.array([settings.seed], np.float32)}
+    tensors = {"bias": np.array([settings.seed], np.float32)} if tensors is None else tensors
     write_whole(run_dir / MODEL_FILE, sealed(lambda metadata: save(tensors, metadata), metadata))
     exposure.keep(settings, key, exposure.of_run(settings, inputs))
     if settings.fold != "all":

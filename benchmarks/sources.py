@@ -41,10 +41,14 @@ def write_sources(folder: Path, studies: int, slices: int) -> dict[str, Path]:
 def copy_under_another_name(study: Path) -> None:
     """Copies a study's files with another StudyInstanceUID of the same length, beside its folder."""
     uid = study.name
-    other = next(name for digit in "123456789" if not study.with_name(name := uid[:-1] + digit).exists())
-    study.with_name(other).mkdir()
+    copy_study(study, next(to for digit in "123456789" if not (to := study.with_name(uid[:-1] + digit)).exists()))
+
+
+def copy_study(study: Path, to: Path) -> None:
+    """Copies the files of a study's folder, which has its StudyInstanceUID for a name. to: named after another UID, as long."""
+    to.mkdir(parents=True)
     for file in study.iterdir():
-        (study.with_name(other) / file.name).write_bytes(file.read_bytes().replace(uid.encode(), other.encode()))
+        (to / file.name).write_bytes(file.read_bytes().replace(study.name.encode(), to.name.encode()))
 
 
 def to_jpeg_lossless(dataset: pydicom.Dataset) -> pydicom.Dataset:
