@@ -5,7 +5,7 @@ BIN := .venv/bin
 SETUP := .venv/.installed
 LOWEST := .venv-lowest
 
-.PHONY: help setup demo test test-lowest check soak learn bench-cache bench-loader bench-train bench-scale bench-gpu peers lint format wheel sbom lock clean-demo
+.PHONY: help setup demo test test-lowest check soak learn bench bench-cache bench-loader bench-train bench-scale bench-gpu peers lint format wheel sbom lock clean-demo
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: *[^#]*## */\t/' | sort | awk -F'\t' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -50,6 +50,9 @@ soak: $(SETUP)   ## kills, flipped bits, broken files and random changes by the 
 
 learn: $(SETUP)  ## whether all stages learn a phantom's truth and nothing they must not know; an hour to an hour and a half
 	$(BIN)/python tests/learn/learn.py
+
+bench: $(SETUP)  ## the throughput table: from DICOM to images and answers, beside what make peers set up; AGAINST=RUN.json compares with a kept run
+	$(BIN)/python -m benchmarks.suite $(if $(AGAINST),--against "$(AGAINST)")
 
 bench-cache: $(SETUP)  ## what the cache costs to build and to read, as ratios of paired rounds
 	$(BIN)/python -m benchmarks.cache --keep

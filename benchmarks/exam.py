@@ -6,8 +6,8 @@ warm    with the models loaded; by step, as `timing=true` has them: decode, boxe
 stream  studies of all sizes in one command: the next is decoded while the networks work on this one
 
 Phantoms of 512 x 512 pixels in JPEG Lossless, as the competition's; their files were just written, so none waits for a disk. One
-model of each stage. On a CPU the demo's networks, hardly trained. On a GPU, or with full=true, those of configs, untrained: on
-two CPU cores that takes hours. quick=true: fewer repeats, about three minutes with the demo's networks.
+model of each stage. On a CPU the demo's networks, hardly trained. On a GPU, or with full=true, those of configs, untrained, which
+a CPU takes very long for. quick=true: fewer repeats.
 """
 
 import argparse

@@ -1,11 +1,10 @@
 """From the cache to the network's input, compared with alternatives: `make bench-loader`.
 
-CPU time of one process, without reading processes. In a round every method makes the same items. The last augmentations of the four
-windows match the average: one grid distortion, one random affine and two without.
+CPU time of one process, without reading processes. In a round every method makes the same items.
 """
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -15,6 +14,7 @@ import cv2
 import numpy as np
 import torch
 
+from benchmarks.items import BOX, TRIPLETS_A_ROUND, Cycle, augment_settings, triplet_schedule, warp_of, window_items
 from benchmarks.others import Albumentations, cropped, decoded, from_png, with_opencv
 from benchmarks.rounds import Cost, Ratio, cost_of, cpu_ms, machine, options, print_and_keep, run_rounds, table
 from benchmarks.sources import write_sources
@@ -24,27 +24,13 @@ from preprocess.build.build_cache import build_cache
 from preprocess.series.planning import plan_studies
 from trainer.data.augment import Augmentation
 from trainer.data.image import make_image
-from trainer.data.items import Item, triplets, windows
+from trainer.data.items import Item
 from trainer.data.loader import Loader
-from trainer.data.order import ScheduledItem, Training, generator
+from trainer.data.order import ScheduledItem, Training
 from trainer.data.source import TRIPLET_CHUNKS_BYTES, Source, assemble, stretch
-from trainer.settings.layers import load
-from trainer.settings.settings import AugmentSettings, DataSettings
+from trainer.settings.settings import DataSettings
 
 STUDIES, SLICES, ROUNDS = 4, 128, 7
-BOX = (100, 110, 400, 410)
-"""300 x 300: about the median crop in training"""
-TRIPLETS_A_ROUND = 16
-
-
-class Cycle:
-    """A schedule that repeats a few items."""
-
-    def __init__(self, items: Sequence[Item]):
-        self.items = items
-
-    def __getitem__(self, k: int) -> ScheduledItem:
-        return ScheduledItem(0, self.items[k % len(self.items)])
 
 
 @dataclass
@@ -154,40 +140,20 @@ def write_inputs(folder: Path, studies: int, slices: int) -> tuple[Path, dict[st
     return cache.path, files
 
 
-def warp_of(augmentation: Augmentation, item: Item) -> str:
-    """An item's last geometric augmentation in the first epoch."""
-    assert augmentation.seed is not None
-    happens, which = generator(augmentation.seed, 0, item.key, 3).random(11)[9:]
-    return "none" if happens >= augmentation.augment.warp else "grid" if which < 0.5 else "affine"
-
-
 def window_ways(cache: Path, files: dict[str, list[Path]], png: Path) -> Ways:
-    augmentation = Augmentation(512, 1, _augment("vertebrae"))
-    lengths = [(row.id, int(row.slices)) for row in Cache(cache).index.itertuples() if row.slices >= 96]
-    wanted, chosen = ["none", "none", "grid", "affine"], []
-    for item in windows(lengths, 96, 4):
-        if (kind := warp_of(augmentation, item)) in wanted:
-            wanted.remove(kind)
-            chosen.append(item)
-    cycle = Cycle(chosen)
+    augmentation = Augmentation(512, 1, augment_settings("vertebrae"))
+    cycle = Cycle(window_items(Cache(cache), augmentation))
     source = Source(cache, cycle, augmentation, dict.fromkeys(Cache(cache).ids, BOX))
     entries = [cycle[k] for k in range(4)]
     return Ways(files, png, source, cycle, lambda: entries, 4, lambda item: warp_of(augmentation, item), BOX)
 
 
 def triplet_ways(cache: Path, files: dict[str, list[Path]], png: Path) -> Ways:
-    augmentation = Augmentation(512, 1, _augment("bbox"))
-    lengths = [(row.id, int(row.slices)) for row in Cache(cache).index.itertuples()]
-    schedule = Training(triplets(lengths, every=1), 1, TRIPLETS_A_ROUND, by_block=True)
+    augmentation = Augmentation(512, 1, augment_settings("bbox"))
+    schedule = triplet_schedule(Cache(cache))
     source = Source(cache, schedule, augmentation, keep_bytes=TRIPLET_CHUNKS_BYTES)
     some = [schedule[k] for k in range(TRIPLETS_A_ROUND)]
     return Ways(files, png, source, schedule, lambda: some, TRIPLETS_A_ROUND, lambda item: "none", None)
-
-
-def _augment(stage: str) -> AugmentSettings:
-    """The stage's settings in training."""
-    words = [f"stage={stage}", "cache=.", "out=."]
-    return load(words, must_exist=False).augment
 
 
 def reading_a_triplet(ways: Ways) -> float:

@@ -11,6 +11,7 @@ import os
 import select
 import signal
 import subprocess
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -34,6 +35,8 @@ class PeerFailed(CspineError):
 def interpreter(way: str) -> Path:
     """The interpreter of a way's environment; raises UsageError where `make peers` has not made it."""
     chosen = WAYS[way]
+    if not chosen.environment:
+        return Path(sys.executable)
     folder = ENVIRONMENTS / chosen.environment
     if not (folder / ".installed").exists():
         raise UsageError("has no environment", where=chosen.name, expected=folder, do="run make peers")

@@ -27,6 +27,8 @@ class Item(NamedTuple):
     holes: list[list[int]]
     """x0 y0 x1 y1 in the output"""
     reverse: bool
+    warp: str = "none"
+    """the last geometric augmentation: none, grid or affine; a way with random numbers of its own needs it"""
 
     @classmethod
     def of(cls, fields: dict[str, Any]) -> "Item":

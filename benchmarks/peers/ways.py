@@ -1,8 +1,8 @@
-"""The table of what people use instead: names, environments, and what each of them lacks. Needs the standard library only."""
+"""This project and what people use instead: names, environments, and what each of them lacks. Needs the standard library only."""
 
 from dataclasses import dataclass, field
 
-ROWS = ("prepare", "bytes", "window", "triplet", "loader", "first")
+ROWS = ("prepare", "bytes", "difference", "window", "triplet", "loader", "first")
 
 
 @dataclass(frozen=True)
@@ -12,7 +12,7 @@ class Chosen:
     name: str
     """as users read it"""
     environment: str
-    """its folder in work/peers, and its file in requirements/"""
+    """its folder in work/peers, and its file in requirements/; "" for the project's own"""
     module: str
     holds: str
     """the class in the module"""
@@ -26,6 +26,7 @@ class Chosen:
 
 
 WAYS = {
+    "cspine": Chosen("cspine", "", "cspine_ways", "Cspine"),
     "monai-persistent": Chosen(
         "MONAI PersistentDataset",
         "monai",
@@ -80,5 +81,13 @@ WAYS = {
     ),
     "png": Chosen("PNG per slice", "files", "files_ways", "Png", "OpenCV's compression as by default"),
     "npy": Chosen(".npy memory maps", "files", "files_ways", "Npy", "not compressed"),
+    "reference": Chosen(
+        "the reference's way",
+        "",
+        "reference_ways",
+        "Reference",
+        "decodes DICOM files for each item; albumentations with random numbers of its own",
+        dict.fromkeys(("prepare", "bytes"), "it keeps nothing") | {"difference": "other random numbers"},
+    ),
 }
 """by the name that `serve` takes"""
