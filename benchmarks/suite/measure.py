@@ -7,7 +7,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,10 @@ class Contestants:
             self.ways[name].bytes = found["bytes"] / slices
         return Cost(found["cpu_ms"] / slices, found["wall_ms"] / slices)
 
+    @cached_property
+    def _right(self) -> np.ndarray:
+        return images(self.inputs.windows)
+
     def _open(self, name: str) -> None:
         """Opens what was prepared, and compares its windows with cspine's, made by OpenCV."""
         self._ask(name, self._opening())
@@ -106,7 +110,7 @@ class Contestants:
             return
         kept = self._folders[name].with_suffix(".npy")
         self._ask(name, {"do": "window", "items": self.inputs.windows.described(), "keep": str(kept)})
-        self.ways[name].difference = difference(np.load(kept), images(self.inputs.windows))
+        self.ways[name].difference = difference(np.load(kept), self._right)
         kept.unlink()
 
     def _items(self, items: Items, name: str) -> Cost:
