@@ -59,7 +59,7 @@ class Repeats(NamedTuple):
     """in each round"""
 
 
-THOROUGH, QUICK = Repeats(rounds=3, warm=5), Repeats(rounds=1, warm=3)
+THOROUGH, QUICK = Repeats(rounds=3, warm=5), Repeats(rounds=1, warm=2)
 
 
 class Measured(NamedTuple):

@@ -6,6 +6,7 @@ from statistics import median
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from benchmarks.suite.run import OURS, ROWS, Run, load_run
 from cache_schema.errors import UsageError
@@ -34,8 +35,9 @@ def draw(run: Run, path: Path) -> None:
             ax.grid(axis="x", alpha=0.25)
             ax.spines[["top", "right", "left"]].set_visible(False)
             ax.tick_params(axis="y", length=0)
+            ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             ax.xaxis.set_major_formatter("{x:g}×")
-            ax.xaxis.set_minor_formatter("")
+            ax.xaxis.set_minor_locator(NullLocator())
         figure.supxlabel(f"cost over {OURS}'s; right of the line {OURS} is cheaper (commit {run.commit}, {run.date})")
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, format="svg", metadata={"Date": None})

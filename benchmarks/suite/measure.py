@@ -23,7 +23,7 @@ from benchmarks.suite.run import BYTES, ROWS, Run, Way
 from cache_schema.errors import UsageError
 from trainer.data.image import STD
 
-ROUNDS = {"prepare": 3, "window": 4, "triplet": 3, "window_2": 3, "triplet_2": 3, "first": 3}
+ROUNDS = {"prepare": 2, "window": 4, "triplet": 3, "window_2": 2, "triplet_2": 2, "first": 3}
 WARM_UP = {"window": 1}
 """rounds that do not count; the other rows begin with what is new each time: files, readers, or processes"""
 WORKERS, FIRST_BATCH = 2, 2

@@ -77,6 +77,7 @@ def memory_of_a_build(folder, files):
     return peak, kept
 
 
+@pytest.mark.check
 def test_a_file_costs_two_hundred_bytes_until_it_is_decoded(tmp_path):
     memory_of_a_build(tmp_path, 352)  # what is loaded and cached once
     found = [memory_of_a_build(tmp_path, 352 * studies) for studies in (2, 4, 6, 8)]

@@ -136,6 +136,7 @@ def test_a_prediction_needs_no_dali(models, tiny_cache, tmp_path):
     assert "6 studies" in done.stdout and "computes on CPU" in done.stdout
 
 
+@pytest.mark.check
 def test_answers_do_not_depend_on_the_images_at_once(own, tiny_cache):
     study = Cache(tiny_cache).study(Cache(tiny_cache).ids[0])
     chosen = Predictor(own)(study)

@@ -193,6 +193,7 @@ def changed(models, change):
     save_file(weights, path, metadata)
 
 
+@pytest.mark.check
 def test_it_is_what_the_runs_predict_by_themselves_and_says_what_they_have_seen(
     models, tiny_cache, tiny_settings, tmp_path, capfd
 ):

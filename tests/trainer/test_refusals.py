@@ -16,7 +16,7 @@ from trainer.process.faults import in_one_line
 
 ROOT = Path(__file__).resolve().parents[2]
 FEW, MANY = 3, 12
-DEAR = ("plan", "predict", "tables")
+DEAR = ("plan", "predict", "tables", "look tables=")
 """commands that the quick tests leave to the others"""
 MODULES = ("plan", "tables", "predict", "look", "run")
 
