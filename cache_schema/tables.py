@@ -83,7 +83,7 @@ def table_bytes(
 def read_table(path: str | Place, columns: list[str] | None = None) -> pd.DataFrame:
     """The frame, or these columns of it, with a plain index. Raises UsageError where there is no file or it cannot be read,
     CacheError where it is no parquet, or one of ours that is not as it was written."""
-    return _open(path, lambda file: _frame(pq.read_table(file, columns=columns)))
+    return _open(path, lambda file: _frame(_read(file, columns)))
 
 
 def table_meta(path: str | Place) -> dict[str, Any]:
@@ -149,9 +149,17 @@ def _changed(data: bytes) -> str | None:
     else:  # one of a cache, or of an earlier version: what its metadata say is not covered
         found = _stated(pa.BufferReader(data))
         same = not found or (
-            FILE_DIGEST not in found and found["digest"] == content_digest(_frame(pq.read_table(pa.BufferReader(data))))
+            FILE_DIGEST not in found and found["digest"] == content_digest(_frame(_read(pa.BufferReader(data))))
         )
     return None if same else "does not match its digest"
+
+
+def _read(file: Any, columns: list[str] | None = None) -> pa.Table:
+    """Without Arrow's threads: one of them may give a Python object back while the interpreter is ending, which aborts the process."""
+    opened = pq.ParquetFile(file)
+    if columns is not None and (missing := set(columns) - set(opened.schema_arrow.names)):
+        raise ValueError(f"no column {', '.join(sorted(missing))}")
+    return opened.read(columns=columns, use_threads=False)
 
 
 def _stated(file: Any) -> dict[str, Any]:

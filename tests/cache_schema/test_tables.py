@@ -1,5 +1,8 @@
 """Tables: what is written comes back, with digests that only the content decides."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -81,3 +84,30 @@ def test_what_is_no_table_is_one_clear_line(tmp_path):
     with pytest.raises(ValueError, match="column when"):
         write_table(tmp_path / "x.parquet", pd.DataFrame({"when": [pd.Timestamp("2020")]}), "a test", {})
     assert not (tmp_path / "x.parquet").exists()
+
+
+def test_columns_are_those_asked_for_and_one_that_is_not_there_is_one_line(tmp_path, frame):
+    write_table(tmp_path / "t.parquet", frame, "test", {})
+    name = frame.columns[0]
+    assert list(read_table(tmp_path / "t.parquet", [name]).columns) == [name]
+    with pytest.raises(CacheError, match="not a readable parquet file"):
+        read_table(tmp_path / "t.parquet", [name, "no such column"])
+
+
+def test_reading_and_writing_start_no_thread_that_could_outlive_the_interpreter(tmp_path, frame):
+    """One of Arrow's that gives a Python object back while the interpreter is ending aborts the process."""
+    write_table(tmp_path / "t.parquet", frame, "test", {})
+    code = """
+import os, sys
+from cache_schema.tables import content_digest, read_table, table_meta, write_table
+def threads():
+    return len(os.listdir("/proc/self/task"))
+before = threads()
+for _ in range(3):  # the first time all bytes are checked
+    found = read_table(sys.argv[1])
+write_table(sys.argv[1], found, "test", {})
+table_meta(sys.argv[1])
+print(threads() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "t.parquet"], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("0\n", "")
