@@ -1,5 +1,6 @@
 """A few of each of the trials that `make soak` does by the hundred."""
 
+import pytest
 from hypothesis.stateful import run_state_machine_as_test
 from kills import kill_builds
 from machine import SourceAndCache
@@ -29,6 +30,7 @@ def test_mutated_files_are_kept_or_refused_and_never_stop_a_run(scheduler, tmp_p
     assert done.slowest_batch_seconds < 60 and done.largest_worker_mb < 1024
 
 
+@pytest.mark.check
 def test_the_memory_of_a_build_does_not_grow_with_the_slices(tmp_path):
     few, many = peak_of_a_build(tmp_path, 40), peak_of_a_build(tmp_path, 400)
     assert many < 1.1 * few

@@ -107,6 +107,7 @@ sys.meta_path.insert(0, Blocked())
 """
 
 
+@pytest.mark.check
 def test_without_dali_the_plain_loader_makes_the_images_of_a_gpu_too_and_it_is_said(models, tmp_path):
     code = f"""{WITHOUT_DALI}
 from pathlib import Path
@@ -170,6 +171,7 @@ class Memory:
                 raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
 
 
+@pytest.mark.check
 def test_lack_of_memory_halves_the_images_at_once_and_changes_no_answer(own, tiny_cache, capsys):
     studies = [Cache(tiny_cache).study(id) for id in Cache(tiny_cache).ids[:2]]
     expected = list(Predictor(own).answers(studies))

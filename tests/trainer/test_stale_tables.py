@@ -132,6 +132,7 @@ def test_a_cache_that_the_runs_are_not_of_changes_no_table(change, why, runs, ca
     assert "error: " in said.err and "Traceback" not in said.err
 
 
+@pytest.mark.check
 def test_stale_runs_are_drawn_and_named(runs, cache, capfd):
     other(other_pixels, cache)
     assert look([f"tables={runs}", f"cache={cache}", "items=1"]) == 0
