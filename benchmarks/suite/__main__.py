@@ -44,6 +44,9 @@ def main(words: list[str]) -> int:
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted: nothing is kept", file=sys.stderr)
+        return 130
     path = KEPT / f"{time.strftime('%Y-%m-%dT%H%M%S')}-{run.commit.rstrip('+')}.json"
     run.write(path)
     print(f"\n{text(run)}\n")

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from benchmarks.rounds import Cost, Ratio
-from cache_schema.errors import UsageError
+from cache_schema.errors import UsageError, reason_of
 
 OURS = "cspine"
 
@@ -93,6 +93,6 @@ def load_run(path: Path) -> Run:
     try:
         return Run.model_validate(json.loads(path.read_bytes()))
     except OSError as error:
-        raise UsageError(error.strerror or "cannot be read", where=path, expected=expected, do=do) from error
+        raise UsageError(reason_of(error), where=path, expected=expected, do=do) from error
     except (ValueError, ValidationError) as error:
         raise UsageError("is not a run of the benchmark", where=path, expected=expected, do=do) from error
