@@ -12,7 +12,7 @@ from litdata.streaming.temporal import TemporalArrayLoader
 
 from benchmarks.peers.dicom import study_pixels
 from benchmarks.peers.image import Item
-from benchmarks.peers.way import Files, Stored
+from benchmarks.peers.way import Files, Read
 
 CHUNK_BYTES = "64MB"
 """its documentation's usual size"""
@@ -25,13 +25,12 @@ def record(files: Files, id: str) -> dict[str, np.ndarray]:
     return {"slices": study_pixels(files[id])}
 
 
-class LitData(Stored):
+class LitData(Read):
     PACKAGES: Sequence[str] = ("litdata", "numpy", "opencv-python-headless", "pydicom", "torch")
 
     def prepare(self, files: Files) -> None:
-        with tempfile.TemporaryDirectory(
-            dir=self.folder.parent
-        ) as beside:  # the same disk: its chunks are moved, not copied
+        # on the same disk, so that its chunks are moved and not copied
+        with tempfile.TemporaryDirectory(dir=self.folder.parent) as beside:
             os.environ |= {"DATA_OPTIMIZER_CACHE_FOLDER": beside, "DATA_OPTIMIZER_DATA_CACHE_FOLDER": beside}
             optimize(
                 partial(record, files),
@@ -45,9 +44,6 @@ class LitData(Stored):
                 item_loader=TemporalArrayLoader(),
                 verbose=False,
             )
-
-    def write(self, id: str, pixels: np.ndarray) -> None:
-        raise NotImplementedError("optimize writes all studies")
 
     def reopen(self) -> None:
         self.rows = {id: row for row, id in enumerate(self.files)}

@@ -23,9 +23,6 @@ class Reference(Way):
 
     PACKAGES: Sequence[str] = ("pydicom", "pylibjpeg-libjpeg", "albumentations", "torch")
 
-    def prepare(self, files: Files) -> None:
-        raise NotImplementedError("it keeps nothing")
-
     def open(self, files: Files, look: Look) -> None:
         self.files = {id: [Path(path) for path in paths] for id, paths in files.items()}
         self._augmented = {stage: Albumentations(augment_settings(stage)) for stage in ("vertebrae", "bbox")}

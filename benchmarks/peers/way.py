@@ -26,8 +26,7 @@ class Way(ABC):
     def versions(self) -> dict[str, str]:
         return {name: version(name) for name in self.PACKAGES}
 
-    @abstractmethod
-    def prepare(self, files: Files) -> None:
+    def prepare(self, files: Files) -> None:  # noqa: B027 - a way may keep nothing
         """Writes the peer's layout to the folder, which is empty."""
 
     @abstractmethod
@@ -51,19 +50,11 @@ class Way(ABC):
         return np.stack(self.images(items))
 
 
-class Stored(Way):
-    """Keeps a study's pixels and reads a part of them; images by NumPy and OpenCV, and PyTorch's DataLoader."""
+class Read(Way):
+    """Reads a part of the pixels that it keeps; images by NumPy and OpenCV, and PyTorch's DataLoader."""
 
     WORKERS: str | None = None
     """how the loader's processes start; None: as by default"""
-
-    def prepare(self, files: Files) -> None:
-        for id, paths in files.items():
-            self.write(id, study_pixels(paths))
-
-    @abstractmethod
-    def write(self, id: str, pixels: np.ndarray) -> None:
-        """Keeps a study: (n, rows, columns) uint8."""
 
     @abstractmethod
     def read(self, item: Item) -> np.ndarray:
@@ -84,3 +75,15 @@ class Stored(Way):
         from benchmarks.peers.torch_loader import batches
 
         return batches(self.image, items, workers, self.reopen, context=self.WORKERS)
+
+
+class Stored(Read):
+    """Keeps one study after another."""
+
+    def prepare(self, files: Files) -> None:
+        for id, paths in files.items():
+            self.write(id, study_pixels(paths))
+
+    @abstractmethod
+    def write(self, id: str, pixels: np.ndarray) -> None:
+        """Keeps a study: (n, rows, columns) uint8."""

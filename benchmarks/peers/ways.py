@@ -21,9 +21,6 @@ class Chosen:
     lacks: dict[str, str] = field(default_factory=dict)
     """the reason, by row"""
 
-    def has(self, row: str) -> bool:
-        return row in ROWS and row not in self.lacks
-
 
 WAYS = {
     "cspine": Chosen("cspine", "", "cspine_ways", "Cspine"),

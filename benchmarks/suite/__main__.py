@@ -16,7 +16,7 @@ from benchmarks.suite.against import compared
 from benchmarks.suite.measure import measured
 from benchmarks.suite.run import OURS, load_run
 from benchmarks.suite.table import text
-from cache_schema.errors import UsageError
+from cache_schema.errors import CspineError
 
 STUDIES, SLICES = 1, 200
 KEPT = Path("work/bench")
@@ -34,25 +34,30 @@ def main(words: list[str]) -> int:
     parser.add_argument("--slices", type=int, default=SLICES, help="of each phantom, 96 or more")
     parser.add_argument("--no-exam", action="store_true", help="leave out the time from a folder to an answer")
     given = parser.parse_args(words)
+    began, path = time.monotonic(), KEPT / f"{time.strftime('%Y-%m-%dT%H%M%S')}.json"
     try:
         against = given.against and load_run(given.against)
         with tempfile.TemporaryDirectory(prefix="bench-") as folder:
             names = [OURS, *(name for name in given.ways if name != OURS)]
             run = measured(names, Path(folder), given.studies, given.slices, tell=_tell)
+        run.write(path)
         if not given.no_exam:
             run.exam = exam.measure(quick=True)
-    except UsageError as error:
+    except CspineError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return error.exit_status
     except KeyboardInterrupt:
-        print("interrupted: nothing is kept", file=sys.stderr)
+        print(
+            f"interrupted: {path} holds what was measured" if path.exists() else "interrupted: nothing is kept",
+            file=sys.stderr,
+        )
         return 130
-    path = KEPT / f"{time.strftime('%Y-%m-%dT%H%M%S')}-{run.commit.rstrip('+')}.json"
+    run.seconds = round(time.monotonic() - began)
     run.write(path)
     print(f"\n{text(run)}\n")
     if run.exam:
         print(exam.table_of(run.exam))
-    print(f"All repeats: {path}")
+    print(f"All repeats, of {run.seconds / 60:.1f} minutes: {path}")
     if against:
         print(compared(run, against))
     return 0

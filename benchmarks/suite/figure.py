@@ -10,6 +10,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from benchmarks.suite.run import OURS, ROWS, Run, load_run
 from cache_schema.errors import UsageError
+from trainer.process.command import serve
 
 DRAWN = ("window", "triplet", "prepare", "first")
 """the rows with a panel each"""
@@ -44,15 +45,13 @@ def draw(run: Run, path: Path) -> None:
 
 
 def main(words: list[str]) -> int:
+    return serve(words, __doc__ or "", _draw, "interrupted")
+
+
+def _draw(words: list[str]) -> None:
     if len(words) != 2:
-        print("error: expected python -m benchmarks.suite.figure RUN.json OUT.svg", file=sys.stderr)
-        return 2
-    try:
-        draw(load_run(Path(words[0])), Path(words[1]))
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        raise UsageError(f"{len(words)} words given", expected="RUN.json OUT.svg")
+    draw(load_run(Path(words[0])), Path(words[1]))
 
 
 if __name__ == "__main__":

@@ -146,7 +146,7 @@ def difference(found: np.ndarray, right: np.ndarray) -> tuple[float, float]:
 
 def measured(names: Sequence[str], folder: Path, studies: int, slices: int, tell: Callable[[str], None]) -> Run:
     """A run over these ways."""
-    began, of = time.monotonic(), commit()
+    of = commit()
     inputs = write_inputs(folder, studies, slices)
     tell(f"{len(inputs.files)} studies, {inputs.slices} slices")
     found = Contestants(names, folder, inputs, tell)
@@ -170,7 +170,6 @@ def measured(names: Sequence[str], folder: Path, studies: int, slices: int, tell
             "first_batch": FIRST_BATCH,
         },
         load=found.load,
-        seconds=round(time.monotonic() - began),
         ways={WAYS[name].name: way for name, way in found.ways.items()},
     )
 

@@ -8,6 +8,7 @@ from benchmarks.suite.figure import draw
 from benchmarks.suite.run import Run, load_run
 from benchmarks.suite.table import markdown
 from cache_schema.errors import UsageError
+from trainer.process.command import serve
 
 ROOT = Path(__file__).parents[2]
 README, FIGURE = ROOT / "README.md", ROOT / "docs/images/bench.svg"
@@ -33,15 +34,13 @@ def publish(run: Run) -> list[Path]:
 
 
 def main(words: list[str]) -> int:
+    return serve(words, __doc__ or "", _publish, "interrupted: run the same command again")
+
+
+def _publish(words: list[str]) -> None:
     if len(words) != 1:
-        print("error: expected python -m benchmarks.suite.publish RUN.json", file=sys.stderr)
-        return 2
-    try:
-        print(*publish(load_run(Path(words[0]))), sep="\n")
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        raise UsageError(f"{len(words)} words given", expected="RUN.json")
+    print(*publish(load_run(Path(words[0]))), sep="\n")
 
 
 if __name__ == "__main__":

@@ -117,6 +117,17 @@ def chain(tiny_cache, tiny_settings, tmp_path_factory):
     return out, {stage: sorted(out.glob(f"{stage}-*/fold*-seed1")) for stage in stage_names()}
 
 
+@pytest.fixture(scope="session")
+def tabled(chain, tiny_cache, tmp_path_factory) -> Path:
+    """The runs of `chain` and all their tables, moved away from where they were made."""
+    out = shutil.copytree(chain[0], tmp_path_factory.mktemp("tabled") / "runs")
+    shutil.rmtree(out / "tables")
+    from trainer.tables.__main__ import main
+
+    assert main([str(out), f"cache={tiny_cache}"]) == 0
+    return out
+
+
 def _run_all_stages(cache: Path, settings: Path, out: Path) -> None:
     from trainer import train
     from trainer.tables import make

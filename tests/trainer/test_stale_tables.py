@@ -1,17 +1,16 @@
 """`python -m trainer.tables` takes only what is made from this cache and from what lies under RUNS now; the rest is named."""
 
-import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import pandas as pd
 import pytest
 from changes import other_pixels, other_segmentation, reseal
 from planting import planted
+from stale_runs import NAMES, flip, scored, stale, tables_of
 
-from cache_schema import LEVELS, Cache, CacheWriter
+from cache_schema import Cache, CacheWriter
 from cache_schema.tables import read_table, table_meta, write_table
 from trainer.leakage.groups import from_table, pair_frame
 from trainer.look.__main__ import main as look
@@ -19,25 +18,11 @@ from trainer.plan.__main__ import main as plan
 from trainer.tables.__main__ import main
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = [
-    f"{kind}/fold{fold}-seed1"
-    for kind in ("bbox-01B", "vertebrae-04A", "slice_fracture-04F", "study_fracture-04F")
-    for fold in (0, 1)
-]
-
-
-@pytest.fixture(scope="module")
-def made(chain, tiny_cache, tmp_path_factory) -> Path:
-    """All runs and tables, moved away from where they were made."""
-    out = shutil.copytree(chain[0], tmp_path_factory.mktemp("made") / "runs")
-    shutil.rmtree(out / "tables")
-    assert main([str(out), f"cache={tiny_cache}"]) == 0
-    return out
 
 
 @pytest.fixture
-def runs(made, tmp_path) -> Path:
-    return shutil.copytree(made, tmp_path / "runs")
+def runs(tabled, tmp_path) -> Path:
+    return shutil.copytree(tabled, tmp_path / "runs")
 
 
 @pytest.fixture
@@ -45,56 +30,31 @@ def cache(tiny_cache, tmp_path) -> Path:
     return shutil.copytree(tiny_cache, tmp_path / "cache")
 
 
-def tables_of(runs: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in (runs / "tables").iterdir() if path.is_file()}
-
-
-def stale(said: str) -> dict[str, str]:
-    """Run -> why, of the lines that name stale runs."""
-    lines = [line.split(": stale, left out: ") for line in said.splitlines() if ": stale, left out: " in line]
-    return dict(lines)
-
-
-def scored(runs: Path) -> set[str]:
-    return {row["stage"] for row in json.loads((runs / "tables/scores.json").read_text())}
-
-
-def flip(path: Path, place: float = 0.5) -> None:
-    data = bytearray(path.read_bytes())
-    data[int(len(data) * place)] ^= 4
-    path.write_bytes(data)
-
-
-def imported(run_dir: Path, table: pd.DataFrame) -> None:
-    """As somebody puts predictions of another program there."""
-    write_table(run_dir / "predictions.parquet", table, "by hand", {"split": "held_out"})
-
-
 def test_runs_that_were_moved_give_the_same_tables_from_any_folder(
-    chain, made, tiny_cache, tmp_path, monkeypatch, capfd
+    chain, tabled, tiny_cache, tmp_path, monkeypatch, capfd
 ):
     for name in ("study_boxes", "vertebra_ratios", "pseudo_labels", "study_predictions"):
-        assert read_table(made / f"tables/{name}.parquet").equals(read_table(chain[0] / f"tables/{name}.parquet"))
-    shutil.copytree(made, tmp_path / "elsewhere/runs")
+        assert read_table(tabled / f"tables/{name}.parquet").equals(read_table(chain[0] / f"tables/{name}.parquet"))
+    shutil.copytree(tabled, tmp_path / "elsewhere/runs")
     monkeypatch.chdir(tmp_path / "elsewhere")
     shutil.rmtree(Path("runs/tables"))
     assert main(["runs", f"cache={tiny_cache}"]) == 0
-    assert not stale(capfd.readouterr().out) and tables_of(Path("runs")) == tables_of(made)
+    assert not stale(capfd.readouterr().out) and tables_of(Path("runs")) == tables_of(tabled)
 
 
-def test_exposure_files_of_earlier_versions_give_the_same_tables_and_scores(made, runs, tiny_cache, capfd):
+def test_exposure_files_of_earlier_versions_give_the_same_tables_and_scores(tabled, runs, tiny_cache, capfd):
     for path in (*runs.glob("*/*/exposure.parquet"), *runs.glob("tables/*.exposure.parquet")):
         pairs, meta = pair_frame(from_table(read_table(path))), table_meta(path)
         write_table(path, pairs, meta["made_by"], meta["inputs"])
     assert main([str(runs), f"cache={tiny_cache}"]) == 0
     assert not stale(capfd.readouterr().out)
-    before, after = tables_of(made), tables_of(runs)
+    before, after = tables_of(tabled), tables_of(runs)
     for name in ("scores.json", "segmentation_exposure.csv", "submission.csv"):
         assert after[name] == before[name]
     for name in ("study_boxes", "vertebra_ratios", "pseudo_labels", "study_predictions"):
         assert (
             table_meta(runs / f"tables/{name}.parquet")["digest"]
-            == table_meta(made / f"tables/{name}.parquet")["digest"]
+            == table_meta(tabled / f"tables/{name}.parquet")["digest"]
         )
     assert main([str(runs), f"cache={tiny_cache}"]) == 0
     again = tables_of(runs)
@@ -309,27 +269,6 @@ def test_a_run_of_which_nobody_knows_what_it_has_seen_is_not_scored(spoil, runs,
     assert not (runs / "tables/vertebra_ratios.parquet").exists() and scored(runs) == {"bbox"}
 
 
-def test_predictions_that_lack_slices_are_exported_and_their_score_alone_is_refused(runs, tiny_cache, capfd):
-    """As those of the reference do, whose triplets leave a study's last slices out."""
-    cache = Cache(tiny_cache)
-    segmented = cache.index.set_index("id")["segmentation_digest"].notna()
-    for fold in (0, 1):
-        own = runs / f"vertebrae-04A/fold{fold}-seed1"
-        table = read_table(own / "predictions.parquet")
-        shutil.rmtree(own)
-        lacking = min(id for id in set(table["id"]) if segmented[id])
-        imported(own, table[(table["id"] != lacking) | (table["z_index"] < 29 - fold)])
-    for name in NAMES[4:]:
-        shutil.rmtree(runs / name)
-    assert main([str(runs), f"cache={tiny_cache}", "export=rsna22"]) == 1
-    said = capfd.readouterr()
-    assert said.err.count("error: ") == 1 and "vertebrae 04A may not be scored: " in said.err
-    assert "held-out rows are not predicted" in said.err and any(f"error: {id}: " in said.err for id in cache.ids)
-    assert said.out.count(": not checked: ") == 2 and scored(runs) == {"bbox"}
-    made = pd.read_csv(runs / "tables/rsna22/train_image_pseu_v04_crop.csv.gz")
-    assert len(made) == 6 * 30 - 3 and [f"{level}_pred" for level in LEVELS] == list(made.columns[2:9])
-
-
 def test_predictions_that_state_their_studies_are_compared_without_their_run(runs, cache, capfd):
     for name in NAMES[:2]:
         for file in ("config.yaml", "model.safetensors", "exposure.parquet"):
@@ -342,23 +281,6 @@ def test_predictions_that_state_their_studies_are_compared_without_their_run(run
     other(other_pixels, cache)
     assert main([str(runs), f"cache={cache}"]) == 1
     assert set(stale(capfd.readouterr().out)) == set(NAMES) and tables_of(runs) == before
-
-
-def test_a_study_that_two_folds_hold_out_is_in_no_table(runs, tiny_cache, capfd):
-    before = tables_of(runs)
-    for fold in (0, 1):
-        shutil.rmtree(runs / f"study_fracture-04F/fold{fold}-seed1")
-        imported(runs / f"study_fracture-04F/fold{fold}-seed1", read_table(runs / "tables/study_predictions.parquet"))
-    assert main([str(runs), f"cache={tiny_cache}"]) == 1
-    said = capfd.readouterr()
-    assert "6 studies are held out by two folds" in said.err and tables_of(runs) == before
-
-
-def test_imported_predictions_without_a_column_are_one_line(runs, tiny_cache, capfd):
-    table = read_table(runs / "bbox-01B/fold0-seed1/predictions.parquet")
-    imported(runs / "bbox-01B/fold0-seed7", table.drop(columns="has_box"))
-    assert main([str(runs), f"cache={tiny_cache}"]) == 0
-    assert stale(capfd.readouterr().out) == {"bbox-01B/fold0-seed7": "predictions.parquet has no column has_box"}
 
 
 def test_tables_are_made_without_torch(runs, tiny_cache):
