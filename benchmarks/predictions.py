@@ -42,8 +42,7 @@ def packed_models(folder: Path, settings: Mapping[str, Any], make: Callable[...,
 def untrained(**settings: Any) -> Path:
     """A run's folder with the weights that its training would begin with.
 
-    A step of training at full size needs more memory than a laptop has, and takes minutes on a CPU; the time of an answer does not
-    depend on what was learned, but for the box, which decides how many slices are looked at.
+    The time of an answer does not depend on what was learned, but for the box, which decides how many slices are looked at.
     """
     import torch
 
