@@ -222,9 +222,9 @@ def test_padding_after_the_end_of_the_image_is_no_cut(tmp_path):
 def test_a_frame_that_lies_about_its_size_is_refused_before_it_is_decoded(tmp_path, rows, columns):
     frame = with_shape(encode(picture(), uid.JPEGLosslessSV1, 16), rows, columns)
     pixels = with_frame(tmp_path, frame)
-    begin = time.perf_counter()
+    begin = time.process_time()
     assert reason_of(pixels) == "frame_size"
-    assert time.perf_counter() - begin < 0.5
+    assert time.process_time() - begin < 0.5
 
 
 def test_a_jpeg_2000_frame_that_lies_about_its_size_is_refused(tmp_path):

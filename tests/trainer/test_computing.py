@@ -1,5 +1,6 @@
 """Precision and batch fit the device, lack of memory ends no prediction, and no choice changes an answer."""
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -263,5 +264,8 @@ print((of("VmHWM") - before) / images[:, 0].numel())
 @pytest.mark.check
 @pytest.mark.parametrize("name", ["efficientnet_b1", "efficientnetv2_rw_m", "resnest50d", "seresnext50_32x4d"])
 def test_a_pass_of_a_cnn_needs_no_more_memory_than_is_counted(name):
-    done = subprocess.run([sys.executable, "-c", PEAK, name], capture_output=True, text=True, check=True)
-    assert 100 < float(done.stdout) <= BYTES_PER_PIXEL["no"]
+    """With each large tensor in memory of its own, the peak is what is asked for. Between the tensors of glibc's heap up to 0.7 as
+    much was seen to lie unused, by chance: that is counted too."""
+    asked_for = os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072"}
+    done = subprocess.run([sys.executable, "-c", PEAK, name], capture_output=True, text=True, check=True, env=asked_for)
+    assert 100 < float(done.stdout) <= BYTES_PER_PIXEL["no"] / 1.6

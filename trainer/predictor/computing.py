@@ -14,9 +14,9 @@ from trainer.settings.settings import Settings
 from trainer.settings.stage_registry import stage_class
 from trainer.trained.models import TrainedModel
 
-BYTES_PER_PIXEL = {"no": 450, "fp16": 300, "bf16": 300}
-"""of an image of three slices, while a CNN computes it: an upper bound over the configured CNNs in float32, see
-`tests/trainer/test_computing.py`; half precision halves the activations, but not what else there is"""
+BYTES_PER_PIXEL = {"no": 480, "fp16": 300, "bf16": 300}
+"""of an image of three slices, while a CNN computes it: an upper bound over the configured CNNs in float32, with what an allocator
+leaves unused, see `tests/trainer/test_computing.py`; half precision halves the activations, but not what else there is"""
 SHARE = 2
 """half of the free memory is for a pass of the CNN, the rest for weights, decoded studies and what DALI holds"""
 MOST_IMAGES = {True: 32, False: 8}
