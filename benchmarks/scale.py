@@ -95,7 +95,7 @@ def first_build(source: Path, cache: Path) -> Measured:
         seconds.part("files")
         found = job.read_headers(tree.files, pool)
         seconds.part("headers")
-        planned = studies_to_build(job, found)
+        planned = studies_to_build(job, found, pool.run)
         seconds.part("plans")
         slices = sum(count for _, count in pool.run(_slices, job.tasks(planned.waiting)))
         seconds.part("tasks")

@@ -133,7 +133,7 @@ def build_cache(
                     if is_new:
                         writer.undo()
                     raise
-                planned = studies_to_build(job, found)
+                planned = studies_to_build(job, found, pool.run)
                 planned.findings += found.about_others() + job.about_masks(uids)
                 built = job.build_studies(planned, pool)
             findings, refused = job.all_findings(planned.findings, built)

@@ -30,6 +30,8 @@ WORKER_ENVIRONMENT = {
 }
 """keeps glibc from giving buffers of a slice or a chunk back to the system: touching them again costs more than reading a
 file into them"""
+TASKS_A_THREAD = 2
+"""one under way, and one beside it, so that a thread need not wait until Dask has brought it the next"""
 POLL_SECONDS, RESPAWN_SECONDS, NO_WORKER_SECONDS = 2, 30, 120
 """how often to count workers, when to start a missing local one, and when to give up without any. Dask restarts dead
 local workers, but may miss one on a busy machine"""
@@ -78,10 +80,10 @@ def check_address(scheduler: str | None) -> None:
 class Pool:
     """Starts its workers with the first task and stops those it started at the end.
 
-    Decoders hold the GIL: local workers are processes with one thread each. One task a thread is under way at any time,
-    so that a dying worker takes few with it: on a busy machine one that waits beside it, and a result not fetched yet.
-    A task that was lost so is tried once more at the end, alone, in a process that nothing else depends on: a child of
-    this process, or of a worker of someone else's scheduler. Only that process says what is the task's own fault.
+    Decoders hold the GIL: local workers are processes with one thread each. A dying worker takes few tasks with it: the one
+    under way, the one that waits beside it, and a result not fetched yet. A task that was lost so is tried once more at the
+    end, alone, in a process that nothing else depends on: a child of this process, or of a worker of someone else's scheduler.
+    Only that process says what is the task's own fault.
     """
 
     def __init__(self, workers: int | None, scheduler: str | None, tell: Callable[[str], None]):
@@ -152,7 +154,7 @@ class Pool:
                 running[future] = number, task
                 future.add_done_callback(finished.put)
 
-        submit(max(1, self._threads()))
+        submit(TASKS_A_THREAD * max(1, self._threads()))
         while running:
             future = self._next(finished)
             try:
@@ -165,7 +167,7 @@ class Pool:
                 ) from error
             number, task = running.pop(future)
             future.release()
-            submit(max(1, self._threads()) - len(running))
+            submit(TASKS_A_THREAD * max(1, self._threads()) - len(running))
             yield number, task, result
 
     def _next(self, finished: SimpleQueue[Any]) -> Any:

@@ -1,26 +1,31 @@
-"""Which studies a build has to decode: all that the header pass found, planned one after another, less those that are there."""
+"""Which studies a build has to decode: all that the header pass found, planned by the workers, less those that are there."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cache_schema.store_path import Place, StorePath, each
+from preprocess.build.isolated_task import Died
 from preprocess.build.state import StudyState, sources_digest
 from preprocess.findings import Finding
 from preprocess.headers.inventory import Inventory
-from preprocess.headers.packed import pack, unpack
+from preprocess.headers.packed import unpack
 from preprocess.masks.names import find_segmentation
 from preprocess.progress import progress_over
-from preprocess.series.planning import Planning
+from preprocess.series.planning import Judged, Planning, Unplanned, judge
 from preprocess.series.study_plan import StudyPlan
 
 if TYPE_CHECKING:
     from preprocess.build.job import BuildJob
 
+Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[tuple[int, Any]]]
+"""calls a function with each of many tasks, and gives (number of the task, its result) as they come"""
 STATES_AT_ONCE = 32
 """of studies, that are asked for together in a store"""
+BYTES_A_TASK = 1 << 14
+"""of packed headers: some five hundred, which take 30 ms to plan"""
 
 
 class Waiting(NamedTuple):
@@ -52,22 +57,23 @@ class Planned:
         return len(self.chosen)
 
 
-def studies_to_build(job: "BuildJob", found: Inventory) -> Planned:
-    """Plan all studies, and keep of the first `limit` those that are not there yet."""
+def studies_to_build(job: "BuildJob", found: Inventory, run: Run) -> Planned:
+    """Plan all studies, and keep of the first `limit` those that are not there yet. run: `Pool.run`."""
     planned, planning, last = Planned(), Planning(found), ""
     with progress_over("planning", brief=True, studies=len(planning)) as steps:
 
         def chosen() -> Iterator[Waiting]:
             nonlocal last
-            for plan in planning:
+            for id, plan, findings in _judged(planning, run):
                 steps.advance(studies=1)
+                planning.found(findings)
                 if plan is None:
                     continue
-                planned.ids.add(job.name(plan.id))
+                planned.ids.add(job.name(id))
                 if job.limit is None or len(planned.chosen) < job.limit:
-                    planned.chosen.add(job.name(plan.id))
-                    last = plan.id
-                    yield _waiting(job, plan)
+                    planned.chosen.add(job.name(id))
+                    last = id
+                    yield _waiting(job, id, plan)
 
         coming = chosen()
         while some := list(islice(coming, STATES_AT_ONCE)):
@@ -76,6 +82,42 @@ def studies_to_build(job: "BuildJob", found: Inventory) -> Planned:
     if len(planned.ids) > planned.studies:
         planned.findings = [finding for finding in planned.findings if finding.id <= last]
     return planned
+
+
+def _judged(planning: Planning, run: Run) -> Iterator[Judged]:
+    """What came of each study, in the order of their ids; on the workers, where there is more than one of them needs."""
+    tasks = _tasks(planning.studies())
+    first = list(islice(tasks, 2))
+    if len(first) < 2:
+        yield from (judged for task in first for judged in judge(task))
+        return
+    under_way: dict[int, list[Unplanned]] = {}
+
+    def sent() -> Iterator[list[Unplanned]]:
+        for number, task in enumerate(chain(first, tasks)):
+            under_way[number] = task
+            yield task
+
+    done: dict[int, list[Judged]] = {}
+    following = 0
+    for number, result in run(judge, sent()):
+        task = under_way.pop(number)
+        done[number] = judge(task) if isinstance(result, Died) else result
+        while following in done:
+            yield from done.pop(following)
+            following += 1
+
+
+def _tasks(studies: Iterable[Unplanned]) -> Iterator[list[Unplanned]]:
+    task, size = list[Unplanned](), 0
+    for study in studies:
+        task.append(study)
+        size += study.headers.nbytes
+        if size >= BYTES_A_TASK:
+            yield task
+            task, size = [], 0
+    if task:
+        yield task
 
 
 def _sort_out(job: "BuildJob", asked: list[Waiting], planned: Planned) -> None:
@@ -92,10 +134,10 @@ def _sort_out(job: "BuildJob", asked: list[Waiting], planned: Planned) -> None:
             planned.said.extend(with_path(finding, plan, study.segmentation) for finding in state.findings)
 
 
-def _waiting(job: "BuildJob", plan: StudyPlan) -> Waiting:
-    mask = find_segmentation(job.segmentations, plan.id)
+def _waiting(job: "BuildJob", id: str, packed: bytes) -> Waiting:
+    plan, mask = unpack(packed), find_segmentation(job.segmentations, id)
     at = None if mask is None or job.masks_at is None else job.masks_at / mask.name
-    return Waiting(job.name(plan.id), len(plan.slices), pack(plan), at, sources_digest(plan, mask, job.source))
+    return Waiting(job.name(id), len(plan.slices), packed, at, sources_digest(plan, mask, job.source))
 
 
 def _current_state(job: "BuildJob", study: Waiting) -> StudyState | None:

@@ -35,6 +35,10 @@ class PackedHeaders:
         self._small: list[bytes] = []
         self._put(list(headers))
 
+    @property
+    def nbytes(self) -> int:
+        return sum(len(packed) for packed in (*self._full, *self._small))
+
     def add(self, other: "PackedHeaders") -> None:
         """A study whose files lie far apart comes in many small packs: they are packed together."""
         self._full += other._full

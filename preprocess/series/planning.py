@@ -4,9 +4,11 @@ import os
 import secrets
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from preprocess.findings import Finding
 from preprocess.headers.inventory import Inventory, scan
+from preprocess.headers.packed import PackedHeaders, pack
 from preprocess.headers.source_files import RSNA_FOLDER
 from preprocess.natural_order import natural_key
 from preprocess.series.flags import DICOM_UID
@@ -27,6 +29,36 @@ def plan_studies(source: str | Path) -> tuple[list[StudyPlan], list[Finding]]:
     return plans, [*others, *planning.findings]
 
 
+class Unplanned(NamedTuple):
+    """A study whose headers are read. beside: findings about unreadable files that lie beside its own."""
+
+    uid: str
+    headers: PackedHeaders
+    beside: list[Finding]
+
+    def planner(self) -> StudyPlanner:
+        return StudyPlanner(self.uid, list(self.headers), self.beside)
+
+
+class Judged(NamedTuple):
+    """What came of a study's headers. plan: packed, None of a refused one."""
+
+    id: str
+    plan: bytes | None
+    findings: list[Finding]
+
+
+def judge(studies: Iterable[Unplanned]) -> list[Judged]:
+    """Plans studies, on a worker; one study's headers are in memory at a time."""
+    return [_judge(study) for study in studies]
+
+
+def _judge(study: Unplanned) -> Judged:
+    planner = study.planner()
+    plan = planner.plan()
+    return Judged(planner.id, None if plan is None else pack(plan), planner.findings)
+
+
 class Planning:
     """The decisions of `plan_studies` on headers already read. Iterating it, once, gives each study's plan, None for a refused
     one, in the order of their ids, and takes its headers out of the inventory. Its findings are complete after that."""
@@ -44,11 +76,19 @@ class Planning:
         """Studies still to be planned."""
         return len(self._studies.keys() | self._beside.keys())
 
-    def __iter__(self) -> Iterator[StudyPlan | None]:
+    def studies(self) -> Iterator[Unplanned]:
+        """Takes the studies out, in the order of their ids, for someone else to plan, who hands in what was found."""
         for uid in sorted(self._studies.keys() | self._beside.keys()):
-            judged = StudyPlanner(uid, list(self._studies.pop(uid, ())), self._beside.pop(uid, []))
-            yield judged.plan()
-            self._findings.extend(judged.findings)
+            yield Unplanned(uid, self._studies.pop(uid, PackedHeaders()), self._beside.pop(uid, []))
+
+    def found(self, findings: Iterable[Finding]) -> None:
+        self._findings.extend(findings)
+
+    def __iter__(self) -> Iterator[StudyPlan | None]:
+        for study in self.studies():
+            planner = study.planner()
+            yield planner.plan()
+            self.found(planner.findings)
 
     @property
     def findings(self) -> list[Finding]:

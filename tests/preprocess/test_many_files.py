@@ -20,11 +20,13 @@ from tiny_rsna import IDS, files_of, touch_later
 from benchmarks.scale import write_source
 from cache_schema.documents import SETTLED_SECONDS
 from cache_schema.writer import CacheWriter
+from preprocess.build.dask_pool import Pool
+from preprocess.build.isolated_task import Died
 from preprocess.build.job import BuildJob
 from preprocess.build.planned import studies_to_build
 from preprocess.build.state import load_source, options_digest
 from preprocess.headers.inventory import scan
-from preprocess.headers.packed import FULL, MOST_SMALL, PackedHeaders
+from preprocess.headers.packed import FULL, MOST_SMALL, PackedHeaders, unpack
 from preprocess.natural_order import natural_key, runs_in_natural_order
 from preprocess.progress import Steps
 from preprocess.series.planning import plan_studies
@@ -58,17 +60,26 @@ def _hook(event, arguments):
 _hook.added = False
 
 
+def job_of(folder, files, limit=None):
+    """A build of so many files in studies of 352."""
+    source = folder / f"{files}"
+    if not source.exists():
+        write_source(source, files)
+    writer = CacheWriter(folder / f"cache {files}")
+    return BuildJob(source, writer, None, None, None, options_digest(None), limit, False, False, lambda line: None)
+
+
+def run_here(function, tasks):
+    return ((number, function(task)) for number, task in enumerate(tasks))
+
+
 def memory_of_a_build(folder, files):
     """Bytes at the peak, and when all is planned: listing, digest, headers and plans as a build has them."""
-    write_source(folder / f"{files}", files)
-    writer = CacheWriter(folder / f"cache {files}")
-    job = BuildJob(
-        folder / f"{files}", writer, None, None, None, options_digest(None), None, False, False, lambda line: None
-    )
+    job = job_of(folder, files)
     gc.collect()
     tracemalloc.start()
     try:
-        planned = studies_to_build(job, scan(folder / f"{files}"))
+        planned = studies_to_build(job, scan(folder / f"{files}"), run_here)
         gc.collect()
         kept, peak = tracemalloc.get_traced_memory()
     finally:
@@ -85,6 +96,40 @@ def test_a_file_costs_two_hundred_bytes_until_it_is_decoded(tmp_path):
         # of three steps one may hold a jump: the interpreter's table of interned strings doubles now and then
         more = [(larger - smaller) / (352 * 2) for smaller, larger in pairwise(sizes)]
         assert median(more) < MOST_BYTES_A_FILE, more
+
+
+@pytest.mark.parametrize("limit", [None, 2])
+def test_workers_plan_what_one_process_plans(tmp_path, limit, monkeypatch):
+    """In whatever order they end, and also where one dies."""
+    monkeypatch.setattr("preprocess.build.planned.BYTES_A_TASK", 1)
+    job = job_of(tmp_path, 4 * 352, limit)
+    _, empty, gap, _ = sorted((job.source / "train_images").iterdir())
+    for file in empty.iterdir():
+        file.write_bytes(b"")
+    (gap / "100.dcm").unlink()
+    plans, findings = plan_studies(job.source)
+    assert len(plans) == 3 and {finding.id for finding in findings} == {empty.name, gap.name}
+    tasks = []
+
+    def backwards(function, given):
+        tasks.extend(given)
+        return reversed(list(run_here(function, tasks)))
+
+    def dying(function, given):
+        return ((number, Died("was killed") if number == 1 else result) for number, result in run_here(function, given))
+
+    with Pool(2, None, lambda line: None) as pool:
+        found = [studies_to_build(job, scan(job.source), run) for run in (pool.run, backwards, dying)]
+    assert len(tasks) == 3  # the empty one goes with the next
+    for planned in found:
+        assert planned.ids == {plan.id for plan in plans}
+        kept = plans[:limit]
+        assert [(study.id, study.slices) for study in planned.waiting] == [(p.id, len(p.slices)) for p in kept]
+        for study, plan in zip(planned.waiting, kept, strict=True):
+            found_plan = unpack(study.plan)
+            assert [each.path for each in found_plan.images] == [each.path for each in plan.images]
+            assert (found_plan.grid, found_plan.study_uid) == (plan.grid, plan.study_uid)
+        assert planned.findings == [f for f in findings if limit is None or f.id <= kept[-1].id]
 
 
 def test_headers_that_come_one_by_one_are_packed_together(tmp_path):
