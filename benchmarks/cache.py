@@ -37,6 +37,8 @@ from preprocess.series.planning import plan_studies
 from preprocess.series.study_plan import StudyPlan
 
 STUDIES, SLICES, ROUNDS = 4, 128, 5
+COPIES = 5
+"""of each phantom, so that two workers have enough to share"""
 WINDOW, CROP = 96, (100, 110, 400, 410)
 """slices, and the 300 x 300 box that training usually reads"""
 Rows = list[tuple[str, ...]]
@@ -255,10 +257,11 @@ def measure_segmentation(source: Path, rounds: int) -> float:
 
 
 def report(studies: int, slices: int, rounds: int) -> Iterator[str]:
-    yield f"{machine()}\n{2 * studies} phantoms of {slices} slices and the GE head; medians and ranges of {rounds} paired rounds\n"
+    count = studies * (1 + COPIES)
+    yield f"{machine()}\n{count} phantoms of {slices} slices and the GE head; medians and ranges of {rounds} paired rounds\n"
     with tempfile.TemporaryDirectory(prefix="bench-cache-") as name:
         folder = Path(name)
-        sources = write_sources(folder, studies, slices)
+        sources = write_sources(folder, studies, slices, COPIES)
         build_ratios, build_rows = measure_builds(sources, folder, rounds)
         read_ratios, read_rows = measure_reads(Readers(sources, folder / "cache-sv1", folder), rounds)
         segmentation = measure_segmentation(sources["explicit"], rounds)

@@ -89,7 +89,7 @@ def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str
 def options(doc: str | None, studies: int, slices: int, rounds: int, least: int) -> argparse.ArgumentParser:
     """A parser of the options that benchmarks over phantoms share, with these defaults. least: slices of a phantom."""
     parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
-    parser.add_argument("--studies", type=int, default=studies, help="phantoms, each of them twice")
+    parser.add_argument("--studies", type=int, default=studies, help="phantoms, each of them under several names")
     parser.add_argument("--slices", type=int, default=slices, help=f"of each phantom, {least} or more")
     parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument("--keep", action="store_true", help="also write the output to benchmarks/results")

@@ -15,17 +15,18 @@ from preprocess.phantom.generate import write_phantom
 REALCT = Path(os.environ.get("CSPINE_REALCT") or Path(__file__).resolve().parents[1] / ".." / "shared" / "realct")
 
 
-def write_sources(folder: Path, studies: int, slices: int) -> dict[str, Path]:
+def write_sources(folder: Path, studies: int, slices: int, copies: int = 1) -> dict[str, Path]:
     """A source in the RSNA layout for each syntax: `studies` phantoms, and the GE head if its files exist.
 
-    Each phantom is there twice, under two names, to reduce the weight of a build's fixed cost. The phantoms'
+    Each phantom is there again in `copies` under other names, to reduce the weight of a build's fixed cost. The phantoms'
     segmentations lie in `masks`, where a build does not look for them.
     """
     plain, packed = folder / "explicit", folder / "sv1"
     write_phantom(plain, studies, slices, studies, syntax="explicit", progress=False)
     (plain / "segmentations").rename(plain / "masks")
     for folder in sorted((plain / "train_images").iterdir()):
-        copy_under_another_name(folder)
+        for _ in range(copies):
+            copy_under_another_name(folder)
     for file in (REALCT / "ge_head").glob("*.dcm"):
         uid = str(pydicom.dcmread(file, stop_before_pixels=True).StudyInstanceUID)
         target = plain / "train_images" / uid / f"{int(file.stem)}.dcm"

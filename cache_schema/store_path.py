@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -25,6 +25,11 @@ AT_ONCE = 32
 def _threads(process: int) -> ThreadPoolExecutor:
     """That wait for answers, of this process: threads do not survive a fork."""
     return ThreadPoolExecutor(AT_ONCE)
+
+
+def soon(function: Callable[..., Got], *arguments: object) -> "Future[Got]":
+    """Calls a function that asks a store, in a thread; what it raises, `result` of what is returned raises."""
+    return _threads(os.getpid()).submit(function, *arguments)
 
 
 class Bytes(NamedTuple):

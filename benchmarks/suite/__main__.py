@@ -30,7 +30,7 @@ def main(words: list[str]) -> int:
     parser.add_argument(
         "--ways", nargs="+", choices=WAYS, default=list(WAYS), metavar="WAY", help=f"of: {', '.join(WAYS)}"
     )
-    parser.add_argument("--studies", type=int, default=STUDIES, help="phantoms, each of them twice")
+    parser.add_argument("--studies", type=int, default=STUDIES, help="phantoms, each of them under several names")
     parser.add_argument("--slices", type=int, default=SLICES, help="of each phantom, 96 or more")
     parser.add_argument("--no-exam", action="store_true", help="leave out the time from a folder to an answer")
     given = parser.parse_args(words)

@@ -2,8 +2,8 @@
 
 import hashlib
 import io
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import BinaryIO
 
 import google_crc32c
@@ -12,9 +12,9 @@ from pydicom.encaps import generate_fragments, get_frame, parse_basic_offsets
 from cache_schema.errors import StudyRefused
 from preprocess.decoders import NATIVE_SYNTAXES
 from preprocess.headers.file_header import FileHeader
-from preprocess.headers.opened import opened
+from preprocess.headers.opened import FIRST_BYTES, Opening, opened, opened_in_turn
 
-_BLOCK = 1 << 20
+_BLOCK = 1 << 23
 
 
 def frame_in(source: BinaryIO, header: FileHeader) -> bytes:
@@ -60,13 +60,25 @@ def file_checksum(header: FileHeader) -> int:
     return int.from_bytes(checksum.digest(), "big")
 
 
+def unchanged_in_turn(headers: Sequence[FileHeader]) -> Iterator[AbstractContextManager[io.FileIO]]:
+    """`unchanged` of each, to be entered one after another: see `opened_in_turn`."""
+    files = opened_in_turn((header.path, _at_once(header)) for header in headers)
+    for header, opening in zip(headers, files, strict=True):
+        yield unchanged(header, opening)
+
+
 @contextmanager
-def unchanged(header: FileHeader) -> Iterator[io.FileIO]:
+def unchanged(header: FileHeader, opening: Opening | None = None) -> Iterator[io.FileIO]:
     """The file of a header, open. Raises StudyRefused where its size or time is not the header's, or it cannot be read."""
     try:
-        with opened(header.path, max(1, header.size)) as (file, state):
+        with opening or opened(header.path, _at_once(header)) as (file, state):
             if state != (header.size, header.mtime_ns):
                 raise StudyRefused("source_changed", "a file changed after its header was read")
             yield file
     except OSError as error:
         raise StudyRefused("source_changed", f"a file can no longer be read ({type(error).__name__})") from None
+
+
+def _at_once(header: FileHeader) -> int:
+    """Bytes to ask a store for: a file of one frame is read whole, one of many by its frames."""
+    return max(1, header.size) if header.frames == 1 else FIRST_BYTES

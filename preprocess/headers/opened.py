@@ -3,17 +3,22 @@
 import hashlib
 import io
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, contextmanager
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple, cast
 
-from cache_schema.store_path import Bytes, Place, StorePath, file_at
+from cache_schema.store_path import Bytes, Place, StorePath, file_at, soon
 
 FIRST_BYTES = 1 << 16
 """of a file in a store, that the first request asks for: nearly every header"""
 NEXT_BYTES = 1 << 20
+AHEAD = 16
+"""files of a store, that are asked for before it is their turn"""
 
 
 class FileState(NamedTuple):
@@ -39,6 +44,38 @@ def opened(path: str | os.PathLike, first: int = FIRST_BYTES) -> Iterator[tuple[
         yield raw, FileState(status.st_size, status.st_mtime_ns)
 
 
+Opening = AbstractContextManager[tuple[io.FileIO, FileState]]
+
+
+def opened_in_turn(files: Iterable[tuple[str, int]]) -> Iterator[Opening]:
+    """`opened` of each (path, bytes to ask a store for at once), to be entered one after another.
+
+    Of files in a store the next are asked for while one is used: there waiting is all it costs.
+    """
+    waiting = deque[Opening | Future[_StoreFile]]()
+    coming = (_asked(file_at(path), path, first) for path, first in files)
+    try:
+        waiting.extend(islice(coming, AHEAD))
+        while waiting:
+            asked = waiting.popleft()
+            yield _when_there(asked) if isinstance(asked, Future) else asked
+            waiting.extend(islice(coming, 1))
+    finally:
+        for asked in waiting:
+            if isinstance(asked, Future):
+                asked.cancel()
+
+
+def _asked(place: Place, path: str, first: int) -> "Opening | Future[_StoreFile]":
+    return soon(_StoreFile, place, first) if isinstance(place, StorePath) else opened(path, first)
+
+
+@contextmanager
+def _when_there(asked: "Future[_StoreFile]") -> Iterator[tuple[io.FileIO, FileState]]:
+    file = asked.result()
+    yield cast(io.FileIO, file), file.state
+
+
 def state_of(tag: str, size: int) -> FileState:
     """Of a file in a store, by its ETag."""
     return FileState(size, int.from_bytes(hashlib.sha256(tag.encode()).digest()[:7], "big"))
@@ -49,6 +86,7 @@ class _StoreFile(io.RawIOBase):
 
     def __init__(self, place: StorePath, first: int):
         super().__init__()
+        self.name = str(place)  # pydicom asks a file for it
         self._place, self._at, self._start = place, 0, 0
         self._held, tag, size = place.read_first(first)
         self.state = state_of(tag, size)
@@ -68,19 +106,19 @@ class _StoreFile(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        view = memoryview(buffer).cast("B")
-        wanted = min(len(view), max(0, self.state.size - self._at))
-        if wanted == 0:
-            return 0
-        if not self._start <= self._at < self._start + len(self._held):
-            size = min(max(wanted, NEXT_BYTES), self.state.size - self._at)
-            self._held = next(self._place.fetch([Bytes("", self._at, size)]))
-            self._start = self._at
-        begin = self._at - self._start
-        found = self._held[begin : begin + wanted]
-        view[: len(found)] = found.data
-        self._at += len(found)
-        return len(found)
+        """Fills the buffer, up to the file's end."""
+        view, begun = memoryview(buffer).cast("B"), self._at
+        wanted = min(len(view), max(0, self.state.size - begun))
+        while (done := self._at - begun) < wanted:
+            if not self._start <= self._at < self._start + len(self._held):
+                size = min(max(wanted - done, NEXT_BYTES), self.state.size - self._at)
+                self._held = next(self._place.fetch([Bytes("", self._at, size)]))
+                self._start = self._at
+            begin = self._at - self._start
+            found = self._held[begin : begin + wanted - done]
+            view[done : done + len(found)] = found.data
+            self._at += len(found)
+        return wanted
 
 
 @contextmanager

@@ -6,6 +6,7 @@ Guards look at a frame's own bytes before any decoder does, since decoders belie
 import hashlib
 import io
 import warnings
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import cv2
@@ -17,7 +18,7 @@ from cache_schema.errors import StudyRefused
 from preprocess.decoders import NATIVE_SYNTAXES, decoder_names
 from preprocess.findings import REASONS, Finding
 from preprocess.headers.file_header import FileHeader
-from preprocess.headers.frames import file_checksum, frame_bytes, frame_in, unchanged
+from preprocess.headers.frames import file_checksum, frame_bytes, frame_in, unchanged, unchanged_in_turn
 from preprocess.pixels.codestream import check_frame
 from preprocess.pixels.decode import check_sign, decode_stored
 from preprocess.pixels.grey_tables import AIR, WordTables, padding_at_the_edge, tables_of
@@ -68,9 +69,10 @@ class DicomPixels:
         out = np.empty((len(slices), y1 - y0, x1 - x0), np.uint8)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pydicom's warnings print header text
-            for z, (image, place) in enumerate(zip(out, slices, strict=True), start=z0):
+            files = unchanged_in_turn([place.header for place in slices])
+            for z, (image, place, file) in enumerate(zip(out, slices, files, strict=True), start=z0):
                 try:
-                    grey = self._grey(z, place.header)
+                    grey = self._grey(z, place.header, file)
                 except StudyRefused as refused:
                     raise StudyRefused(refused.reason, refused.what, study=self.plan.id, file=str(place.file)) from None
                 turned = self.plan.turn.apply(grey)
@@ -78,9 +80,9 @@ class DicomPixels:
                 self._thumbnails[z] = thumbnail(turned)
         return out
 
-    def _grey(self, z: int, header: FileHeader) -> np.ndarray:
+    def _grey(self, z: int, header: FileHeader, file: AbstractContextManager[io.FileIO]) -> np.ndarray:
         """One slice as stored, (rows, columns) uint8; valid until the next call in this thread."""
-        stored, tables = self.stored(header), tables_of(header)
+        stored, tables = self.stored(header, file), tables_of(header)
         padding = padding_at_the_edge(stored, tables)
         shown = {
             "constant_slice": _is_constant(stored),
@@ -95,9 +97,12 @@ class DicomPixels:
             grey[padding] = AIR
         return grey
 
-    def stored(self, header: FileHeader) -> np.ndarray:
-        """Stored words of one slice, uint8 or uint16 (rows, columns), unused bits as they come. Raises StudyRefused."""
-        frame = self.frame(header)
+    def stored(self, header: FileHeader, file: AbstractContextManager[io.FileIO] | None = None) -> np.ndarray:
+        """Stored words of one slice, uint8 or uint16 (rows, columns), unused bits as they come. Raises StudyRefused.
+
+        file: its file, where it has been asked for already.
+        """
+        frame = self.frame(header, file)
         if header.transfer_syntax not in NATIVE_SYNTAXES:
             check_frame(bytes(frame), header.transfer_syntax, header.rows, header.columns, header.bits_allocated)
         failures = []
@@ -112,16 +117,16 @@ class DicomPixels:
                 return stored
         raise StudyRefused("decode_failed", f"decoding failed with {', '.join(failures)}")
 
-    def frame(self, header: FileHeader) -> bytes | memoryview:
-        """The bytes of one frame, valid until the next call in this thread.
+    def frame(self, header: FileHeader, file: AbstractContextManager[io.FileIO] | None = None) -> bytes | memoryview:
+        """The bytes of one frame, valid until the next call in this thread. file: as for `stored`.
 
         A file of one frame is read whole, so that its checksum costs no second read.
         """
-        with unchanged(header) as file:
+        with file or unchanged(header) as opened:
             if header.frames > 1:
-                return frame_in(file, header)
+                return frame_in(opened, header)
             content = _content(header.size)
-            if file.readinto(content.data) != header.size:
+            if opened.readinto(content.data) != header.size:
                 raise StudyRefused("source_changed", "a file became shorter while it was read")
         self._checksums[header.path] = google_crc32c.value(content)
         if header.transfer_syntax in NATIVE_SYNTAXES:

@@ -1,5 +1,6 @@
 """Small real DICOM and NIfTI files for tests, of any orientation, depth and transfer syntax."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import imagecodecs
@@ -83,6 +84,19 @@ def dataset(
     for keyword in remove:
         delattr(ds, keyword)
     ds.file_meta.MediaStorageSOPInstanceUID = ds.get("SOPInstanceUID", "1.2.3")
+    return ds
+
+
+def dataset_of_frames(frames: list[bytes], image: np.ndarray, syntax: str, order: Sequence[int]) -> Dataset:
+    """A file of many frames, each as it is encoded. image: in HU, one of them; order: their places, from the top, 2 mm apart."""
+    ds = dataset(image, syntax=syntax, NumberOfFrames=str(len(frames)))
+    ds.PixelData = encapsulate(frames) if uid.UID(syntax).is_encapsulated else b"".join(frames)
+    ds.PerFrameFunctionalGroupsSequence = []
+    for place in order:
+        group, plane = Dataset(), Dataset()
+        plane.ImagePositionPatient = [-8, -6, 50 - 2 * place]
+        group.PlanePositionSequence = [plane]
+        ds.PerFrameFunctionalGroupsSequence.append(group)
     return ds
 
 

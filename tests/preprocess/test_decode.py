@@ -14,6 +14,7 @@ from dicom_files import (
     ROWS,
     STUDY,
     dataset,
+    dataset_of_frames,
     encode,
     expected_grey,
     picture,
@@ -23,7 +24,6 @@ from dicom_files import (
     write_slice,
 )
 from pydicom import uid
-from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 
 from cache_schema.errors import StudyRefused
@@ -131,16 +131,7 @@ def test_rescaling_may_differ_from_slice_to_slice(tmp_path):
 @pytest.mark.parametrize("syntax", [uid.ExplicitVRLittleEndian, uid.JPEGLosslessSV1, uid.RLELossless])
 def test_the_frames_of_one_file_are_slices(tmp_path, syntax):
     frames = [encode(picture(k), syntax, 16) for k in range(5)]
-    compressed = uid.UID(syntax).is_encapsulated
-    ds = dataset(picture(), syntax=syntax, NumberOfFrames="5")
-    ds.PixelData = encapsulate(frames) if compressed else b"".join(frames)
-    ds.PerFrameFunctionalGroupsSequence = []
-    for k in (3, 0, 4, 1, 2):
-        group, plane = Dataset(), Dataset()
-        plane.ImagePositionPatient = [-8, -6, 50 - 2 * k]
-        group.PlanePositionSequence = [plane]
-        ds.PerFrameFunctionalGroupsSequence.append(group)
-    write(tmp_path / "1.dcm", ds)
+    write(tmp_path / "1.dcm", dataset_of_frames(frames, picture(), syntax, (3, 0, 4, 1, 2)))
     plan = only_plan(tmp_path)
     assert plan.flags == ("file_order", "multi_frame") and plan.slice_number.tolist() == [2, 4, 5, 1, 3]
     assert np.array_equal(DicomPixels(plan).read(0, 5), expected_grey(np.stack([picture(k) for k in (1, 3, 4, 0, 2)])))

@@ -42,6 +42,9 @@ class Proxy:
     """method, path, range and bytes of the body of each answer that passed"""
     injected: dict[str, int] = field(default_factory=lambda: {"failed": 0, "slow": 0, "cut": 0})
     """how often by now"""
+    most_at_once: int = 0
+    """requests that were under way together"""
+    _under_way: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _chance: random.Random = field(init=False)
 
@@ -54,6 +57,17 @@ class Proxy:
 
     def clear(self) -> None:
         self.requests.clear()
+
+    @contextmanager
+    def one_more(self) -> Iterator[None]:
+        with self._lock:
+            self._under_way += 1
+            self.most_at_once = max(self.most_at_once, self._under_way)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._under_way -= 1
 
     def draw(self, method: str) -> str:
         """What happens to the next request: failed, slow, cut, or nothing."""
@@ -90,9 +104,10 @@ class _Handler(Handler):
         if fault == "failed":
             self._answer(503, [], b"<Error><Code>ServiceUnavailable</Code></Error>")
             return
-        if fault == "slow":
-            time.sleep(self.proxy.faults.seconds)
-        status, headers, answer = self._ask(body)
+        with self.proxy.one_more():
+            if fault == "slow":
+                time.sleep(self.proxy.faults.seconds)
+            status, headers, answer = self._ask(body)
         self.proxy.requests.append((self.command, self.path, self.headers.get("Range"), len(answer)))
         self._answer(status, headers, answer, cut=fault == "cut" and len(answer) > 1)
 
