@@ -11,7 +11,7 @@ from cache_schema.places import check_place
 ClickException: Any = next(
     kind for kind in typer.BadParameter.__mro__ if issubclass(kind, Exception) and kind.__name__ == "ClickException"
 )
-"""typer brings its own copy of click, or uses click's, by version"""
+"""of the copy of click that typer brings"""
 
 
 def check_command(name: str, known: list[str]) -> None:
