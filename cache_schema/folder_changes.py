@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from cache_schema.arrays import is_as_listed
-from cache_schema.documents import sync, sync_and_read
+from cache_schema.documents import sync, sync_and_read, write_early
 from cache_schema.errors import CacheError, UsageError, naming, reason_of
 from cache_schema.layout import BUILD_FOLDER, GROUP, INDEX, LABELS, REPORT, is_valid_id
 from cache_schema.study_writer import Files, Fill
@@ -41,7 +41,7 @@ class FolderChanges:
             if file.parent not in made:
                 file.parent.mkdir()
                 made.add(file.parent)
-            file.write_bytes(data)
+            write_early(file, data)
 
         try:
             with naming(part):

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from multiprocessing import get_context
 from multiprocessing.pool import ThreadPool
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,7 +17,7 @@ import xarray
 import zarr
 from made_studies import InMemory, files_of, make_study
 
-from cache_schema import Cache, CacheWriter, Study
+from cache_schema import Cache, CacheWriter, Study, folder_changes
 from cache_schema.columns import index_frame
 from cache_schema.documents import canonical_json
 from cache_schema.errors import CacheError, StaleStudy, UsageError
@@ -308,12 +307,12 @@ def test_a_cache_of_another_schema_is_not_opened(cache):
 
 
 def test_a_disk_that_gives_back_something_else_keeps_the_old_study(tmp_path, cache, monkeypatch):
-    honest, before = Path.write_bytes, files_of(cache)
+    honest, before = folder_changes.write_early, files_of(cache)
 
     def lying(path, data):
         return honest(path, data[:-1] + bytes([data[-1] ^ 1]) if "/pixels/c" in str(path) else data)
 
-    monkeypatch.setattr(Path, "write_bytes", lying)
+    monkeypatch.setattr(folder_changes, "write_early", lying)
     with pytest.raises(CacheError, match="reads back changed"):
         CacheWriter(cache).publish(make_study("1.2.3", seed=5))
     assert files_of(cache) == before and not verify(cache)
