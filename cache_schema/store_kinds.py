@@ -132,7 +132,9 @@ class ObjectStore:
         import obstore
 
         batches: Iterable[Any] = obstore.list(self.store, folder or None)
-        return {each["path"]: _listed(each) for batch in batches for each in batch}
+        found = {each["path"]: _listed(each) for batch in batches for each in batch}
+        # consoles mark a folder by an empty object whose name ends in a slash, which is not told here: it is no file
+        return {key: listed for key, listed in found.items() if listed.size or self.head(key)}
 
 
 class ZipStore:

@@ -181,6 +181,15 @@ def file_at(path: str | os.PathLike) -> Place:
     return _in_store(words) if "://" in words else Path(words)
 
 
+def place_named(text: str) -> Place:
+    """The place whose `str` this is. Unlike what a user types, the key of an object may hold `@`, `?` and `#`."""
+    scheme, found, rest = text.partition("://")
+    if not found or "/" in scheme:
+        return Path(text)
+    bucket, _, key = rest.partition("/")
+    return StorePath(f"{scheme}://{bucket}", key)
+
+
 def _in_store(address: str) -> StorePath:
     """One store for a whole bucket, host or name."""
     parts = require_address(address)

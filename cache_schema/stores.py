@@ -209,6 +209,9 @@ def _refusal(url: str, error: Exception) -> StoreError | None:
         return StoreError("the store refuses access", where=url, do=do)
     if isinstance(error, exceptions.NotSupportedError | UnsupportedOperation):
         return StoreError("the store does not support this", where=url, do="see docs/stores.md")
+    if isinstance(error, exceptions.InvalidPathError):
+        what = "holds an object whose name cannot be read: with an empty part, . or .. between slashes, or a control character"
+        return StoreError(what, where=url, do="rename or remove it")
     if NO_BUCKET in str(error):
         return StoreError("no such bucket", where=url, do="make the bucket, or correct its name")
     if "InvalidCertificate" in str(error):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from cache_schema.errors import UsageError
+from cache_schema.errors import CspineError, UsageError
 from cache_schema.layout import is_valid_id
 from cache_schema.store_path import Place, StorePath, file_at, place_of
 from cache_schema.writer import CacheWriter
@@ -57,7 +57,12 @@ def _beside(source: Place) -> Iterator[Path]:
         copy_to_disk(source / "segmentations", folder / "segmentations")
         if (source / "train.csv").is_file():
             (folder / "train.csv").write_bytes((source / "train.csv").read_bytes())
-        yield folder
+        try:
+            yield folder
+        except CspineError as error:  # it names the copy, which will be gone
+            if error.where is not None:
+                error.where = str(error.where).replace(str(folder), str(source))
+            raise
 
 
 def build_cache(
@@ -100,7 +105,7 @@ def build_cache(
         if labels is None and not pixels_only and (beside / "train.csv").is_file():
             labels = beside / "train.csv"
         masks_at = masks if masks is None or segmentations or isinstance(source, Path) else source / "segmentations"
-        without = [place for place in (cache, masks) if place is not None]
+        without = [place for place in (cache, masks_at) if place is not None]
         tree = Source(source, without, cache, trust_mtime)
         digest = tree.digest
         given = read_labels_and_folds(labels, folds, pseudonyms or str)

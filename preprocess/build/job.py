@@ -134,8 +134,9 @@ class BuildJob:
         listed = sorted(folder.rglob("*"), key=lambda path: natural_key(str(path)))
         number = {path: count for count, path in enumerate(listed, start=1)}
         message = "number {} of the files and folders in its folder, in natural order, belongs to no study"
+        at = {path: str((self.masks_at or folder) / os.path.relpath(path, folder)) for path in unused}
         return [
-            Finding("", "", "flagged", "unused_mask", message.format(number.get(path, 0)), str(path)) for path in unused
+            Finding("", "", "flagged", "unused_mask", message.format(number.get(path, 0)), at[path]) for path in unused
         ]
 
     def build_studies(self, planned: Planned, pool: Pool) -> Built:

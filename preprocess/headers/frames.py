@@ -12,7 +12,7 @@ from pydicom.encaps import generate_fragments, get_frame, parse_basic_offsets
 from cache_schema.errors import StudyRefused
 from preprocess.decoders import NATIVE_SYNTAXES
 from preprocess.headers.file_header import FileHeader
-from preprocess.headers.opened import FIRST_BYTES, Opening, opened, opened_in_turn
+from preprocess.headers.opened import FileState, Opening, opened, opened_copy, opened_in_turn
 
 _BLOCK = 1 << 23
 
@@ -62,16 +62,18 @@ def file_checksum(header: FileHeader) -> int:
 
 def unchanged_in_turn(headers: Sequence[FileHeader]) -> Iterator[AbstractContextManager[io.FileIO]]:
     """`unchanged` of each, to be entered one after another: see `opened_in_turn`."""
-    files = opened_in_turn((header.path, _at_once(header)) for header in headers)
-    for header, opening in zip(headers, files, strict=True):
-        yield unchanged(header, opening)
+    if any(header.frames > 1 for header in headers):
+        yield from map(unchanged, headers)
+        return
+    files = opened_in_turn((header.path, max(1, header.size)) for header in headers)
+    yield from map(unchanged, headers, files)
 
 
 @contextmanager
 def unchanged(header: FileHeader, opening: Opening | None = None) -> Iterator[io.FileIO]:
     """The file of a header, open. Raises StudyRefused where its size or time is not the header's, or it cannot be read."""
     try:
-        with opening or opened(header.path, _at_once(header)) as (file, state):
+        with opening or _opened(header) as (file, state):
             if state != (header.size, header.mtime_ns):
                 raise StudyRefused("source_changed", "a file changed after its header was read")
             yield file
@@ -79,6 +81,7 @@ def unchanged(header: FileHeader, opening: Opening | None = None) -> Iterator[io
         raise StudyRefused("source_changed", f"a file can no longer be read ({type(error).__name__})") from None
 
 
-def _at_once(header: FileHeader) -> int:
-    """Bytes to ask a store for: a file of one frame is read whole, one of many by its frames."""
-    return max(1, header.size) if header.frames == 1 else FIRST_BYTES
+def _opened(header: FileHeader) -> Opening:
+    if header.frames == 1:
+        return opened(header.path, max(1, header.size))
+    return opened_copy(header.path, FileState(header.size, header.mtime_ns))

@@ -9,16 +9,18 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
 from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import NamedTuple, cast
+from tempfile import TemporaryDirectory, TemporaryFile
+from typing import IO, NamedTuple, cast
 
-from cache_schema.store_path import Bytes, Place, StorePath, file_at, soon
+from cache_schema.store_path import Bytes, Place, StorePath, place_named, soon
 
 FIRST_BYTES = 1 << 16
 """of a file in a store, that the first request asks for: nearly every header"""
 NEXT_BYTES = 1 << 20
 AHEAD = 16
 """files of a store, that are asked for before it is their turn"""
+BLOCKS, BLOCK_BYTES = 4, 1 << 23
+"""of a file that is copied: how many are asked for at once"""
 
 
 class FileState(NamedTuple):
@@ -34,7 +36,7 @@ def opened(path: str | os.PathLike, first: int = FIRST_BYTES) -> Iterator[tuple[
 
     Raises OSError, and StoreError where a store cannot be reached.
     """
-    place = file_at(path)
+    place = place_named(os.fspath(path))
     if isinstance(place, StorePath):
         file = _StoreFile(place, first)
         yield cast(io.FileIO, file), file.state
@@ -53,7 +55,7 @@ def opened_in_turn(files: Iterable[tuple[str, int]]) -> Iterator[Opening]:
     Of files in a store the next are asked for while one is used: there waiting is all it costs.
     """
     waiting = deque[Opening | Future[_StoreFile]]()
-    coming = (_asked(file_at(path), path, first) for path, first in files)
+    coming = (_asked(place_named(path), path, first) for path, first in files)
     try:
         waiting.extend(islice(coming, AHEAD))
         while waiting:
@@ -121,10 +123,52 @@ class _StoreFile(io.RawIOBase):
         return wanted
 
 
+class _Copy(NamedTuple):
+    """Of a file in a store: one without a name, that goes with the process."""
+
+    place: StorePath
+    process: int
+    file: IO[bytes]
+    state: FileState
+
+
+_last_copy: _Copy | None = None
+
+
+@contextmanager
+def opened_copy(path: str, state: FileState) -> Iterator[tuple[io.FileIO, FileState]]:
+    """`opened`, for a file of which many parts are read: one in a store is copied to this machine first. The last copy is kept,
+    for as long as it has this state."""
+    global _last_copy
+    place = place_named(path)
+    if not isinstance(place, StorePath):
+        with opened(path) as found:
+            yield found
+        return
+    copy = _last_copy
+    if copy is None or (copy.place, copy.process, copy.state) != (place, os.getpid(), state):
+        _last_copy = None
+        _last_copy = copy = _copied(place)
+    with open(f"/proc/self/fd/{copy.file.fileno()}", "rb", buffering=0) as raw:  # a position of its own
+        yield raw, copy.state
+
+
+def _copied(place: StorePath) -> _Copy:
+    file = TemporaryFile()  # noqa: SIM115 it is kept open
+    size = _StoreFile(place, 1).state.size
+    for start in range(0, size, BLOCKS * BLOCK_BYTES):
+        end = min(size, start + BLOCKS * BLOCK_BYTES)
+        parts = [Bytes("", at, min(BLOCK_BYTES, end - at)) for at in range(start, end, BLOCK_BYTES)]
+        for block in place.fetch(parts):
+            file.write(block.data)
+    file.flush()
+    return _Copy(place, os.getpid(), file, _StoreFile(place, 1).state)  # of now, so that a change meanwhile shows
+
+
 @contextmanager
 def on_disk(path: str | Place) -> Iterator[Path]:
     """The file itself, or a copy of one in a store for as long as it is needed. Raises as `opened`."""
-    place = file_at(str(path))
+    place = place_named(str(path))
     if isinstance(place, Path):
         yield place
         return

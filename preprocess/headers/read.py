@@ -6,7 +6,6 @@ A broken value then is a `problem` of its file instead of a warning that prints 
 import io
 import os
 import struct
-import warnings
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import BinaryIO
@@ -25,6 +24,7 @@ from preprocess.headers.file_header import FileHeader
 from preprocess.headers.file_kinds import APPLE_DOUBLE, archive_kind, is_bare_dicom, other_kind
 from preprocess.headers.opened import FileState, opened
 from preprocess.headers.values import HEADER_TAGS, HU_WORDS, NOT_HU_WORDS, HeaderValues
+from preprocess.warnings_off import warnings_off
 
 MAX_MM, MAX_HU = 1e6, 1e9
 """Beyond any table and any scanner, but small enough to compute with."""
@@ -85,8 +85,7 @@ def _read_by_pydicom(
 ) -> list[FileHeader] | Finding | OtherFile:
     """What is not ordinary, or broken."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pydicom's warnings print header text
+        with warnings_off():
             dataset = pydicom.dcmread(file, stop_before_pixels=True, force=True)
             if str(dataset.file_meta.get("MediaStorageSOPClassUID", "")) == uid.MediaStorageDirectoryStorage:
                 return OtherFile("DICOMDIR files")

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from cache_schema.documents import SETTLED_SECONDS
 from cache_schema.errors import UsageError
-from cache_schema.store_path import Place, StorePath, file_at
+from cache_schema.store_path import Place, StorePath, place_named
 from preprocess.findings import REASONS, Finding
 from preprocess.headers.opened import FileState, state_of
 from preprocess.natural_order import runs_in_natural_order
@@ -41,7 +41,7 @@ class SourceFiles:
         return sum(len(names) for _, names in self.runs)
 
     def __iter__(self) -> Iterator[Place]:
-        return (file_at(os.path.join(folder, name)) for folder, names in self.runs for name in names)
+        return (place_named(os.path.join(folder, name)) for folder, names in self.runs for name in names)
 
     def batches(self, size: int) -> Iterator[list[tuple[int, Place]]]:
         """(number, path) of so many files at a time, numbered from 1 on."""

@@ -5,7 +5,6 @@ Guards look at a frame's own bytes before any decoder does, since decoders belie
 
 import hashlib
 import io
-import warnings
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -25,6 +24,7 @@ from preprocess.pixels.grey_tables import AIR, WordTables, padding_at_the_edge, 
 from preprocess.pixels.plausibility import Sample, sample_of, why_implausible
 from preprocess.pixels.slice_continuity import jumps, thumbnail
 from preprocess.series.study_plan import StudyPlan
+from preprocess.warnings_off import warnings_off
 
 LEAST_OF_A_KIND = 6
 """slices of one rescaling that show air and tissue by themselves"""
@@ -67,8 +67,7 @@ class DicomPixels:
         x0, y0, x1, y1 = (0, 0, self.plan.columns, self.plan.rows) if box is None else box
         slices = self.plan.slices[z0:z1]
         out = np.empty((len(slices), y1 - y0, x1 - x0), np.uint8)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pydicom's warnings print header text
+        with warnings_off():
             files = unchanged_in_turn([place.header for place in slices])
             for z, (image, place, file) in enumerate(zip(out, slices, files, strict=True), start=z0):
                 try:

@@ -2,7 +2,6 @@
 
 import io
 import re
-import warnings
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -13,6 +12,7 @@ from pydicom.valuerep import DA, TM
 from cache_schema.errors import StudyRefused
 from preprocess.headers.frames import unchanged
 from preprocess.series.study_plan import StudyPlan
+from preprocess.warnings_off import warnings_off
 
 EVEN_IF_EMPTY = (
     *("PatientName", "PatientID", "PatientBirthDate", "PatientSex"),
@@ -65,8 +65,7 @@ def read_source(plan: StudyPlan, z: int) -> SourceImage:
         *OF_THE_IMAGE,
         *(f"{each}{kind}" for each in DATES for kind in ("Date", "Time")),
     ]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pydicom's warnings print header text
+    with warnings_off():
         try:
             with unchanged(header) as file:
                 read = pydicom.dcmread(

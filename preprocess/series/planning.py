@@ -98,18 +98,17 @@ class Planning:
         """Findings about unreadable files by the study beside whose files they lie; the others are the source's."""
         by_folder: dict[str, list[Finding]] = {}
         for finding in unread:
-            path = Path(finding.path)
-            folder = path if finding.reason == "unlisted_folder" else path.parent
-            by_folder.setdefault(str(folder), []).append(finding)
+            folder = finding.path if finding.reason == "unlisted_folder" else _folder_of(finding.path)
+            by_folder.setdefault(folder, []).append(finding)
         owners = self._owners(by_folder)
         beside: dict[str, list[Finding]] = {}
         for name, findings in by_folder.items():
-            folder = Path(name)
+            above, last = os.path.split(name)
             if len(owners[name]) == 1:
                 (uid,) = owners[name]
                 beside.setdefault(uid, []).extend(findings)
-            elif not owners[name] and folder.parent.name == RSNA_FOLDER and DICOM_UID.fullmatch(folder.name):
-                beside.setdefault(folder.name, []).extend(findings)
+            elif not owners[name] and os.path.basename(above) == RSNA_FOLDER and DICOM_UID.fullmatch(last):
+                beside.setdefault(last, []).extend(findings)
             else:
                 self._findings.extend(findings)
         return beside
@@ -118,6 +117,11 @@ class Planning:
         """The studies that have files in each folder."""
         owners: dict[str, set[str]] = {folder: set() for folder in folders}
         for uid, headers in self._studies.items() if owners else ():
-            for folder in {os.path.dirname(header.path) or "." for header in headers} & owners.keys():
+            for folder in {_folder_of(header.path) for header in headers} & owners.keys():
                 owners[folder].add(uid)
         return owners
+
+
+def _folder_of(path: str) -> str:
+    """Of a path, or of an address in a store."""
+    return os.path.dirname(path) or os.curdir

@@ -1,24 +1,30 @@
 """DICOM files in a store: what is asked of it, and that nothing wrong is taken for their pixels."""
 
 import random
+import warnings
 from dataclasses import replace
 from zipfile import ZipFile
 
 import numpy as np
+import pandas as pd
 import pytest
 from dicom_files import dataset, dataset_of_frames, encode, expected_grey, picture, write, write_series, write_slice
 from faulty_proxy import SOME_OF_EACH, Faults, faulty_proxy
 from mutations import SYNTAXES, mutate
 from pydicom import uid
+from pydicom.encaps import encapsulate
 from s3_server import environment
 from stores import place
+from tiny_rsna import files_of
 
 from cache_schema.errors import StudyRefused
 from cache_schema.store_path import place_of
+from preprocess.cli import run
 from preprocess.headers.inventory import scan
 from preprocess.headers.opened import AHEAD, FIRST_BYTES
 from preprocess.pixels.study_pixels import DicomPixels
 from preprocess.series.planning import plan_studies
+from preprocess.warnings_off import warnings_off
 
 SLICES = 24
 
@@ -43,8 +49,9 @@ def slow(s3):
 
 def put(s3, folder, name):
     """Copies a folder into the store; returns its address."""
+    client = s3.client()
     for file in folder.iterdir():
-        s3.client().upload_file(str(file), s3.bucket, f"{name}/{file.name}")
+        client.upload_file(str(file), s3.bucket, f"{name}/{file.name}")
     return place(s3, name)
 
 
@@ -125,17 +132,86 @@ def test_a_failing_network_changes_no_pixel(s3, tmp_path):
         assert sum(proxy.injected.values()) > 3
 
 
+@pytest.mark.parametrize("table", [True, False])
 @pytest.mark.parametrize("syntax", [uid.ExplicitVRLittleEndian, uid.JPEGLosslessSV1])
-def test_of_a_file_of_many_frames_each_read_fetches_its_own(s3, tmp_path, syntax):
-    """Not the whole file for each frame."""
-    images = [picture(k, 512, 512) for k in range(24)]
+def test_a_file_of_many_frames_is_fetched_once(s3, tmp_path, syntax, table):
+    images = [picture(k, 512, 512) for k in range(12)]
     frames = [encode(image, syntax, 16) for image in images]
-    write(tmp_path / "1.dcm", dataset_of_frames(frames, images[0], syntax, range(24)))
-    size = (tmp_path / "1.dcm").stat().st_size
-    source = put(s3, tmp_path, f"frames-{syntax}")
+    ds = dataset_of_frames(frames, images[0], syntax, range(12))
+    if not table and syntax.is_encapsulated:
+        ds.PixelData = encapsulate(frames, has_bot=False)
+    size = write(tmp_path / "1.dcm", ds).stat().st_size
+    source = put(s3, tmp_path, f"frames-{syntax}-{table}")
     with faulty_proxy(s3.endpoint, Faults()) as proxy, environment({"AWS_ENDPOINT_URL": proxy.address}):
         plan = plan_of(source)
         proxy.clear()
         pixels = DicomPixels(plan)
-        assert np.array_equal(pixels.read(0, 2), expected_grey(np.stack(images[:2])))
-        assert proxy.bytes_read < size * 0.6
+        expected = expected_grey(np.stack(images))
+        assert np.array_equal(pixels.read(0, 8), expected[:8]) and np.array_equal(pixels.read(8, 12), expected[8:])
+        assert pixels.source_digest() == DicomPixels(plan_of(tmp_path)).source_digest()
+        assert size < proxy.bytes_read < 1.1 * size + 1000
+    plans = []
+    for number in range(2):
+        ds.SeriesDescription = str(number)
+        write(tmp_path / "1.dcm", ds)
+        put(s3, tmp_path, f"frames-{syntax}-{table}")
+        plans.append(plan_of(source))
+    with pytest.raises(StudyRefused, match="changed after its header was read"):
+        DicomPixels(plans[0]).read(0, 1)
+    assert np.array_equal(DicomPixels(plans[1]).read(0, 12), expected)
+
+
+def test_a_build_says_of_a_store_what_it_says_of_a_folder(s3, tmp_path):
+    """Unreadable files beside a study, names with all characters, marks of folders, masks without a study."""
+    source = tmp_path / "source"
+    write_series(source / "a@b#c?d", 5, study="1.2.1")
+    write_series(source / "e", 5, study="1.2.2")
+    (source / "e" / "x.dcm").write_bytes(b"no DICOM")
+    (source / "segmentations").mkdir()
+    (source / "segmentations" / "1.2.9.nii").write_bytes(b"")
+    client = s3.client()
+    for file in source.rglob("*.*"):
+        if file.is_file():
+            client.upload_file(str(file), s3.bucket, f"said/{file.relative_to(source)}")
+    for mark in ("said/", "said/e/", "said/e/nothing/", "said/segmentations/"):
+        client.put_object(Bucket=s3.bucket, Key=mark, Body=b"")
+    here, there = tmp_path / "here", tmp_path / "there"
+    for at, cache in ((source, here), (place(s3, "said"), there)):
+        assert run(["build-cache", str(at), str(cache), "--workers", "1", "--paths"]) == 0
+    said = [pd.read_csv(cache / "report.csv") for cache in (here, there)]
+    for table, top in zip(said, (str(source), place(s3, "said")), strict=True):
+        assert table["file"].dropna().str.startswith(f"{top}/").all()
+        table["file"] = table["file"].str.removeprefix(top)
+    pd.testing.assert_frame_equal(*said)
+    assert {"unread_files", "unused_mask"} <= set(said[0]["reason"])
+    of_report = ("report.csv", "zarr.json")
+    both = [{name: data for name, data in files_of(cache).items() if name not in of_report} for cache in (here, there)]
+    assert both[0] == both[1]
+
+
+def test_a_broken_table_of_a_store_is_named_by_its_address(s3, tmp_path, capfd):
+    write_series(tmp_path / "source", 5)
+    (tmp_path / "source" / "train.csv").write_text("StudyInstanceUID\n1\n")
+    address = put(s3, tmp_path / "source", "broken-table")
+    assert run(["build-cache", address, str(tmp_path / "cache")]) == 2
+    assert capfd.readouterr().err.startswith(f"error: {address}/train.csv, line 1: ")
+
+
+def test_an_object_whose_name_cannot_be_read_is_one_line_at_once(s3, tmp_path, capfd):
+    s3.client().put_object(Bucket=s3.bucket, Key="names/a//1.dcm", Body=b"DICOM")
+    assert run(["build-cache", place(s3, "names"), str(tmp_path / "cache")]) in (1, 2)
+    said = capfd.readouterr().err
+    assert "holds an object whose name cannot be read" in said and said.count("\n") == 1
+
+
+def test_warnings_are_off_until_the_last_thread_has_left():
+    first, second = warnings_off(), warnings_off()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        warnings.warn("Invalid value: 'A^NAME'", stacklevel=1)
+        second.__exit__(None, None, None)
+        warnings.warn("said", stacklevel=1)
+    assert [str(each.message) for each in told] == ["said"]
