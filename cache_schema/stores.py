@@ -210,8 +210,8 @@ def _refusal(url: str, error: Exception) -> StoreError | None:
     if isinstance(error, exceptions.NotSupportedError | UnsupportedOperation):
         return StoreError("the store does not support this", where=url, do="see docs/stores.md")
     if isinstance(error, exceptions.InvalidPathError):
-        what = "holds an object whose name cannot be read: with an empty part, . or .. between slashes, or a control character"
-        return StoreError(what, where=url, do="rename or remove it")
+        what = "a name cannot be read: it has an empty part, . or .. between slashes, or a control character"
+        return StoreError(what, where=url, do="correct the address, or rename the object")
     if NO_BUCKET in str(error):
         return StoreError("no such bucket", where=url, do="make the bucket, or correct its name")
     if "InvalidCertificate" in str(error):

@@ -25,7 +25,7 @@ Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[tuple[int, Any]]]
 STATES_AT_ONCE = 32
 """of studies, that are asked for together in a store"""
 BYTES_A_TASK = 1 << 14
-"""of packed headers: some five hundred, which take 30 ms to plan"""
+"""of packed headers: some five hundred, so that planning them takes longer than the way to a worker"""
 
 
 class Waiting(NamedTuple):

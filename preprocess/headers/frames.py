@@ -14,7 +14,7 @@ from preprocess.decoders import NATIVE_SYNTAXES
 from preprocess.headers.file_header import FileHeader
 from preprocess.headers.opened import FileState, Opening, opened, opened_copy, opened_in_turn
 
-_BLOCK = 1 << 23
+_BLOCK = 1 << 20
 
 
 def frame_in(source: BinaryIO, header: FileHeader) -> bytes:

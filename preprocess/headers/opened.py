@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 from typing import IO, NamedTuple, cast
 
+from cache_schema.errors import CspineError, advice_on, reason_of
 from cache_schema.store_path import Bytes, Place, StorePath, place_named, soon
 
 FIRST_BYTES = 1 << 16
@@ -153,15 +154,27 @@ def opened_copy(path: str, state: FileState) -> Iterator[tuple[io.FileIO, FileSt
         yield raw, copy.state
 
 
+@contextmanager
+def _room_for_a_copy() -> Iterator[None]:
+    """This machine's own error is not taken for one of the source."""
+    try:
+        yield
+    except OSError as error:
+        what = f"a file of many frames could not be copied to the temporary folder, TMPDIR ({reason_of(error)})"
+        raise CspineError(what, do=advice_on(error)) from None
+
+
 def _copied(place: StorePath) -> _Copy:
-    file = TemporaryFile()  # noqa: SIM115 it is kept open
+    with _room_for_a_copy():
+        file = TemporaryFile()  # noqa: SIM115 it is kept open
     size = _StoreFile(place, 1).state.size
     for start in range(0, size, BLOCKS * BLOCK_BYTES):
         end = min(size, start + BLOCKS * BLOCK_BYTES)
         parts = [Bytes("", at, min(BLOCK_BYTES, end - at)) for at in range(start, end, BLOCK_BYTES)]
         for block in place.fetch(parts):
-            file.write(block.data)
-    file.flush()
+            with _room_for_a_copy():
+                file.write(block.data)
+                file.flush()
     return _Copy(place, os.getpid(), file, _StoreFile(place, 1).state)  # of now, so that a change meanwhile shows
 
 
